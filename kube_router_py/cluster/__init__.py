@@ -1,0 +1,1 @@
+"""The shared informer cache: what the API server says, in memory, decoded once."""

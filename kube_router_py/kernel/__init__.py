@@ -1,0 +1,1 @@
+"""Adapters to one host: netlink, IPVS, routes, sets, rules, sysctls, and their fakes."""

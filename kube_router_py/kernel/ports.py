@@ -1,0 +1,173 @@
+"""What the agent may do to a host, as Protocols: the contract of real adapters and of fakes.
+
+Rules for every adapter:
+
+* it is created, used and closed in one thread;
+* every call ends within a bounded time, by an exception if need be;
+* ``writes`` counts the changes sent to the kernel since creation, failed ones included: a restart
+  with nothing to change must leave it at 0;
+* it raises ``KernelError`` (``StateUnknownError`` when replies were lost) only for failures of the
+  whole call; what failed for a single item is returned beside the others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from kube_router_py.proxy.model import (
+    Connections,
+    IpvsOperation,
+    IpvsTable,
+    RealServerKey,
+    Vip,
+    VirtualServerKey,
+)
+
+
+class OperationFailure(Struct, frozen=True):
+    """One operation that the kernel refused: ``errno`` as in errno(3), ``message`` for people."""
+
+    operation: IpvsOperation
+    errno: int
+    message: str
+
+
+class Ipvs(Protocol):
+    """IPVS of one network namespace."""
+
+    writes: int
+
+    def read(self) -> IpvsTable:
+        """All virtual and real servers (kernel-owned flags masked out)."""
+
+    def read_connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
+        """Connection counters of one virtual server's real servers; empty if there is none."""
+
+    def apply(self, operations: Sequence[IpvsOperation]) -> list[OperationFailure]:
+        """Carry out operations in order; one failure does not stop the others."""
+
+    def set_timeouts(self, tcp_s: int, tcp_fin_s: int, udp_s: int) -> None:
+        """Connection timeouts in seconds; 0 leaves a timeout as it is."""
+
+    def close(self) -> None: ...
+
+
+class NodeAddress(Struct, frozen=True, order=True):
+    """An address configured on a link of this node."""
+
+    family: int
+    address: bytes
+    prefix_length: int
+    link: str
+
+
+class VipFailure(Struct, frozen=True):
+    vip: Vip
+    errno: int
+    message: str
+
+
+class Links(Protocol):
+    """Links, addresses and local routes of one network namespace.
+
+    The value of a VIP is the preferred source address (packed) of connections that the node itself
+    opens to it, or ``b""`` for none. In mode ``route`` a VIP is a ``local`` route on ``vip_link``
+    carrying the agent's own route protocol number; in mode ``address`` it is an address on it.
+    """
+
+    writes: int
+
+    def ensure_vip_link(self) -> None:
+        """Create the VIP link (a dummy device, up) where it is missing; repair it where it is down."""
+
+    def read_vips(self) -> dict[Vip, bytes]:
+        """The VIPs that stand in the kernel and are ours, with their preferred source."""
+
+    def apply_vips(self, put: Mapping[Vip, bytes], remove: Iterable[Vip]) -> list[VipFailure]:
+        """Add or change, then remove. Idempotent: a VIP already right or already gone is no failure."""
+
+    def node_addresses(self) -> tuple[NodeAddress, ...]:
+        """Every address configured on any link but the VIP link, loopback included."""
+
+    def remove_vip_link(self) -> None:
+        """Remove the VIP link with its addresses and our local routes (cleanup)."""
+
+    def close(self) -> None: ...
+
+
+class IpsetSpec(Struct, frozen=True, order=True):
+    """A set's identity: name (at most 31 bytes), type as ``hash:ip`` and family ``inet``/``inet6``."""
+
+    name: str
+    type: str
+    family: str
+
+
+class Ipsets(Protocol):
+    """Named sets. Entries are written as ipset(8) prints them (``10.0.0.0/24``)."""
+
+    writes: int
+
+    def read(self, name: str) -> frozenset[str] | None:
+        """Entries of a set, or None if there is no such set."""
+
+    def ensure(self, spec: IpsetSpec, entries: frozenset[str]) -> int:
+        """Make the set exist with exactly these entries, by deltas; returns the number of changes."""
+
+    def destroy(self, names: Iterable[str]) -> None:
+        """Destroy sets by name; a missing one is no error."""
+
+    def close(self) -> None: ...
+
+
+class Jump(Struct, frozen=True):
+    """A rule in a chain that is not ours, leading into one that is.
+
+    ``rule`` is the text after ``-A PARENT `` as iptables-save prints it. ``position`` is
+    ``first`` (kept before all other rules of the parent) or ``last``.
+    """
+
+    parent: str
+    rule: str
+    position: str = "first"
+
+
+class TableRules(Struct, frozen=True):
+    """Own chains of one table with all their rules (text after ``-A CHAIN ``), and the jumps."""
+
+    chains: dict[str, tuple[str, ...]]
+    jumps: tuple[Jump, ...] = ()
+
+
+class Iptables(Protocol):
+    """iptables of one network namespace, both families (``inet``, ``inet6``)."""
+
+    writes: int
+
+    def ensure(self, family: str, table: str, rules: TableRules) -> tuple[str, ...]:
+        """Make own chains and jumps stand as given; returns what was changed, in words.
+
+        Rules are compared with what the kernel holds; nothing is written when they agree.
+        Foreign chains and rules are never touched.
+        """
+
+    def remove(self, family: str, table: str, chains: Iterable[str]) -> None:
+        """Remove own chains and every jump to them."""
+
+    def random_fully(self) -> bool:
+        """Whether SNAT and MASQUERADE know --random-fully here."""
+
+    def close(self) -> None: ...
+
+
+class Sysctls(Protocol):
+    """Kernel parameters by dotted or slashed name below /proc/sys (``net/ipv4/vs/conntrack``)."""
+
+    writes: int
+
+    def read(self, name: str) -> str | None:
+        """The value, or None where the kernel has no such parameter."""
+
+    def write(self, name: str, value: str) -> None:
+        """Set the value if it differs. Raises KernelError, naming the parameter and the remedy."""

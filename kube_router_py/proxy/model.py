@@ -1,0 +1,154 @@
+"""What the service proxy wants from IPVS: virtual servers and their real servers, as values.
+
+The words are IPVS's own (ipvsadm(8)): a *virtual server* is what clients connect to, a *real
+server* is a destination behind it. Addresses are packed (4 or 16 bytes, network order) so that the
+values hash quickly and go to netlink as they are.
+"""
+
+import socket
+from enum import IntEnum, IntFlag
+
+from msgspec import Struct
+
+
+class Forward(IntEnum):
+    """How packets reach a real server (IP_VS_CONN_F_*, include/uapi/linux/ip_vs.h)."""
+
+    MASQUERADE = 0
+    LOCAL = 1
+    TUNNEL = 2
+    ROUTE = 3
+
+
+class TunnelType(IntEnum):
+    """Encapsulation of ``Forward.TUNNEL`` (IP_VS_CONN_F_TUNNEL_TYPE_*)."""
+
+    IPIP = 0
+    GUE = 1
+    GRE = 2
+
+
+class Flag(IntFlag):
+    """Virtual server flags a caller may choose (IP_VS_SVC_F_*).
+
+    Persistence is not here: it is ``VirtualServer.persistence_s > 0``. The kernel's own HASHED
+    flag never leaves the adapter.
+    """
+
+    NONE = 0
+    ONEPACKET = 0x04
+    SCHED1 = 0x08
+    SCHED2 = 0x10
+    SCHED3 = 0x20
+
+
+class VirtualServerKey(Struct, frozen=True, order=True, gc=False):
+    """What identifies a virtual server: family with (protocol, address, port) or with a fwmark.
+
+    ``family`` is socket.AF_INET or AF_INET6, ``protocol`` an IP protocol number (6, 17, 132).
+    For fwmark servers ``fwmark > 0`` and protocol, address, port are 0, b"", 0.
+    """
+
+    family: int
+    protocol: int
+    address: bytes
+    port: int
+    fwmark: int = 0
+
+    def __str__(self) -> str:
+        if self.fwmark:
+            return f"fwmark {self.fwmark} ({'IPv6' if self.family == socket.AF_INET6 else 'IPv4'})"
+        name = {6: "TCP", 17: "UDP", 132: "SCTP"}.get(self.protocol, str(self.protocol))
+        return f"{name} {endpoint_text(self.family, self.address, self.port)}"
+
+
+class VirtualServer(Struct, frozen=True, gc=False):
+    """The parameters of a virtual server. ``prefix_length`` 0 stands for the full 32 or 128."""
+
+    scheduler: str = "rr"
+    flags: int = 0
+    persistence_s: int = 0
+    prefix_length: int = 0
+
+
+class RealServerKey(Struct, frozen=True, order=True, gc=False):
+    """What identifies a real server within its virtual server."""
+
+    family: int
+    address: bytes
+    port: int
+
+    def __str__(self) -> str:
+        return endpoint_text(self.family, self.address, self.port)
+
+
+class RealServer(Struct, frozen=True, gc=False):
+    """The parameters of a real server; ``weight`` 0 takes no new connections."""
+
+    weight: int = 1
+    forward: int = Forward.MASQUERADE
+    upper_threshold: int = 0
+    lower_threshold: int = 0
+    tunnel_type: int = TunnelType.IPIP
+    tunnel_port: int = 0
+    tunnel_flags: int = 0
+
+
+class VirtualServerState(Struct, frozen=True):
+    """One virtual server with all its real servers. Treat ``real_servers`` as immutable."""
+
+    config: VirtualServer
+    real_servers: dict[RealServerKey, RealServer]
+
+
+IpvsTable = dict[VirtualServerKey, VirtualServerState]
+
+
+class Connections(Struct, frozen=True, gc=False):
+    """Counters of one real server as the kernel dumps them."""
+
+    active: int
+    inactive: int
+    persistent: int = 0
+
+
+class Verb(IntEnum):
+    """What an IPVS operation does; the order is that of safe execution within one plan."""
+
+    ADD_VIRTUAL_SERVER = 1
+    ADD_REAL_SERVER = 2
+    SET_VIRTUAL_SERVER = 3
+    SET_REAL_SERVER = 4
+    DELETE_REAL_SERVER = 5
+    DELETE_VIRTUAL_SERVER = 6
+
+
+class IpvsOperation(Struct, frozen=True, gc=False):
+    """One write. ``config`` for virtual server verbs, ``real_server`` (and ``real``) for the others."""
+
+    verb: Verb
+    key: VirtualServerKey
+    config: VirtualServer | None = None
+    real_server: RealServerKey | None = None
+    real: RealServer | None = None
+
+    def __str__(self) -> str:
+        what = self.verb.name.lower().replace("_", " ")
+        behind = f" -> {self.real_server}" if self.real_server else ""
+        return f"{what} {self.key}{behind}"
+
+
+class Vip(Struct, frozen=True, order=True, gc=False):
+    """An address that must be local to the node although no one else owns it."""
+
+    family: int
+    address: bytes
+
+    def __str__(self) -> str:
+        return socket.inet_ntop(self.family, self.address)
+
+
+def endpoint_text(family: int, address: bytes, port: int) -> str:
+    """``10.0.0.1:80`` or ``[fd00::1]:80``."""
+    text = socket.inet_ntop(family, address)
+    return f"[{text}]:{port}" if family == socket.AF_INET6 else f"{text}:{port}"

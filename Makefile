@@ -1,0 +1,55 @@
+# Every target does its own set-up on a fresh Debian or Ubuntu machine.
+SHELL := bash
+export VENV ?= .venv
+BIN := $(VENV)/bin
+TIMED := .ci/timed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test check test-unit test-kernel test-e2e bench lock fmt clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: Debian packages, virtual environment, VM kernel
+	@.ci/setup
+
+lab: setup ## Build a two-node cluster on this machine and take the guided tour
+	@$(BIN)/kube-router-py lab
+
+test: setup ## Everything: static checks, unit tests, real kernel, packets through the lab
+	@$(TIMED) "static checks" $(MAKE) --no-print-directory check-only
+	@$(TIMED) "unit tests" $(MAKE) --no-print-directory unit-only
+	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests kernel e2e tour
+
+check: setup check-only ## Linters, types, import directions
+
+test-unit: setup unit-only ## Pure and in-process tests; no root, no kernel
+
+test-kernel: setup ## One contract suite, on the fakes and on the real kernel
+	@.ci/in-kernel .ci/real-tests kernel
+
+test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
+	@.ci/in-kernel .ci/real-tests e2e
+
+bench: setup ## Measured ratios, each table within one run
+	@.ci/in-kernel $(BIN)/python tests/bench/bench_ipvs.py
+
+fmt: setup ## Format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lock: setup ## Write .ci/requirements.lock anew from pyproject.toml
+	@$(BIN)/pip install -q uv && $(BIN)/uv pip compile -q --universal --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --python-version 3.11 --extra lab --group dev \
+	  pyproject.toml -o .ci/requirements.lock
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: check-only unit-only
+check-only:
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+unit-only:
+	@$(BIN)/pytest -q tests/unit tests/contract -m "not kernel and not e2e"

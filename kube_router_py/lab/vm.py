@@ -1,0 +1,287 @@
+"""Run a command in a throw-away VM whose kernel has IPVS, on this machine's own file system.
+
+virtme-ng boots a stock Debian kernel in QEMU with the host's root file system mounted read-only
+(writes go to memory and vanish), so a command finds every program where it is on the host. Used
+by the lab and the tests where the host's kernel lacks ip_vs or the caller is not root.
+
+    python -m kube_router_py.lab.vm [--rw DIR]... [--verbose] -- COMMAND [ARG...]
+"""
+
+import argparse
+import compileall
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TextIO
+
+from kube_router_py.errors import PreflightError
+
+MEMORY = "4G"
+BOOT_DEADLINE_S = 300.0
+REMEDY = "install them: apt-get install linux-image-amd64 qemu-system-x86, and the lab extra of pip"
+
+# Coldplug would load these for the emulated devices; nothing here uses them and each costs time.
+UNUSED_MODULES = "kvm,kvm_amd,kvm_intel,powernow_k8,psmouse,iTCO_wdt,i6300esb,pcspkr,sr_mod,ahci"
+
+# The 9p mount made at boot asks the host for every block again. A second one that caches serves
+# what programs are loaded from; it is about twice as fast to start Python from.
+GUEST_PROLOGUE = """\
+mkdir -p /run/fast /run/home
+mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 fastroot /run/fast
+for dir in {cached}; do mount --bind "/run/fast$dir" "$dir"; done
+mount -o remount,rw /sys 2>/dev/null
+ip link set lo up
+ulimit -n 65536
+touch {control}/started
+"""
+
+
+def has_ip_vs() -> bool:
+    """Whether this kernel has IPVS, loading its module if that is allowed."""
+    if Path("/proc/net/ip_vs").exists():
+        return True
+    if os.geteuid() != 0 or shutil.which("modprobe") is None:
+        return False
+    subprocess.run(["modprobe", "-q", "ip_vs"], check=False, timeout=30)
+    return Path("/proc/net/ip_vs").exists()
+
+
+def kvm_works() -> bool:
+    """/dev/kvm alone proves nothing: without the CPU flag guests have been seen to hang on it."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    flags = Path("/proc/cpuinfo").read_text()
+    return " vmx" in flags or " svm" in flags
+
+
+def guest_kernel() -> str:
+    """Release of the newest installed kernel that has an ip_vs module and can be booted.
+
+    Raises PreflightError, with the remedy, where there is none.
+    """
+    found = [
+        modules.name
+        for modules in Path("/lib/modules").glob("*")
+        if any(modules.glob("kernel/net/netfilter/ipvs/ip_vs.ko*"))
+        and os.access(f"/boot/vmlinuz-{modules.name}", os.R_OK)
+    ]
+    if not found:
+        raise PreflightError(
+            f"no bootable kernel with ip_vs below /boot and /lib/modules; {REMEDY}"
+        )
+    return max(
+        found, key=lambda name: [int(n) for n in name.replace("-", ".").split(".") if n.isdigit()]
+    )
+
+
+def run_in_vm(
+    argv: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    read_write: Sequence[Path] = (),
+    progress: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Run ``argv`` as root in a VM; returns its exit code.
+
+    Standard streams are the caller's; with a terminal on standard input the command gets one too.
+    ``read_write`` directories keep what the command writes there, everything else is forgotten.
+    Raises PreflightError when the VM cannot be started.
+    """
+    cwd = (cwd or Path.cwd()).resolve()
+    kernel = guest_kernel()
+    missing = [program for program in ("vng", "qemu-system-x86_64") if not _which(program)]
+    if missing:
+        raise PreflightError(f"{' and '.join(missing)} not found; {REMEDY}")
+    # The guest cannot write byte code back; compiling under emulation at each start is slow.
+    compileall.compile_dir(str(Path(__file__).parent.parent), quiet=2, workers=0)
+
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    with tempfile.TemporaryDirectory(prefix="krp-vm-") as name:
+        control = Path(name)
+        (control / "run.sh").write_text(_guest_script(argv, cwd, env, control, interactive))
+        shared = [control, *(path.resolve() for path in read_write)]
+        command = _command(kernel, control / "run.sh", shared)
+        kind = "KVM" if kvm_works() else "software emulation: Python runs 10 to 20 times slower"
+        progress(f"booting Linux {kernel} in QEMU ({kind})")
+        return _supervise(command, control, interactive, progress)
+
+
+def _which(program: str) -> str | None:
+    return shutil.which(program, path=_path())
+
+
+def _path() -> str:
+    """PATH with this environment's own programs first: vng starts virtme-run by name."""
+    system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", ""), system])
+
+
+def _guest_script(
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None, control: Path, terminal: bool
+) -> str:
+    project = Path(__file__).resolve().parent.parent.parent
+    cached = ["/usr"]
+    for path in (sys.prefix, sys.base_prefix, str(project)):
+        if not any(path == known or path.startswith(known + "/") for known in cached):
+            cached.append(path)
+    variables = {
+        **(os.environ if env is None else env),
+        "HOME": "/run/home",
+        "PATH": _path(),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": "/tmp",
+    }
+    command = shlex.join(argv)
+    if terminal:
+        size = shutil.get_terminal_size()
+        resize = f"stty rows {size.lines} cols {size.columns}"
+        command = f"script -qefc {shlex.quote(f'{resize}; {command}')} /dev/null"
+    # A file on standard input is handed over; a pipe might never end and is not waited for.
+    redirect = ""
+    if not terminal and sys.stdin is not None and stat.S_ISREG(os.fstat(0).st_mode):
+        (control / "stdin").write_bytes(sys.stdin.buffer.read())
+        redirect = f" < {shlex.quote(str(control / 'stdin'))}"
+    lines = [
+        GUEST_PROLOGUE.format(cached=shlex.join(cached), control=shlex.quote(str(control))),
+        *(
+            f"export {name}={shlex.quote(value)}"
+            for name, value in variables.items()
+            if name.isidentifier()
+        ),
+        f"cd {shlex.quote(str(cwd))} || exit 1",
+        f"exec {command}{redirect}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _command(kernel: str, script: Path, shared: Sequence[Path]) -> list[str]:
+    command = [str(_which("vng")), "-r", kernel, "--user", "root"]
+    command += ["--cpus", str(max(2, os.cpu_count() or 2)), "--memory", MEMORY]
+    if not kvm_works():
+        command.append("--disable-kvm")
+    for option in ("mitigations=off", f"modprobe.blacklist={UNUSED_MODULES}"):
+        command += ["--append", option]
+    for path in shared:
+        command += ["--rwdir", str(path)]
+    fast = (
+        "-fsdev local,id=fastroot,path=/,security_model=none,readonly=on,multidevs=remap"
+        " -device virtio-9p-pci,fsdev=fastroot,mount_tag=fastroot"
+    )
+    return [*command, f"--qemu-opts={fast}", "--", f"bash {shlex.quote(str(script))}"]
+
+
+def _supervise(
+    command: Sequence[str], control: Path, interactive: bool, progress: Callable[[str], None]
+) -> int:
+    """Wait for the VM; end it if it does not come up, or when we are told to end."""
+    saved = termios.tcgetattr(sys.stdin) if interactive else None
+    began = time.monotonic()
+    # Its own process group, so that one signal ends vng, virtme-run and QEMU together.
+    # QEMU opens its standard output anew by path, which in a file would start over at offset 0:
+    # hand it pipes and copy.
+    process = subprocess.Popen(
+        command,
+        stdin=None if interactive else subprocess.DEVNULL,
+        stdout=None if interactive else subprocess.PIPE,
+        stderr=None if interactive else subprocess.PIPE,
+        env={**os.environ, "PATH": _path()},
+        process_group=None if interactive else 0,
+    )
+    copies = [
+        threading.Thread(target=_copy, args=(source, target), daemon=True)
+        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        if source is not None
+    ]
+    for copy in copies:
+        copy.start()
+
+    def stop(signum: int, _frame: object) -> None:
+        _end(process, interactive)
+        raise SystemExit(128 + signum)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        if saved is not None:
+            tty.setraw(sys.stdin)
+        started = False
+        while True:
+            try:
+                return process.wait(timeout=None if started else 0.2)
+            except subprocess.TimeoutExpired:
+                waited = time.monotonic() - began
+                if (control / "started").exists():
+                    started = True
+                    progress(f"VM is up after {waited:.0f} s")
+                elif waited > BOOT_DEADLINE_S:
+                    raise PreflightError(
+                        f"the VM did not start within {BOOT_DEADLINE_S:.0f} s; "
+                        "try again with `--verbose`, or on a machine whose kernel has ip_vs"
+                    ) from None
+    finally:
+        if saved is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
+        _end(process, interactive)
+        for copy in copies:
+            copy.join(timeout=10)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _copy(source: IO[bytes], target: TextIO) -> None:
+    while data := os.read(source.fileno(), 65536):
+        try:
+            target.buffer.write(data)
+            target.buffer.flush()
+        except (BrokenPipeError, ValueError):
+            return  # our reader has gone; the command's exit code still counts
+
+
+def _end(process: subprocess.Popen[bytes], interactive: bool) -> None:
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            if interactive:
+                process.send_signal(number)
+            else:
+                os.killpg(process.pid, number)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kube_router_py.lab.vm", description=__doc__)
+    parser.add_argument("--rw", action="append", type=Path, default=[], metavar="DIR")
+    parser.add_argument("--verbose", action="store_true", help="say on stderr what is happening")
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args()
+
+    def progress(line: str) -> None:
+        if args.verbose:
+            print(f"vm: {line}", file=sys.stderr, flush=True)
+
+    try:
+        return run_in_vm(args.command, read_write=args.rw, progress=progress)
+    except PreflightError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

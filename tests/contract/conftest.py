@@ -1,0 +1,45 @@
+"""One suite, two worlds: every contract test runs on the fake and on the real kernel.
+
+``world`` is ``"fake"`` or ``"real"``. In the real one (marker ``kernel``) the test's thread is in
+a fresh network namespace of its own, and so are the adapters and child processes it makes.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def network_namespace() -> Iterator[None]:
+    """Put the calling thread into a new, empty network namespace, and back afterwards."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"unshare(CLONE_NEWNET): {os.strerror(code)}")
+        try:
+            yield
+        finally:
+            if _libc.setns(home, CLONE_NEWNET) != 0:
+                os._exit(70)  # every later test would run in the wrong namespace
+    finally:
+        os.close(home)
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.kernel)])
+def world(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Which implementation the test is to use."""
+    if request.param == "fake":
+        yield "fake"
+        return
+    if os.geteuid() != 0 or not Path("/proc/thread-self/ns/net").exists():
+        pytest.skip("missing capability: root, to create network namespaces")
+    with network_namespace():
+        yield "real"

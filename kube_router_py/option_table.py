@@ -1,0 +1,396 @@
+"""Every flag, declared once: the fields of ``Options``.
+
+A field's name is the flag's name with underscores; its kind gives type and check, its default is
+the value when neither flag nor environment variable gives one. Flags are those of kube-router;
+the few that are ours say so. Checks that concern several flags are in ``option_checks``.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from kube_router_py import option_types as kind
+from kube_router_py.option_flag import (
+    AGENT,
+    API,
+    BGP,
+    FAMILIES,
+    FIREWALL,
+    LOADBALANCER,
+    OBSERVE,
+    PEERS,
+    POD_NETWORK,
+    PROXY,
+    Flag,
+    flag,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The values of all flags. Durations are float seconds, lists tuples, CIDRs networks.
+
+    ``Options()`` holds the defaults; it is not checked. ``options.parse`` gives checked ones.
+    """
+
+    run_service_proxy: bool = flag(
+        kind.SWITCH, True, AGENT, "Program Services into IPVS, in place of kube-proxy."
+    )
+    run_firewall: bool = flag(
+        kind.SWITCH, True, AGENT, "Enforce NetworkPolicies by iptables and ipsets."
+    )
+    run_router: bool = flag(
+        kind.SWITCH, True, AGENT, "Connect the pods of all nodes and announce addresses by BGP."
+    )
+    run_loadbalancer: bool = flag(
+        kind.SWITCH, False, AGENT, "Allocate addresses to Services of type LoadBalancer."
+    )
+    cleanup_config: bool = flag(
+        kind.SWITCH, False, AGENT, "Remove what the agent left in this node's kernel, then exit."
+    )
+    hostname_override: str = flag(
+        kind.string("NAME", kind.check_node_name),
+        "",
+        AGENT,
+        "Name of this node's Node object. Without it NODE_NAME is used, then the host's name.",
+    )
+    proc_sys_path: str = flag(
+        kind.string("PATH", kind.check_absolute_path),
+        "/proc/sys",
+        AGENT,
+        "Where kernel parameters can be written. A container without privileges sees /proc/sys "
+        "read-only and mounts the host's elsewhere. (Not in kube-router.)",
+    )
+
+    kubeconfig: str = flag(
+        kind.string("FILE"),
+        "",
+        API,
+        "Kubeconfig with the API server's address and credentials. Without it and --master the "
+        "Pod's ServiceAccount is used.",
+    )
+    master: tuple[str, ...] = flag(
+        kind.listed("URL", kind.parse_url),
+        (),
+        API,
+        "API server, at an address that works before any Service is programmed (never its "
+        "ClusterIP); several are tried in turn. Overrides the server of --kubeconfig.",
+    )
+    cache_sync_timeout: float = flag(
+        kind.PERIOD,
+        60.0,
+        API,
+        "How long the first list of all objects may take before the log says what is missing. "
+        "The agent goes on trying, and is not ready meanwhile.",
+    )
+
+    enable_ipv4: bool = flag(kind.SWITCH, True, FAMILIES, "Serve IPv4.")
+    enable_ipv6: bool = flag(kind.SWITCH, False, FAMILIES, "Serve IPv6.")
+    service_cluster_ip_range: tuple[kind.IPNetwork, ...] = flag(
+        kind.NETWORKS,
+        (kind.parse_network("10.96.0.0/12"),),
+        FAMILIES,
+        "Where the cluster takes ClusterIPs from: one CIDR, or one of each family.",
+    )
+    service_external_ip_range: tuple[kind.IPNetwork, ...] = flag(
+        kind.NETWORKS, (), FAMILIES, "Where external IPs of Services may come from."
+    )
+    service_node_port_range: tuple[int, int] = flag(
+        kind.Kind("LOW-HIGH", kind.parse_port_range, lambda ports: f"{ports[0]}-{ports[1]}"),
+        (30000, 32767),
+        FAMILIES,
+        "Where the cluster takes NodePorts from.",
+    )
+
+    ipvs_sync_period: float = flag(
+        kind.PERIOD,
+        300.0,
+        PROXY,
+        "How often IPVS is read back as a whole and repaired. Changes of Services do not wait "
+        "for it.",
+    )
+    ipvs_graceful_termination: bool = flag(
+        kind.SWITCH,
+        True,
+        PROXY,
+        "Let the connections of an endpoint that goes away end by themselves (weight 0) before "
+        "it is removed. (kube-router: off unless asked for.)",
+    )
+    ipvs_graceful_period: float = flag(
+        kind.PERIOD, 30.0, PROXY, "How long such connections may last where the Pod does not say."
+    )
+    ipvs_permit_all: bool = flag(
+        kind.SWITCH,
+        True,
+        PROXY,
+        "Accept traffic to the ports of Services and refuse the rest of a service address.",
+    )
+    excluded_cidrs: tuple[kind.IPNetwork, ...] = flag(
+        kind.NETWORKS,
+        (),
+        PROXY,
+        "Virtual servers inside belong to someone else: never changed, never removed.",
+    )
+    masquerade_all: bool = flag(
+        kind.SWITCH, False, PROXY, "Source-NAT all traffic that IPVS load-balances."
+    )
+    hairpin_mode: bool = flag(
+        kind.SWITCH, False, PROXY, "Let every Pod reach itself through its own Service."
+    )
+    nodeport_bindon_all_ip: bool = flag(
+        kind.SWITCH,
+        False,
+        PROXY,
+        "Serve NodePorts on every address of the node, not on its InternalIP only.",
+    )
+    strict_external_ip_validation: bool = flag(
+        kind.SWITCH,
+        True,
+        PROXY,
+        "Refuse external and load balancer IPs outside --service-external-ip-range and "
+        "--loadbalancer-ip-range.",
+    )
+    service_tcp_timeout: float = flag(
+        kind.whole_seconds(2147483),
+        0.0,
+        PROXY,
+        "Idle time after which IPVS forgets a TCP connection; 0s leaves the kernel's own.",
+    )
+    service_tcpfin_timeout: float = flag(
+        kind.whole_seconds(2147483),
+        0.0,
+        PROXY,
+        "How long IPVS keeps a closed TCP connection; 0s leaves the kernel's own.",
+    )
+    service_udp_timeout: float = flag(
+        kind.whole_seconds(2147483),
+        0.0,
+        PROXY,
+        "Idle time after which IPVS forgets a UDP flow; 0s leaves the kernel's own.",
+    )
+    runtime_endpoint: str = flag(
+        kind.string("SOCKET", kind.check_unix_socket),
+        "",
+        PROXY,
+        "The container runtime's CRI socket, used for direct server return.",
+    )
+    vip_mode: str = flag(
+        kind.choice("route", "address"),
+        "route",
+        PROXY,
+        "How service addresses become local: by local routes, or by addresses on kube-dummy-if "
+        "as kube-router does (slower with many). (Not in kube-router.)",
+    )
+
+    iptables_sync_period: float = flag(
+        kind.PERIOD, 300.0, FIREWALL, "How often all policies are compared with the kernel."
+    )
+    netpol_default_deny: bool = flag(
+        kind.SWITCH, False, FIREWALL, "Refuse a Pod's traffic until its policies are programmed."
+    )
+    use_nftables_for_netpol: bool = flag(
+        kind.SWITCH, False, FIREWALL, "Enforce policies by nftables (experimental in kube-router)."
+    )
+
+    enable_cni: bool = flag(
+        kind.SWITCH,
+        True,
+        POD_NETWORK,
+        "Write this node's Pod CIDRs into the CNI configuration file.",
+    )
+    cni_conf_file: str = flag(
+        kind.string("FILE", kind.check_absolute_path),
+        "/etc/cni/net.d/10-kuberouter.conf",
+        POD_NETWORK,
+        "The CNI configuration file. (In kube-router an environment variable only.)",
+    )
+    auto_mtu: bool = flag(
+        kind.SWITCH,
+        True,
+        POD_NETWORK,
+        "Derive the MTU of the bridge and of Pods from the node's link.",
+    )
+    enable_overlay: bool = flag(
+        kind.SWITCH, True, POD_NETWORK, "Tunnel to nodes that are not reachable directly."
+    )
+    overlay_type: str = flag(
+        kind.choice("subnet", "full"),
+        "subnet",
+        POD_NETWORK,
+        "Tunnel to nodes of other subnets only, or to all nodes.",
+    )
+    overlay_encap: str = flag(
+        kind.choice("ipip", "fou"),
+        "ipip",
+        POD_NETWORK,
+        "How tunnels wrap packets: IP in IP, or in UDP besides (foo-over-UDP).",
+    )
+    overlay_encap_port: int = flag(
+        kind.integer(1024, 65535, "PORT"), 5555, POD_NETWORK, "UDP port of foo-over-UDP tunnels."
+    )
+    enable_pod_egress: bool = flag(
+        kind.SWITCH, True, POD_NETWORK, "Source-NAT what Pods send out of the cluster."
+    )
+    disable_source_dest_check: bool = flag(
+        kind.SWITCH,
+        True,
+        POD_NETWORK,
+        "On AWS: switch off the source/destination check of instances.",
+    )
+
+    cluster_asn: int = flag(
+        kind.Kind("ASN", kind.parse_cluster_asn),
+        0,
+        BGP,
+        "AS number of the nodes; 0 stands for 64512.",
+    )
+    router_id: str = flag(
+        kind.string("ID", kind.check_router_id),
+        "",
+        BGP,
+        "BGP router id: an IPv4 address, or generate. Needed where the node has IPv6 only; "
+        "otherwise the node's own IPv4 address.",
+    )
+    bgp_port: int = flag(kind.PORT, 179, BGP, "TCP port on which BGP listens.")
+    bgp_holdtime: float = flag(
+        kind.duration(3, 65535), 90.0, BGP, "Hold time towards routers outside the cluster."
+    )
+    bgp_graceful_restart: bool = flag(
+        kind.SWITCH, False, BGP, "Keep routes in the neighbors while the agent restarts (RFC 4724)."
+    )
+    bgp_graceful_restart_time: float = flag(
+        kind.duration(), 90.0, BGP, "How long neighbors wait for the restart; at most 1h8m15s."
+    )
+    bgp_graceful_restart_deferral_time: float = flag(
+        kind.duration(),
+        360.0,
+        BGP,
+        "How long route selection waits for the neighbors' End-of-RIB; at most 18h.",
+    )
+    enable_ibgp: bool = flag(kind.SWITCH, True, BGP, "Peer with the other nodes.")
+    nodes_full_mesh: bool = flag(
+        kind.SWITCH,
+        True,
+        BGP,
+        "Peer with every node; false: with nodes of the same AS (annotation) only.",
+    )
+    override_nexthop: bool = flag(
+        kind.SWITCH, False, BGP, "Announce this node as next hop to routers outside."
+    )
+    advertise_pod_cidr: bool = flag(
+        kind.SWITCH, True, BGP, "Announce the node's Pod CIDRs to routers outside."
+    )
+    advertise_cluster_ip: bool = flag(kind.SWITCH, False, BGP, "Announce ClusterIPs.")
+    advertise_external_ip: bool = flag(kind.SWITCH, False, BGP, "Announce external IPs.")
+    advertise_loadbalancer_ip: bool = flag(kind.SWITCH, False, BGP, "Announce load balancer IPs.")
+    routes_sync_period: float = flag(
+        kind.PERIOD, 300.0, BGP, "How often announcements and neighbors are compared as a whole."
+    )
+    injected_routes_sync_period: float = flag(
+        kind.PERIOD, 60.0, BGP, "How often learned routes are compared with the kernel."
+    )
+    gobgp_admin_address: str = flag(
+        kind.ADDRESS, "127.0.0.1", BGP, "Accepted for compatibility; FRR has no such port."
+    )
+    gobgp_admin_port: int = flag(
+        kind.PORT_OR_OFF, 50051, BGP, "Accepted for compatibility; FRR has no such port."
+    )
+
+    peer_router_ips: tuple[kind.IPAddress, ...] = flag(
+        kind.listed("ADDRESS", kind.parse_address), (), PEERS, "Addresses of the routers."
+    )
+    peer_router_asns: tuple[int, ...] = flag(
+        kind.listed("ASN", kind.parse_peer_asn), (), PEERS, "Their AS numbers, in the same order."
+    )
+    peer_router_ports: tuple[int, ...] = flag(
+        kind.listed("PORT", kind.parse_port),
+        (),
+        PEERS,
+        "Their ports, in the same order; none: 179.",
+    )
+    peer_router_passwords: tuple[str, ...] = flag(
+        kind.listed("BASE64", kind.parse_password, hide=True),
+        (),
+        PEERS,
+        "Their passwords in base64, in the same order. Seen by all users of the node: better "
+        "use --peer-router-passwords-file.",
+        is_secret=True,
+    )
+    peer_router_passwords_file: str = flag(
+        kind.string("FILE"),
+        "",
+        PEERS,
+        "File with the passwords: base64, separated by commas. The flag above beats it.",
+    )
+    peer_router_multihop_ttl: int = flag(
+        kind.integer(0, 255),
+        0,
+        PEERS,
+        "Hops to the routers; from 2 on, multihop is used.",
+        unit="hops",
+    )
+    enable_bfd: bool = flag(kind.SWITCH, False, PEERS, "Watch the routers by BFD (RFC 5880).")
+    bfd_port: int = flag(kind.PORT, 3784, PEERS, "UDP port of BFD.")
+    bfd_detection_multiplier: int = flag(
+        kind.integer(1, 255),
+        3,
+        PEERS,
+        "BFD packets that may be lost before a router counts as down.",
+        unit="packets",
+    )
+    bfd_desired_min_tx_interval: int = flag(
+        kind.integer(1, 2**32 - 1),
+        1000,
+        PEERS,
+        "Time between BFD packets sent.",
+        unit="milliseconds",
+    )
+    bfd_required_min_rx_interval: int = flag(
+        kind.integer(1, 2**32 - 1),
+        1000,
+        PEERS,
+        "Least time between BFD packets received.",
+        unit="milliseconds",
+    )
+
+    loadbalancer_ip_range: tuple[kind.IPNetwork, ...] = flag(
+        kind.NETWORKS, (), LOADBALANCER, "Addresses to give to Services of type LoadBalancer."
+    )
+    loadbalancer_default_class: bool = flag(
+        kind.SWITCH, True, LOADBALANCER, "Serve Services without a load balancer class, too."
+    )
+    loadbalancer_sync_period: float = flag(
+        kind.PERIOD, 60.0, LOADBALANCER, "How often all allocations are compared."
+    )
+
+    health_addr: str = flag(
+        kind.ADDRESS, "", OBSERVE, "Address of /healthz and /readyz; none: all addresses."
+    )
+    health_port: int = flag(
+        kind.PORT_OR_OFF, 20244, OBSERVE, "Port of /healthz and /readyz; 0: off."
+    )
+    metrics_addr: str = flag(
+        kind.ADDRESS, "", OBSERVE, "Address of the metrics; none: all addresses."
+    )
+    metrics_port: int = flag(
+        kind.PORT_OR_OFF, 0, OBSERVE, "Port of the Prometheus metrics; 0: off."
+    )
+    metrics_path: str = flag(
+        kind.string("PATH", kind.check_http_path), "/metrics", OBSERVE, "HTTP path of the metrics."
+    )
+    enable_pprof: bool = flag(
+        kind.SWITCH, False, OBSERVE, "Accepted for compatibility; there is no Go profile to serve."
+    )
+    v: int = flag(
+        kind.integer(0, 10),
+        0,
+        OBSERVE,
+        "Log more: 1 tells each change, from 2 on everything.",
+        unit="level",
+        short="v",
+    )
+
+
+FLAGS: tuple[Flag, ...] = tuple(
+    Flag(name=item.name.replace("_", "-"), default=item.default, **item.metadata)
+    for item in dataclasses.fields(Options)
+)

@@ -67,7 +67,7 @@ def markdown() -> str:
     lines = [
         "# Flags",
         "",
-        "<!-- Made by `python -m kube_router_py.option_help` from kube_router_py/option_table.py. -->",
+        "<!-- Made by: python -m kube_router_py.option_help > docs/flags.md -->",
         "",
         "A flag is written `--flag=value` or `--flag value`, a boolean `--flag` or `--flag=false`.",
         "Lists take commas and may be repeated. Durations are numbers with units: `500ms`, `30s`,",

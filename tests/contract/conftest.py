@@ -6,9 +6,8 @@ a fresh network namespace of its own, and so are the adapters and child processe
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -33,13 +32,19 @@ def network_namespace() -> Iterator[None]:
         os.close(home)
 
 
+@pytest.fixture(scope="session")
+def new_namespace() -> Callable[[], AbstractContextManager[None]]:
+    """``with new_namespace(): ...`` runs the block in a fresh network namespace."""
+    if os.geteuid() != 0:
+        pytest.skip("missing capability: root, to create network namespaces")
+    return network_namespace
+
+
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.kernel)])
 def world(request: pytest.FixtureRequest) -> Iterator[str]:
     """Which implementation the test is to use."""
     if request.param == "fake":
         yield "fake"
         return
-    if os.geteuid() != 0 or not Path("/proc/thread-self/ns/net").exists():
-        pytest.skip("missing capability: root, to create network namespaces")
-    with network_namespace():
+    with request.getfixturevalue("new_namespace")():
         yield "real"

@@ -149,6 +149,9 @@ class Vip(Struct, frozen=True, order=True, gc=False):
 
 
 def endpoint_text(family: int, address: bytes, port: int) -> str:
-    """``10.0.0.1:80`` or ``[fd00::1]:80``."""
-    text = socket.inet_ntop(family, address)
+    """``10.0.0.1:80`` or ``[fd00::1]:80``; an impossible address in hexadecimal."""
+    try:
+        text = socket.inet_ntop(family, address)
+    except ValueError:  # a message about a broken value must not break, too
+        text = f"0x{address.hex()}"
     return f"[{text}]:{port}" if family == socket.AF_INET6 else f"{text}:{port}"

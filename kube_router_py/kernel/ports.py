@@ -11,6 +11,7 @@ Rules for every adapter:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 from msgspec import Struct
@@ -79,13 +80,21 @@ class Links(Protocol):
     writes: int
 
     def ensure_vip_link(self) -> None:
-        """Create the VIP link (a dummy device, up) where it is missing; repair it where it is down."""
+        """Create the VIP link (a dummy device, up) where it is missing; set it up if it is down."""
 
     def read_vips(self) -> dict[Vip, bytes]:
-        """The VIPs that stand in the kernel and are ours, with their preferred source."""
+        """The VIPs that stand in the kernel and are ours, with their preferred source.
+
+        One that does not stand as this mode wants it (left by the other mode, or by half) is
+        reported with itself as preferred source: it differs from what anyone desires, is put
+        again, and thereby converted.
+        """
 
     def apply_vips(self, put: Mapping[Vip, bytes], remove: Iterable[Vip]) -> list[VipFailure]:
-        """Add or change, then remove. Idempotent: a VIP already right or already gone is no failure."""
+        """Add or change, then remove. A VIP already right, or already gone, is no failure.
+
+        One that is in both is put. What a put replaces goes only after it stands.
+        """
 
     def node_addresses(self) -> tuple[NodeAddress, ...]:
         """Every address configured on any link but the VIP link, loopback included."""
@@ -97,7 +106,7 @@ class Links(Protocol):
 
 
 class IpsetSpec(Struct, frozen=True, order=True):
-    """A set's identity: name (at most 31 bytes), type as ``hash:ip`` and family ``inet``/``inet6``."""
+    """A set's identity: name (31 bytes at most), type as ``hash:ip``, family ``inet``/``inet6``."""
 
     name: str
     type: str
@@ -113,7 +122,10 @@ class Ipsets(Protocol):
         """Entries of a set, or None if there is no such set."""
 
     def ensure(self, spec: IpsetSpec, entries: frozenset[str]) -> int:
-        """Make the set exist with exactly these entries, by deltas; returns the number of changes."""
+        """Make the set exist with exactly these entries, by deltas.
+
+        Returns the number of changes: one for each entry added or deleted, one for a new set.
+        """
 
     def destroy(self, names: Iterable[str]) -> None:
         """Destroy sets by name; a missing one is no error."""
@@ -125,7 +137,7 @@ class Jump(Struct, frozen=True):
     """A rule in a chain that is not ours, leading into one that is.
 
     ``rule`` is the text after ``-A PARENT `` as iptables-save prints it. ``position`` is
-    ``first`` (kept before all other rules of the parent) or ``last``.
+    ``first`` (kept before all foreign rules of the parent) or ``last`` (behind them).
     """
 
     parent: str
@@ -171,3 +183,25 @@ class Sysctls(Protocol):
 
     def write(self, name: str, value: str) -> None:
         """Set the value if it differs. Raises KernelError, naming the parameter and the remedy."""
+
+
+class HostPorts(Struct):
+    """The adapters of one host that one loop uses; opened, used and closed in its thread."""
+
+    ipvs: Ipvs
+    links: Links
+    ipsets: Ipsets
+    iptables: Iptables
+    sysctls: Sysctls
+
+    def close(self) -> None:
+        """Close all that has something to close, whatever one of them raises."""
+        with ExitStack() as stack:
+            for port in (self.ipvs, self.links, self.ipsets, self.iptables):
+                stack.callback(port.close)
+
+    @property
+    def writes(self) -> int:
+        """Changes sent to the kernel by all adapters together."""
+        ports = (self.ipvs, self.links, self.ipsets, self.iptables, self.sysctls)
+        return sum(port.writes for port in ports)

@@ -1,0 +1,185 @@
+"""Contract of ports.Ipsets, on the fake and through ipset(8) in a fresh network namespace."""
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from kube_router_py.errors import KernelError
+from kube_router_py.kernel.fake_host import FakeIpsetKernel, FakeIpsets
+from kube_router_py.kernel.ipset import IpsetProgram
+from kube_router_py.kernel.ports import Ipsets, IpsetSpec
+
+LOCAL = IpsetSpec("kube-router-local-cidrs", "hash:net", "inet")
+LOCAL6 = IpsetSpec("inet6:kube-router-local-cidrs", "hash:net", "inet6")
+
+
+class Namespace:
+    """One network namespace, fake or real: opens adapters and acts behind their back."""
+
+    def __init__(self, world: str) -> None:
+        self._kernel = FakeIpsetKernel() if world == "fake" else None
+
+    def open(self) -> Ipsets:
+        return IpsetProgram() if self._kernel is None else FakeIpsets(self._kernel)
+
+    def refer_to(self, name: str) -> None:
+        """Let a rule use the set."""
+        if self._kernel is None:
+            match = ["-m", "set", "--match-set", name, "src"]
+            subprocess.run(["iptables", "-A", "INPUT", *match], check=True, timeout=30)
+        else:
+            self._kernel.in_use.add(name)
+
+    def edit(self, name: str, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+        if self._kernel is not None:
+            spec, entries = self._kernel.sets[name]
+            self._kernel.sets[name] = (spec, change(entries))
+            return
+        standing = self.open().read(name) or frozenset()
+        after = change(standing)
+        lines = [f"add {name} {entry}" for entry in after - standing]
+        lines += [f"del {name} {entry}" for entry in standing - after]
+        subprocess.run(
+            ["ipset", "restore"], input="\n".join(lines) + "\n", text=True, check=True, timeout=30
+        )
+
+
+@pytest.fixture
+def namespace(world: str) -> Namespace:
+    return Namespace(world)
+
+
+@pytest.fixture
+def ipsets(namespace: Namespace) -> Ipsets:
+    return namespace.open()
+
+
+def test_a_missing_set_reads_as_none(ipsets: Ipsets) -> None:
+    assert ipsets.read("no-such-set") is None
+
+
+def test_a_set_is_created_and_read_back(ipsets: Ipsets) -> None:
+    entries = frozenset({"10.244.0.0/24", "10.1.2.3"})
+    assert ipsets.ensure(LOCAL, entries) == 3
+    assert ipsets.read(LOCAL.name) == entries
+    assert ipsets.writes == 3
+
+
+def test_an_empty_set_exists(ipsets: Ipsets) -> None:
+    assert ipsets.ensure(LOCAL, frozenset()) == 1
+    assert ipsets.read(LOCAL.name) == frozenset()
+
+
+def test_the_second_family_is_separate(ipsets: Ipsets) -> None:
+    ipsets.ensure(LOCAL, frozenset({"10.244.0.0/24"}))
+    ipsets.ensure(LOCAL6, frozenset({"fd00:10:244::/64", "fd00::1"}))
+    assert ipsets.read(LOCAL.name) == {"10.244.0.0/24"}
+    assert ipsets.read(LOCAL6.name) == {"fd00:10:244::/64", "fd00::1"}
+
+
+def test_only_differences_are_changes(ipsets: Ipsets) -> None:
+    ipsets.ensure(LOCAL, frozenset({"10.0.0.1", "10.0.0.2", "10.0.0.3"}))
+    assert ipsets.ensure(LOCAL, frozenset({"10.0.0.2", "10.0.0.3", "10.0.0.4"})) == 2
+    assert ipsets.read(LOCAL.name) == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
+
+
+def test_a_restart_with_the_same_entries_writes_nothing(namespace: Namespace) -> None:
+    entries = frozenset({"10.244.0.0/24", "10.1.2.3"})
+    namespace.open().ensure(LOCAL, entries)
+    restarted = namespace.open()
+    assert restarted.ensure(LOCAL, entries) == 0
+    assert restarted.writes == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "printed"),
+    [
+        (LOCAL, {"10.0.0.1/32", "10.1.1.7/24"}, {"10.0.0.1", "10.1.1.0/24"}),
+        (LOCAL, {"0.0.0.0/0"}, {"0.0.0.0/1", "128.0.0.0/1"}),
+        (LOCAL6, {"FD00:0:0:0::1/128", "fd00:0:0:1:0:0:0:9/64"}, {"fd00::1", "fd00:0:0:1::/64"}),
+        (LOCAL6, {"::/0", "::ffff:1.2.3.4"}, {"::/1", "8000::/1", "::ffff:1.2.3.4"}),
+        (
+            IpsetSpec("ports", "hash:ip,port", "inet"),
+            {"10.0.0.1,80", "10.0.0.1,SCTP:80", "10.0.0.1,17:53"},
+            {"10.0.0.1,tcp:80", "10.0.0.1,sctp:80", "10.0.0.1,udp:53"},
+        ),
+    ],
+)
+def test_spellings_of_an_entry_are_one(
+    ipsets: Ipsets, spec: IpsetSpec, given: set[str], printed: set[str]
+) -> None:
+    ipsets.ensure(spec, frozenset(given))
+    assert ipsets.read(spec.name) == printed
+    assert ipsets.ensure(spec, frozenset(given)) == 0
+
+
+def test_drift_is_repaired(namespace: Namespace, ipsets: Ipsets) -> None:
+    entries = frozenset({"10.0.0.1", "10.0.0.2"})
+    ipsets.ensure(LOCAL, entries)
+    namespace.edit(LOCAL.name, lambda standing: (standing - {"10.0.0.1"}) | {"10.9.9.9"})
+    assert ipsets.ensure(LOCAL, entries) == 2
+    assert ipsets.read(LOCAL.name) == entries
+
+
+def test_a_large_change_arrives_while_a_rule_refers_to_the_set(
+    namespace: Namespace, ipsets: Ipsets
+) -> None:
+    old = frozenset(f"10.0.{n // 256}.{n % 256}" for n in range(1500))
+    new = frozenset(f"10.1.{n // 256}.{n % 256}" for n in range(1500))
+    ipsets.ensure(LOCAL, old)
+    namespace.refer_to(LOCAL.name)
+    assert ipsets.ensure(LOCAL, new) == 3000
+    assert ipsets.read(LOCAL.name) == new
+    assert ipsets.ensure(LOCAL, new) == 0
+
+
+def test_a_set_grows_beyond_the_kernels_default_limit(namespace: Namespace, ipsets: Ipsets) -> None:
+    few = frozenset({"10.0.0.1"})
+    many = frozenset(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(66000))
+    ipsets.ensure(LOCAL, few)
+    namespace.refer_to(LOCAL.name)
+    ipsets.ensure(LOCAL, many)
+    assert ipsets.read(LOCAL.name) == many
+
+
+def test_another_type_is_replaced(ipsets: Ipsets) -> None:
+    ipsets.ensure(IpsetSpec("set", "hash:ip", "inet"), frozenset({"10.0.0.1"}))
+    assert ipsets.ensure(IpsetSpec("set", "hash:net", "inet6"), frozenset({"fd00::/8"})) == 2
+    assert ipsets.read("set") == {"fd00::/8"}
+
+
+def test_another_type_in_use_is_refused_and_left(namespace: Namespace, ipsets: Ipsets) -> None:
+    ipsets.ensure(IpsetSpec("set", "hash:ip", "inet"), frozenset({"10.0.0.1"}))
+    namespace.refer_to("set")
+    with pytest.raises(KernelError, match="in use"):
+        ipsets.ensure(IpsetSpec("set", "hash:net", "inet"), frozenset({"10.0.0.0/8"}))
+    assert ipsets.read("set") == {"10.0.0.1"}
+
+
+def test_a_name_too_long_is_refused(ipsets: Ipsets) -> None:
+    with pytest.raises(KernelError, match="31 bytes"):
+        ipsets.ensure(IpsetSpec("x" * 32, "hash:ip", "inet"), frozenset())
+    assert ipsets.writes == 0
+
+
+def test_destroy_takes_what_is_there(ipsets: Ipsets) -> None:
+    ipsets.ensure(LOCAL, frozenset({"10.0.0.1"}))
+    ipsets.ensure(LOCAL6, frozenset())
+    before = ipsets.writes
+    ipsets.destroy([LOCAL.name, "no-such-set"])
+    assert ipsets.read(LOCAL.name) is None
+    assert ipsets.read(LOCAL6.name) == frozenset()
+    assert ipsets.writes == before + 1
+    ipsets.destroy([LOCAL.name])
+    assert ipsets.writes == before + 1
+
+
+def test_destroy_goes_on_behind_a_set_in_use(namespace: Namespace, ipsets: Ipsets) -> None:
+    ipsets.ensure(LOCAL, frozenset({"10.0.0.1"}))
+    ipsets.ensure(LOCAL6, frozenset())
+    namespace.refer_to(LOCAL.name)
+    with pytest.raises(KernelError, match=LOCAL.name):
+        ipsets.destroy([LOCAL.name, LOCAL6.name])
+    assert ipsets.read(LOCAL.name) == {"10.0.0.1"}
+    assert ipsets.read(LOCAL6.name) is None

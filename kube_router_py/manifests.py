@@ -1,0 +1,155 @@
+"""Kubernetes objects from manifest files: YAML documents, JSON, ``kind: List``, directories.
+
+Syntax that cannot be read stops everything (``ManifestError``); an object that cannot be understood
+becomes a Problem; kinds the agent does not read are skipped.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import msgspec
+import yaml
+
+from kube_router_py.cluster.decode import ObjectDecoder
+from kube_router_py.cluster.defaults import with_defaults
+from kube_router_py.cluster.objects import (
+    EndpointSlice,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    Pod,
+    Service,
+)
+from kube_router_py.errors import KubeRouterError
+from kube_router_py.problem import Problem
+
+T = TypeVar("T")
+
+_KINDS: dict[tuple[str, str], type] = {
+    ("v1", "Service"): Service,
+    ("v1", "Node"): Node,
+    ("v1", "Namespace"): Namespace,
+    ("v1", "Pod"): Pod,
+    ("discovery.k8s.io/v1", "EndpointSlice"): EndpointSlice,
+    ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicy,
+}
+_CLUSTER_SCOPED = frozenset({"Node", "Namespace"})
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class ManifestError(KubeRouterError):
+    """A file cannot be read, or is neither YAML nor JSON; the message names it."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML as Kubernetes reads it: what looks like a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+class Manifests:
+    """The objects of some manifests, by kind; of two with one name the last one counts."""
+
+    def __init__(self) -> None:
+        self._objects: dict[type, dict[str, Any]] = {kind: {} for kind in _KINDS.values()}
+        self.problems: list[Problem] = []
+
+    def list(self, kind: type[T]) -> list[T]:
+        """All objects of a kind, sorted by name."""
+        return [self._objects[kind][key] for key in sorted(self._objects[kind])]
+
+    def get(self, kind: type[T], key: str) -> T | None:
+        found: T | None = self._objects[kind].get(key)
+        return found
+
+    def add(self, document: Any, where: str, primary_family: str) -> None:
+        """Take in one parsed document; ``where`` says where it stood."""
+        if document is None:
+            return
+        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+            self.problems.append(Problem(where, "kind", "this is no Kubernetes object"))
+            return
+        kind = document["kind"]
+        if kind.endswith("List") and isinstance(document.get("items"), list):
+            for index, item in enumerate(document["items"]):
+                if isinstance(item, dict) and kind != "List":
+                    # Items of a typed list do not repeat what they are.
+                    version = document.get("apiVersion")
+                    item = {"apiVersion": version, "kind": kind.removesuffix("List"), **item}
+                self.add(item, f"{where} items[{index}]", primary_family)
+            return
+        struct = _KINDS.get((str(document.get("apiVersion")), kind))
+        if struct is not None:
+            self._decode(struct, document, where, primary_family)
+
+    def _decode(
+        self, struct: type, document: dict[str, Any], where: str, primary_family: str
+    ) -> None:
+        metadata = document.get("metadata")
+        if (
+            struct.__name__ not in _CLUSTER_SCOPED
+            and isinstance(metadata, dict)
+            and not metadata.get("namespace")
+        ):
+            document = {**document, "metadata": {**metadata, "namespace": "default"}}
+        try:
+            raw = msgspec.json.encode(document)
+        except (TypeError, ValueError, RecursionError) as error:
+            self.problems.append(Problem(where, "", f"cannot be decoded: {error}"))
+            return
+        item = ObjectDecoder(struct).item(raw)
+        if item.problem is not None:
+            self.problems.append(item.problem)
+        elif item.object is not None:
+            self._objects[struct][item.key] = with_defaults(item.object, primary_family)
+
+
+def load_manifests(files: Sequence[str], stdin: IO[str], primary_family: str = "IPv4") -> Manifests:
+    """Read files, directories (their YAML and JSON files, in order) and ``-``.
+
+    Raises ManifestError for what cannot be read or parsed.
+    """
+    manifests = Manifests()
+    for name, text in _read(files, stdin):
+        for number, document in enumerate(_parse(name, text)):
+            manifests.add(document, f"{name} document {number + 1}", primary_family)
+    return manifests
+
+
+def _read(files: Iterable[str], stdin: IO[str]) -> Iterator[tuple[str, str]]:
+    for name in files:
+        try:
+            if name == "-":
+                yield "standard input", stdin.read()
+                continue
+            path = Path(name)
+            paths = [path]
+            if path.is_dir():
+                paths = sorted(
+                    each for each in path.iterdir() if each.suffix in _SUFFIXES and each.is_file()
+                )
+            for each in paths:
+                yield str(each), each.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ManifestError(f"{name} cannot be read: {reason}") from error
+
+
+def _parse(name: str, text: str) -> list[Any]:
+    # JSON may be indented by tabs, which YAML does not take.
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return [json.loads(text)]
+        except (json.JSONDecodeError, RecursionError) as error:
+            if name.endswith(".json"):
+                raise ManifestError(f"{name} is not JSON: {error}") from error
+    try:
+        return list(yaml.load_all(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ManifestError(f"{name} is neither YAML nor JSON: {error}") from error

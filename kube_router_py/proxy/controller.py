@@ -1,0 +1,291 @@
+"""The service proxy's loop: Services and EndpointSlices to IPVS.
+
+Packet path. A packet to a service address is local to the node (a ``local`` route, or an address,
+on kube-dummy-if), so the kernel hands it to IPVS in INPUT (OUTPUT for the node's own). IPVS picks
+a real server and rewrites the destination; on its way out through nat POSTROUTING the source is
+rewritten too where the reply would otherwise go past this node (see ``masquerade``).
+
+Kernel objects owned: every IPVS virtual server outside ``--excluded-cidrs``; the link
+kube-dummy-if and the routes or addresses of Services on it; chain KUBE-ROUTER-MASQ with its jump;
+the sets kube-router-local-cidrs; the values named in ``sysctls``.
+
+Start: nothing is written before the caches have synced. Then the kernel is read, what is right is
+adopted, and only differences are written: with nothing to change there is no write.
+Crash: the kernel goes on with what it has; the next start takes it over, connections included.
+Stop: as a crash. Nothing is removed; ``cleanup`` does that.
+
+What happens in a turn: compile the dirty Services -> diff with what stands -> plan -> apply. A
+refused write returns its Service to the dirty keys and makes the next turn read the kernel back.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import Protocol
+
+from msgspec import structs
+
+from kube_router_py.cluster.cache import Cache, Event
+from kube_router_py.cluster.node import node_view
+from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.delta import diff
+from kube_router_py.errors import KernelError
+from kube_router_py.kernel.ports import OperationFailure
+from kube_router_py.loop import Outcome
+from kube_router_py.problem import Problem
+from kube_router_py.proxy.applied import Applied
+from kube_router_py.proxy.compile import DEFAULT_SCHEDULER, compile_service
+from kube_router_py.proxy.desired import Desired
+from kube_router_py.proxy.drain import Draining
+from kube_router_py.proxy.host import HostPorts, settle_host
+from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
+from kube_router_py.proxy.plan import plan
+from kube_router_py.proxy.settings import ProxyOptions, ThisNode, this_node
+from kube_router_py.services import is_inside, service_key_of
+
+_log = logging.getLogger(__name__)
+
+KINDS = (Service, EndpointSlice, Node)
+# The dirty key that is no Service: this node, and everything that no Service is to blame for.
+OWN_NODE = "own node"
+
+
+class Marks(Protocol):
+    """The part of a Loop that events need."""
+
+    def mark(self, keys: Iterable[Hashable]) -> None: ...
+
+
+class ServiceProxy:
+    """See the module docstring. Everything but ``subscribe`` runs in the loop's thread."""
+
+    name = "service-proxy"
+
+    def __init__(
+        self,
+        cache: Cache,
+        options: ProxyOptions,
+        node_name: str,
+        ports: Callable[[], HostPorts],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache = cache
+        self._given_options = options
+        self._node_name = node_name
+        self._make_ports = ports
+        self._clock = clock
+        self._ports: HostPorts | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        options = self._options = self._given_options
+        self._node = ThisNode(self._node_name)
+        self._node_problems: tuple[Problem, ...] = ()
+        self._host_is_settled = False
+        self._node_addresses: frozenset[bytes] = frozenset()
+        self._desired = Desired()
+        self._draining = Draining(
+            enabled=options.graceful_termination, grace_s=options.graceful_period_s
+        )
+        self._applied = Applied()
+        self._broken: dict[str, Problem] = {}
+
+    def subscribe(self, cache: Cache, loop: Marks) -> None:
+        """Have every event mark the Service, or the node, whose desired state it can change."""
+
+        def notify(event: Event) -> None:
+            if event.kind is Service:
+                loop.mark((event.key,))
+            elif event.kind is EndpointSlice:
+                found = (service_key_of(each) for each in (event.old, event.new) if each)
+                loop.mark({key for key in found if key})
+            elif event.key == self._node_name:
+                # A kubelet writes its Node's status all the time; seldom anything that we read.
+                old, new = (each and node_view(each) for each in (event.old, event.new))
+                if old != new:
+                    loop.mark((OWN_NODE,))
+
+        cache.subscribe(KINDS, notify)
+
+    def open(self) -> None:
+        """Create the adapters; called again after a crash, and then nothing is trusted."""
+        self.close()
+        self._forget()
+        self._ports = self._make_ports()
+        options = self._options
+        timeouts = (options.tcp_timeout_s, options.tcp_fin_timeout_s, options.udp_timeout_s)
+        if any(timeouts):
+            self._ports.ipvs.set_timeouts(*timeouts)
+
+    def close(self) -> None:
+        """Close the adapters; the kernel keeps everything."""
+        if self._ports is not None:
+            self._ports.close()
+            self._ports = None
+
+    def reconcile(self, dirty: frozenset[Hashable], full: bool) -> Outcome:
+        """One turn, over the dirty keys or (``full``) over everything, read from the kernel."""
+        if self._ports is None:
+            raise RuntimeError("reconcile before open")
+        try:
+            self._turn(self._ports, dirty, full or not self._applied.is_known)
+        except KernelError as error:
+            # Replies were lost, or the kernel cannot be asked: everything is read back next time.
+            self._applied.is_known = False
+            problem = Problem(f"Node {self._node_name}", "", str(error))
+            return Outcome(dirty | {OWN_NODE}, (problem, *self._problems()))
+        return Outcome(
+            failed=self._failed(),
+            problems=self._problems(),
+            wake_after_s=self._draining.wake_after_s(self._clock()),
+        )
+
+    def _turn(self, ports: HostPorts, dirty: frozenset[Hashable], full: bool) -> None:
+        now_s = self._clock()
+        has_moved = (full or OWN_NODE in dirty) and self._follow_node()
+        if full or OWN_NODE in dirty:
+            problems, self._host_is_settled = settle_host(ports, self._node, self._options)
+            self._node_problems += problems
+        everything = full or has_moved
+        keys = self._all_keys() if everything else {str(key) for key in dirty - {OWN_NODE}}
+        servers, vips = self._compile(keys)
+        if full:
+            self._applied.read(ports, self._is_ours)
+            servers = {*self._desired.servers(), *self._applied.servers}
+        if everything:
+            vips = {*self._desired.vips(), *self._applied.vips}
+        servers |= self._draining.poll(ports.ipvs.read_connections, now_s)
+        servers -= self._applied.refused.keys()
+        vips -= self._applied.refused_vips.keys()
+        if vips:
+            live = ports.links.node_addresses()
+            self._node_addresses = frozenset(each.address for each in live)
+        targets = self._targets(servers, now_s)
+        sources = {vip: self._source(vip) for vip in vips if self._is_wanted(vip)}
+        planned = plan(
+            diff(targets, self._applied.servers, servers),
+            self._applied.servers,
+            diff(sources, self._applied.vips, vips),
+        )
+        if full:
+            self._applied.tell(planned)
+        if planned:
+            self._learn(self._applied.apply(ports, planned, targets))
+            _log.log(
+                logging.INFO if full else logging.DEBUG,
+                "programmed services=%d operations=%d addresses=%d",
+                len(keys),
+                len(planned.grow) + len(planned.shrink),
+                len(planned.put_vips) + len(planned.remove_vips),
+            )
+        if full:
+            self._applied.share(targets)
+
+    # --- desired -------------------------------------------------------------------------------
+
+    def _follow_node(self) -> bool:
+        """Take over this node's addresses; True if they changed. A Node that vanished from the API
+        changes nothing: nobody's connections should end for it."""
+        self._node_problems = ()
+        node = self._cache.get(Node, self._node_name)
+        if node is None:
+            reason = "there is no such Node; is the name right (--hostname-override, NODE_NAME)?"
+            self._node_problems = (Problem(f"Node {self._node_name}", "", reason),)
+            return False
+        view, problems = node_view(node)
+        self._node_problems = tuple(problems)
+        before, self._node = self._node, this_node(view)
+        return before != self._node
+
+    def _all_keys(self) -> set[str]:
+        listed = {service.metadata.key for service in self._cache.list(Service)}
+        return listed.union(self._desired.services())
+
+    def _compile(self, keys: Iterable[str]) -> tuple[set[VirtualServerKey], set[Vip]]:
+        """Bring the desired state of these Services up to date; returns what may have changed."""
+        servers: set[VirtualServerKey] = set()
+        vips: set[Vip] = set()
+        for key in sorted(keys):
+            self._broken.pop(key, None)
+            service = self._cache.get(Service, key)
+            try:
+                compiled = None
+                if service is not None:
+                    slices = self._cache.slices_of(key)
+                    compiled = compile_service(service, slices, self._node, self._options)
+            except Exception as error:  # noqa: BLE001 - one Service must not stop the others
+                _log.exception("cannot compile service=%s", key)
+                reason = f"cannot be compiled ({error!r}); what it had is kept"
+                self._broken[key] = Problem(f"Service {key}", "", reason)
+                continue
+            changes = self._desired.update(key, compiled)
+            servers |= changes.servers
+            vips |= changes.vips
+        return servers, vips
+
+    def _is_ours(self, key: VirtualServerKey) -> bool:
+        """What is inside --excluded-cidrs is none of ours, unless a Service asks for it."""
+        return self._desired.owner(key) is not None or not is_inside(
+            key.address, self._options.excluded_cidrs
+        )
+
+    def _targets(
+        self, keys: Iterable[VirtualServerKey], now_s: float
+    ) -> dict[VirtualServerKey, VirtualServerState]:
+        """What should stand under these keys, draining real servers included."""
+        found: dict[VirtualServerKey, VirtualServerState] = {}
+        for key in keys:
+            target = self._draining.target(
+                key,
+                self._desired.state(key),
+                self._applied.servers.get(key),
+                self._desired.paused(key),
+                now_s,
+            )
+            if target is not None:
+                found[key] = target
+            elif not self._is_ours(key):
+                self._applied.servers.pop(key, None)
+        return found
+
+    def _is_wanted(self, vip: Vip) -> bool:
+        """An address that the node has anyway gets IPVS entries only."""
+        return bool(self._desired.vip_claimants(vip)) and vip.address not in self._node_addresses
+
+    def _source(self, vip: Vip) -> bytes:
+        return self._node.addresses.get(vip.family, b"")
+
+    # --- what went wrong -----------------------------------------------------------------------
+
+    def _learn(self, failures: Iterable[OperationFailure]) -> None:
+        """A scheduler whose module is missing: from the retry on, its Services get the default."""
+        for failure in failures:
+            config = failure.operation.config
+            if failure.errno == errno.ENOENT and config and config.scheduler != DEFAULT_SCHEDULER:
+                known = self._options.unloadable_schedulers
+                self._options = structs.replace(
+                    self._options, unloadable_schedulers=known | {config.scheduler}
+                )
+
+    def _failed(self) -> frozenset[Hashable]:
+        failed: set[Hashable] = set(self._broken)
+        for key in self._applied.refused:
+            failed.add(self._desired.owner(key) or OWN_NODE)
+        for vip in self._applied.refused_vips:
+            failed |= self._desired.vip_claimants(vip) or {OWN_NODE}
+        if not self._host_is_settled:
+            failed.add(OWN_NODE)
+        return frozenset(failed)
+
+    def _problems(self) -> tuple[Problem, ...]:
+        found = {*self._node_problems, *self._desired.problems(), *self._broken.values()}
+        for key, failure in self._applied.refused.items():
+            owner = self._desired.owner(key)
+            subject = f"Service {owner}" if owner else f"Node {self._node_name}"
+            found.add(Problem(subject, "", failure.message))
+        for vip, message in self._applied.refused_vips.items():
+            for claimant in self._desired.vip_claimants(vip) or {""}:
+                subject = f"Service {claimant}" if claimant else f"Node {self._node_name}"
+                found.add(Problem(subject, "", message))
+        return tuple(sorted(found))

@@ -1,0 +1,155 @@
+"""The desired state of all Services together, kept up to date one Service at a time.
+
+Two Services may claim the same virtual server (a shared external IP, a NodePort taken twice). The
+older one holds it, by creation time and then by name; the others get a Problem and step in when it
+goes. An address stays as long as any Service claims it. Pure: no I/O, no clock.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from msgspec import Struct
+
+from kube_router_py.problem import Problem
+from kube_router_py.proxy.compile import CompiledService, Origin
+from kube_router_py.proxy.model import RealServerKey, Vip, VirtualServerKey, VirtualServerState
+
+_NONE: frozenset[RealServerKey] = frozenset()
+
+
+class Changes(Struct, frozen=True):
+    """What an update may have changed: a superset is fine, a missing key is not."""
+
+    servers: frozenset[VirtualServerKey]
+    vips: frozenset[Vip]
+
+
+class Desired:
+    """An index over compiled Services; every method costs what it touches, not what it holds."""
+
+    def __init__(self) -> None:
+        self._services: dict[str, CompiledService] = {}
+        # Most virtual servers have one claimant: its key alone is stored, which saves a container.
+        self._owner: dict[VirtualServerKey, str] = {}
+        self._contested: dict[VirtualServerKey, tuple[str, ...]] = {}
+        self._vips: dict[Vip, frozenset[str]] = {}
+        self._with_problems: set[str] = set()
+
+    def update(self, key: str, compiled: CompiledService | None) -> Changes:
+        """Replace what Service ``key`` asks for (None: nothing); returns what may have changed."""
+        old = self._services.get(key)
+        before = old.virtual_servers if old else {}
+        after = compiled.virtual_servers if compiled else {}
+        old_vips = old.vips if old else frozenset()
+        new_vips = compiled.vips if compiled else frozenset()
+        # A Service recreated between two looks keeps its key but not its place in the order.
+        reordered = bool(old and compiled and old.created != compiled.created)
+        if compiled and (after or compiled.problems):
+            self._services[key] = compiled
+        else:
+            self._services.pop(key, None)
+        self._with_problems.discard(key)
+        if compiled and compiled.problems:
+            self._with_problems.add(key)
+        touched = {
+            server
+            for server in {**before, **after}
+            if reordered
+            or before.get(server) != after.get(server)
+            or _paused(old, server) != _paused(compiled, server)
+        }
+        for server in before.keys() | after.keys():
+            if reordered or (server in before) != (server in after):
+                self._claim(server, key, claims=server in after)
+        for vip in old_vips ^ new_vips:
+            claimants = self._vips.get(vip, frozenset())
+            claimants = claimants | {key} if vip in new_vips else claimants - {key}
+            if claimants:
+                self._vips[vip] = claimants
+            else:
+                self._vips.pop(vip, None)
+        return Changes(frozenset(touched), old_vips ^ new_vips)
+
+    def _claim(self, server: VirtualServerKey, key: str, *, claims: bool) -> None:
+        claimants = set(self.claimants(server)) - {key}
+        if claims:
+            claimants.add(key)
+        ranked = sorted(claimants, key=self._rank)
+        if ranked:
+            self._owner[server] = ranked[0]
+        else:
+            self._owner.pop(server, None)
+        if len(ranked) > 1:
+            self._contested[server] = tuple(ranked)
+        else:
+            self._contested.pop(server, None)
+
+    def _rank(self, key: str) -> tuple[str, str]:
+        # RFC 3339 in UTC sorts as text; an object without a date (a manifest) counts as youngest.
+        return self._services[key].created or "~", key
+
+    def claimants(self, server: VirtualServerKey) -> tuple[str, ...]:
+        """The Services that ask for a virtual server, its holder first."""
+        if server in self._contested:
+            return self._contested[server]
+        owner = self._owner.get(server)
+        return (owner,) if owner is not None else ()
+
+    def owner(self, server: VirtualServerKey) -> str | None:
+        """The Service that holds a virtual server."""
+        return self._owner.get(server)
+
+    def state(self, server: VirtualServerKey) -> VirtualServerState | None:
+        """What should stand in the kernel, draining real servers apart; None for nothing."""
+        owner = self._owner.get(server)
+        return self._services[owner].virtual_servers[server] if owner is not None else None
+
+    def origin(self, server: VirtualServerKey) -> Origin:
+        """Where a desired virtual server comes from."""
+        return self._services[self._owner[server]].origins[server]
+
+    def paused(self, server: VirtualServerKey) -> frozenset[RealServerKey]:
+        """Real servers that stay at weight 0, without a deadline, if the kernel has them."""
+        owner = self._owner.get(server)
+        return _paused(self._services[owner], server) if owner is not None else _NONE
+
+    def terminating(self, server: VirtualServerKey) -> frozenset[RealServerKey]:
+        """Listed real servers that are on their way out."""
+        owner = self._owner.get(server)
+        if owner is None:
+            return _NONE
+        return self._services[owner].terminating.get(server, _NONE)
+
+    def services(self) -> Iterable[str]:
+        """Keys of all Services that ask for something or have a Problem."""
+        return self._services.keys()
+
+    def servers(self) -> Iterator[VirtualServerKey]:
+        """All virtual servers that should stand."""
+        return iter(self._owner)
+
+    def vips(self) -> Iterable[Vip]:
+        """All addresses that Services claim."""
+        return self._vips.keys()
+
+    def vip_claimants(self, vip: Vip) -> frozenset[str]:
+        """The Services that claim an address."""
+        return self._vips.get(vip, frozenset())
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything wrong with the Services, conflicts included, sorted."""
+        found = {problem for key in self._with_problems for problem in self._services[key].problems}
+        for server, (holder, *losers) in self._contested.items():
+            found.update(
+                Problem(
+                    f"Service {loser}",
+                    "spec.ports",
+                    f"{server} is held by the older Service {holder}; this one takes over when "
+                    "that is gone",
+                )
+                for loser in losers
+            )
+        return tuple(sorted(found))
+
+
+def _paused(compiled: CompiledService | None, server: VirtualServerKey) -> frozenset[RealServerKey]:
+    return compiled.paused.get(server, _NONE) if compiled else _NONE

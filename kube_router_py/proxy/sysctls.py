@@ -1,0 +1,65 @@
+"""The kernel parameters that IPVS forwarding needs, and why each. Pure."""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from kube_router_py.proxy.settings import ProxyOptions
+
+VIP_LINK = "kube-dummy-if"
+_BRIDGE = "kube-bridge"
+
+
+class Sysctl(Struct, frozen=True):
+    """``name`` below /proc/sys gets ``value``: always, or only where it reads ``only_from``.
+
+    ``is_optional``: the kernel may well be without it, and then it is not needed either.
+    """
+
+    name: str
+    value: str
+    only_from: str | None = None
+    is_optional: bool = False
+
+
+def sysctls(
+    options: ProxyOptions, node_links: Iterable[str], kernel: tuple[int, int]
+) -> tuple[Sysctl, ...]:
+    """What to set, in order. ``node_links`` carry the node's addresses; ``kernel`` as (5, 9)."""
+    found = [
+        # Replies of pods on other nodes pass conntrack for the source NAT of masquerade.
+        Sysctl("net/ipv4/vs/conntrack", "1"),
+        # A client of a deleted endpoint is told so, or its next datagram goes to a living one.
+        Sysctl("net/ipv4/vs/expire_nodest_conn", "1"),
+        # Session affinity does not hold a client to an endpoint of weight 0.
+        Sysctl("net/ipv4/vs/expire_quiescent_template", "1"),
+    ]
+    if kernel < (5, 9):
+        # Before 5.9 a reused client port waits a second for its old entry.
+        found.append(Sysctl("net/ipv4/vs/conn_reuse_mode", "0"))
+    links = sorted(set(node_links))
+    if options.ipv4:
+        found += [
+            Sysctl("net/ipv4/ip_forward", "1"),
+            # Service addresses are local to every node: none may answer ARP for them.
+            Sysctl("net/ipv4/conf/all/arp_ignore", "1"),
+            Sysctl("net/ipv4/conf/all/arp_announce", "2"),
+            # A reply may leave by another link than the request came by; 0 is left alone.
+            *(
+                Sysctl(f"net/ipv4/conf/{link}/rp_filter", "2", only_from="1", is_optional=True)
+                for link in ("all", _BRIDGE, VIP_LINK, *links)
+            ),
+            Sysctl("net/bridge/bridge-nf-call-iptables", "1", is_optional=True),
+        ]
+    if options.ipv6:
+        found += [
+            # A forwarding node ignores router advertisements unless told to go on with them (2);
+            # without this line the next one could cost it its default route.
+            *(
+                Sysctl(f"net/ipv6/conf/{link}/accept_ra", "2", only_from="1", is_optional=True)
+                for link in links
+            ),
+            Sysctl("net/ipv6/conf/all/forwarding", "1"),
+            Sysctl("net/bridge/bridge-nf-call-ip6tables", "1", is_optional=True),
+        ]
+    return tuple(found)

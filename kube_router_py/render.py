@@ -1,0 +1,230 @@
+"""``render``: what the agent would program on a node, from manifests alone.
+
+The document is the format of the golden tests and what a user attaches to a bug report. Each loop
+adds its own keys; those of a subsystem that is switched off are absent.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from socket import inet_ntop
+from typing import IO, Any
+
+from kube_router_py.cluster.node import node_view
+from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.manifests import ManifestError, Manifests, load_manifests
+from kube_router_py.options import Options
+from kube_router_py.problem import Problem
+from kube_router_py.proxy.compile import PROTOCOLS, compile_service
+from kube_router_py.proxy.desired import Desired
+from kube_router_py.proxy.model import (
+    Flag,
+    Forward,
+    RealServer,
+    RealServerKey,
+    VirtualServerKey,
+    VirtualServerState,
+)
+from kube_router_py.proxy.settings import (
+    FAMILY_NAMES,
+    ProxyOptions,
+    ThisNode,
+    proxy_options,
+    this_node,
+)
+from kube_router_py.services import cluster_ips, is_proxied, service_key_of
+
+_FLAG_NAMES = {
+    Flag.SCHED1: "sched-1",
+    Flag.SCHED2: "sched-2",
+    Flag.SCHED3: "sched-3",
+    Flag.ONEPACKET: "onepacket",
+}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+def main(
+    files: Sequence[str],
+    node: str,
+    options: Options,
+    output: str,
+    show_secrets: bool,
+    stdin: IO[str],
+    stdout: IO[str],
+) -> int:
+    """Render manifests for one node; ``output`` is ``json`` or ``text``. Returns the exit code.
+
+    Objects that are wrong become ``problems`` and exit code 0; a file that cannot be read or parsed
+    is told on stderr and exit code 1. ``show_secrets`` has nothing to unmask in what there is yet.
+    """
+    del show_secrets
+    try:
+        manifests = load_manifests(files, stdin, _primary_family(options))
+    except ManifestError as error:
+        print(f"kube-router-py render: {error}", file=sys.stderr)
+        return 1
+    for note in _notes(manifests):
+        print(f"kube-router-py render: {note}", file=sys.stderr)
+    document = render(manifests, node, options)
+    if output == "text":
+        stdout.write("\n".join((*render_text(document), "")))
+    else:
+        stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _primary_family(options: Options) -> str:
+    """The family a Service has when nothing says otherwise: that of the first cluster range."""
+    for network in options.service_cluster_ip_range:
+        return f"IPv{network.version}"
+    return "IPv4" if options.enable_ipv4 else "IPv6"
+
+
+def _notes(manifests: Manifests) -> Iterator[str]:
+    for service in manifests.list(Service):
+        is_cluster = service.spec.type != "ExternalName"
+        if is_cluster and is_proxied(service) and not cluster_ips(service):
+            yield (
+                f"note: Service {service.metadata.key} has no clusterIP; none is allocated here, "
+                "so it has no virtual server of that kind"
+            )
+
+
+def render(manifests: Manifests, node_name: str, options: Options) -> dict[str, Any]:
+    """The whole document, ready for JSON."""
+    document: dict[str, Any] = {}
+    problems = set(manifests.problems)
+    if options.run_service_proxy:
+        desired, more = _compile(manifests, node_name, proxy_options(options))
+        document["virtual_servers"] = _virtual_servers(desired)
+        problems |= more
+    document["problems"] = [
+        {"object": each.object, "field": each.field, "reason": each.reason}
+        for each in sorted(problems)
+    ]
+    return document
+
+
+def _compile(
+    manifests: Manifests, node_name: str, options: ProxyOptions
+) -> tuple[Desired, set[Problem]]:
+    problems: set[Problem] = set()
+    node = ThisNode(node_name)
+    found = manifests.get(Node, node_name)
+    if found is not None:
+        view, node_problems = node_view(found)
+        problems.update(node_problems)
+        node = this_node(view)
+    slices: dict[str, list[EndpointSlice]] = {}
+    for each in manifests.list(EndpointSlice):
+        if key := service_key_of(each):
+            slices.setdefault(key, []).append(each)
+    desired = Desired()
+    with_node_ports: list[str] = []
+    for service in manifests.list(Service):
+        key = service.metadata.key
+        desired.update(key, compile_service(service, slices.get(key, ()), node, options))
+        if is_proxied(service) and any(port.node_port for port in service.spec.ports or ()):
+            with_node_ports.append(key)
+    problems.update(desired.problems())
+    missing = [FAMILY_NAMES[f] for f in options.families if f not in node.addresses]
+    if with_node_ports and missing:
+        names = ", ".join(with_node_ports[:5]) + (", ..." if len(with_node_ports) > 5 else "")
+        if found is None:
+            field, what = "", "is not among the objects"
+        else:
+            field, what = "status.addresses", f"has no {' and no '.join(missing)} address"
+        reason = f"{what}: NodePorts are left out ({names})"
+        problems.add(Problem(f"Node {node_name}", field, reason))
+    return desired, problems
+
+
+def _virtual_servers(desired: Desired) -> list[dict[str, Any]]:
+    def place(key: VirtualServerKey) -> tuple[Any, ...]:
+        origin = desired.origin(key)
+        return (desired.owner(key), origin.port_name, origin.kind, key)
+
+    return [
+        _virtual_server(desired, key, state)
+        for key in sorted(desired.servers(), key=place)
+        if (state := desired.state(key)) is not None
+    ]
+
+
+def _virtual_server(
+    desired: Desired, key: VirtualServerKey, state: VirtualServerState
+) -> dict[str, Any]:
+    origin = desired.origin(key)
+    tunnelled = any(real.forward == Forward.TUNNEL for real in state.real_servers.values())
+    entry: dict[str, Any] = {
+        "service": desired.owner(key),
+        "port_name": origin.port_name,
+        "kind": str(origin.kind),
+        "protocol": _PROTOCOL_NAMES[key.protocol],
+        "address": inet_ntop(key.family, key.address),
+        "port": key.port,
+        "fwmark": key.fwmark or None,
+        "scheduler": state.config.scheduler,
+        "flags": [name for flag, name in _FLAG_NAMES.items() if state.config.flags & flag],
+        "persistence_s": state.config.persistence_s,
+        "forward": "tunnel" if tunnelled else "masquerade",
+        "real_servers": [
+            _real_server(real, value)
+            for real, value in sorted(state.real_servers.items())
+            if value.weight > 0
+        ],
+    }
+    leaving = desired.paused(key) | desired.terminating(key)
+    if leaving:
+        entry["draining"] = [_real_server(real, RealServer(weight=0)) for real in sorted(leaving)]
+    return entry
+
+
+def _real_server(key: RealServerKey, value: RealServer) -> dict[str, Any]:
+    return {
+        "address": inet_ntop(key.family, key.address),
+        "port": key.port,
+        "weight": value.weight,
+    }
+
+
+def render_text(document: dict[str, Any]) -> Iterator[str]:
+    """The same document for people, line by line."""
+    servers = document.get("virtual_servers", [])
+    for service, entries in groupby(servers, key=lambda entry: str(entry["service"])):
+        yield f"Service {service}"
+        for entry in entries:
+            yield "  " + _server_line(entry)
+            for real in entry["real_servers"]:
+                yield f"    -> {_place(real)} weight {real['weight']}"
+            for real in entry.get("draining", ()):
+                yield f"    -> {_place(real)} draining"
+            if not entry["real_servers"]:
+                yield "    (no endpoint takes new connections: they are refused)"
+    if "virtual_servers" in document and not servers:
+        yield "No virtual servers."
+    if document["problems"]:
+        yield "Problems"
+        for problem in document["problems"]:
+            yield f"  {Problem(**problem)}"
+
+
+def _server_line(entry: dict[str, Any]) -> str:
+    words = [f"{entry['kind']} {entry['protocol']} {_place(entry)}"]
+    if entry["port_name"]:
+        words.append(f"({entry['port_name']})")
+    words.append(entry["scheduler"])
+    words += entry["flags"]
+    if entry["fwmark"]:
+        words.append(f"fwmark {entry['fwmark']}")
+    if entry["persistence_s"]:
+        words.append(f"persistent {entry['persistence_s']} s")
+    if entry["forward"] != "masquerade":
+        words.append(entry["forward"])
+    return " ".join(words)
+
+
+def _place(entry: dict[str, Any]) -> str:
+    address = entry["address"]
+    return f"[{address}]:{entry['port']}" if ":" in address else f"{address}:{entry['port']}"

@@ -68,12 +68,12 @@ class Options:
         "Kubeconfig with the API server's address and credentials. Without it and --master the "
         "Pod's ServiceAccount is used.",
     )
-    master: tuple[str, ...] = flag(
-        kind.listed("URL", kind.parse_url),
-        (),
+    master: str = flag(
+        kind.string("URL,...", kind.check_urls),
+        "",
         API,
         "API server, at an address that works before any Service is programmed (never its "
-        "ClusterIP); several are tried in turn. Overrides the server of --kubeconfig.",
+        "ClusterIP); several, with commas between, are tried in turn. Overrides the server of --kubeconfig.",
     )
     cache_sync_timeout: float = flag(
         kind.PERIOD,

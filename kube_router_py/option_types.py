@@ -246,11 +246,11 @@ def parse_port_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def parse_url(text: str) -> str:
-    """The address of an API server."""
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
-        raise ValueError("is not a URL; write it like https://192.0.2.1:6443")
-    return text.rstrip("/")
+def check_urls(text: str) -> None:
+    """Addresses of API servers, separated by commas; the scheme may be left out."""
+    for item in text.split(","):
+        if not re.fullmatch(r"(https?://)?[^\s/?#]+(/[^\s?#]*)?", item.strip()):
+            raise ValueError("is not a URL; write it like https://192.0.2.1:6443")
 
 
 def check_address(text: str) -> None:

@@ -44,7 +44,7 @@ def test_nothing_given_means_the_defaults_of_kube_router():
         (["--v", "1", "--v", "5"], "v", 5),
         (["--bfd-port=0x1000"], "bfd_port", 4096),
         (["--service-node-port-range=1000:2000"], "service_node_port_range", (1000, 2000)),
-        (["--master=https://192.0.2.1:6443/"], "master", ("https://192.0.2.1:6443",)),
+        (["--master=https://192.0.2.1:6443"], "master", "https://192.0.2.1:6443"),
         (["--cluster-asn=64512"], "cluster_asn", 64512),
         (["--service-tcp-timeout=2m"], "service_tcp_timeout", 120.0),
         (
@@ -104,7 +104,7 @@ def test_a_boolean_does_not_take_the_next_argument():
         (["--health-addr=here"], ["--health-addr", "IP address"]),
         (["--metrics-path=metrics"], ["--metrics-path", "slash"]),
         (["--metrics-port=20244"], ["--metrics-port", "--health-port"]),
-        (["--master=192.0.2.1"], ["--master", "https://"]),
+        (["--master=ftp://192.0.2.1"], ["--master", "https://"]),
         (["--hostname-override=Node_1"], ["--hostname-override", "kubectl get nodes"]),
         (["--runtime-endpoint=tcp://x"], ["unix"]),
         (["--service-udp-timeout=500ms"], ["whole seconds"]),

@@ -1,0 +1,119 @@
+"""What the probes and ``/readyz`` say.
+
+``/healthz`` and ``/livez`` fail only when a loop no longer turns: then a restart may help, and it
+costs nothing that works. ``/readyz`` fails when the node is not served as the cluster wants it:
+caches that never synced, a loop that does not succeed. An API server that is away does not count;
+how long nothing was heard of it is shown as ``stale_s``.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import json
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.loop_model import LoopStatus
+from kube_router_py.observe.serve import Answer, Page
+
+
+class HasStatus(Protocol):
+    """A loop, as far as health is concerned."""
+
+    def status(self) -> LoopStatus: ...
+
+
+class Health:
+    """Reports on the loops and on the kinds of objects that they read."""
+
+    def __init__(
+        self, *, node: str, version: str, cache: Cache, loops: Sequence[HasStatus]
+    ) -> None:
+        self._node = node
+        self._version = version
+        self._cache = cache
+        self._loops = loops
+        self._lock = threading.Lock()
+        self._applied_revision: int | None = None
+
+    def pages(self) -> dict[str, Page]:
+        return {"/healthz": self.live, "/livez": self.live, "/readyz": self.ready}
+
+    def live(self) -> Answer:
+        loops = {status.name: status for status in (loop.status() for loop in self._loops)}
+        stuck = {name: s.reason for name, s in loops.items() if not s.turning}
+        body = {"live": not stuck, "stuck": stuck}
+        return _json(500 if stuck else 200, body)
+
+    def ready(self) -> Answer:
+        report = self.report()
+        return _json(200 if report["ready"] else 503, report)
+
+    def report(self) -> dict[str, Any]:
+        """The document of ``/readyz``; docs/debugging.md explains it."""
+        # The order matters for applied_revision: what a revision covers was marked before the
+        # revision was told, so a loop that is settled afterwards has applied it.
+        caches = self._cache.stats()
+        statuses = [loop.status() for loop in self._loops]
+        applied = self._apply_revision((s.revision for s in caches.values()), statuses)
+        unsynced = sorted(kind.__name__ for kind, stats in caches.items() if not stats.synced)
+        reasons = [f"waiting for the first list of {', '.join(unsynced)}"] if unsynced else []
+        reasons += [f"{s.name}: {s.reason}" for s in statuses if s.reason]
+        return {
+            "ready": not reasons,
+            "reason": "; ".join(reasons),
+            "node": self._node,
+            "version": self._version,
+            "applied_revision": applied,
+            "loops": {status.name: _loop(status) for status in statuses},
+            "caches": {
+                kind.__name__: {
+                    "synced": stats.synced,
+                    "revision": stats.revision,
+                    "objects": stats.objects,
+                    "stale_s": _rounded(stats.stale_s),
+                }
+                for kind, stats in caches.items()
+            },
+            "problems": _problems(self._cache.problems()),
+        }
+
+    def _apply_revision(
+        self, revisions: Iterable[str], statuses: Sequence[LoopStatus]
+    ) -> int | None:
+        """The revision up to which everything is applied; the last such one while work goes on."""
+        with self._lock:
+            if all(status.settled for status in statuses):
+                try:
+                    self._applied_revision = min(map(int, revisions), default=None)
+                except ValueError:
+                    pass  # not listed yet, or a server whose revisions are no numbers
+            return self._applied_revision
+
+
+def _loop(status: LoopStatus) -> Mapping[str, Any]:
+    return {
+        "turning": status.turning,
+        "ready": status.ready,
+        "reason": status.reason,
+        "dirty": status.dirty,
+        "busy": status.busy,
+        "settled": status.settled,
+        "last_turn_s": _rounded(status.last_turn_s),
+        "last_success_s": _rounded(status.last_success_s),
+        "turns": status.turns,
+        "restarts": status.restarts,
+        "problems": _problems(status.problems),
+    }
+
+
+def _problems(problems: Iterable[Any]) -> list[dict[str, str]]:
+    return [{"object": p.object, "field": p.field, "reason": p.reason} for p in problems]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _json(status: int, body: Mapping[str, Any]) -> Answer:
+    return Answer(status, "application/json", json.format(json.encode(body), indent=1) + b"\n")

@@ -1,0 +1,131 @@
+"""A small HTTP server for probes and scrapes: fixed paths, GET only, everything with a timeout."""
+
+import http.server
+import logging
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+
+from kube_router_py.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+_CLIENT_TIMEOUT_S = 5.0
+_CLIENTS = 16
+
+
+class Answer(Struct, frozen=True):
+    status: int
+    content_type: str
+    body: bytes
+
+
+Page = Callable[[], Answer]
+
+
+class HttpServer:
+    """Serves ``pages`` (path to page) on an address (``""``: all, both families) and port.
+
+    The port is bound at once. Raises ConfigurationError, naming ``flag``, where that is refused.
+    ``port`` 0 takes any free one, which ``port`` then tells.
+    """
+
+    def __init__(self, address: str, port: int, pages: Mapping[str, Page], flag: str) -> None:
+        try:
+            self._server = _server_class(address)((address, port), _handler_class(pages))
+        except OSError as error:
+            where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+            raise ConfigurationError(
+                f"--{flag} {port}: cannot listen on {where}: {error.strerror}; choose another "
+                f"port or address, or --{flag}=0 to do without"
+            ) from error
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.2,), name=f"http-{flag}", daemon=True
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening; requests in progress end by their own timeout."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join(_CLIENT_TIMEOUT_S)
+        self._server.server_close()
+
+
+def _server_class(address: str) -> type[http.server.ThreadingHTTPServer]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    both = address == "" and socket.has_dualstack_ipv6()
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if both else family
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = 64
+        _places = threading.BoundedSemaphore(_CLIENTS)
+
+        def server_bind(self) -> None:
+            if both:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            # Not HTTPServer's: it would look the host's own name up, which may take long.
+            socketserver.TCPServer.server_bind(self)
+            self.server_name, self.server_port = "kube-router-py", self.server_address[1]
+
+        def process_request(self, request: object, client_address: object) -> None:
+            # Clients that say nothing must not pile up threads: beyond some, they are turned away.
+            if not self._places.acquire(blocking=False):
+                self.shutdown_request(request)  # type: ignore[arg-type]
+                return
+            try:
+                super().process_request(request, client_address)  # type: ignore[arg-type]
+            except BaseException:
+                self._places.release()
+                raise
+
+        def process_request_thread(self, request: object, client_address: object) -> None:
+            try:
+                super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+            finally:
+                self._places.release()
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            _log.debug("request failed client=%s", client_address, exc_info=True)
+
+    return Server
+
+
+def _handler_class(pages: Mapping[str, Page]) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = _CLIENT_TIMEOUT_S
+        server_version = "kube-router-py"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            page = pages.get(self.path.partition("?")[0])
+            if page is None:
+                known = " ".join(sorted(pages))
+                answer = Answer(404, "text/plain", f"not here; try: {known}\n".encode())
+            else:
+                try:
+                    answer = page()
+                except Exception:  # noqa: BLE001 - a probe must get an answer
+                    _log.exception("a page failed path=%s", self.path)
+                    answer = Answer(500, "text/plain", b"failed; the agent's log says why\n")
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.content_type)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer.body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            _log.debug("%s %s", self.address_string(), format % args)
+
+    return Handler

@@ -274,7 +274,7 @@ def bad_real(**values: int) -> IpvsOperation:
     [
         (add(marked(1 << 32)), errno.EINVAL, "fwmark"),
         (add(VirtualServerKey(INET, TCP, ip("10.0.0.1"), 80, 4)), errno.EINVAL, "excludes"),
-        (add(VirtualServerKey(INET, 0, b"", 0, 0)), errno.EINVAL, "protocol 0"),
+        (add(VirtualServerKey(INET, 0, b"", 0, 0)), errno.EINVAL, "0 bytes"),
         (add(VirtualServerKey(INET, 1, ip("10.0.0.1"), 0)), errno.EINVAL, "protocol 1"),
         (delete(VirtualServerKey(INET, 300, ip("10.0.0.1"), 0)), errno.EINVAL, "protocol 300"),
         (add(VirtualServerKey(INET, TCP, ip("fd00::1"), 80)), errno.EINVAL, "16 bytes"),

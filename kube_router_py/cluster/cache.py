@@ -7,7 +7,7 @@ immutable and may be kept by readers as long as they like.
 
 Which event wins: an object is never rolled back. Where resourceVersions are comparable
 (``revision.py``), a put is ignored if it is not newer than what is stored under the key, than the
-deletion that removed the key, or than the list that the store was last replaced from; a delete is
+deletion that removed the key, than a version that could not be decoded, or than the list that the store was last replaced from; a delete is
 ignored if it is older than what is stored. Otherwise the last write wins. A list is the truth even
 if its version is older than what is stored: that is what a cluster restored from a backup looks
 like.
@@ -77,6 +77,7 @@ class _Store(Generic[T]):
         self.revision = ""
         self.synced = False
         self.problems: dict[str, Problem] = {}
+        self.unreadable: dict[str, str] = {}  # revision of what could not be decoded, by key
         self.subscribers: list[Callable[[Event], None]] = []
         self.indexes: list[indexes.Index] = []
         self.watch_events = 0
@@ -120,7 +121,7 @@ class Cache:
             self._reach(store, revision)
             if self._is_late(store, meta.key, revision):
                 return
-            store.problems.pop(meta.key, None)
+            self._readable(store, meta.key)
             self._write(store, kind, meta.key, obj)
 
     def delete(self, kind: type, key: str, revision: str = "") -> None:
@@ -128,12 +129,13 @@ class Cache:
         with self._lock:
             store = self._stores[kind]
             self._reach(store, revision)
-            stored = store.objects.get(key)
             # Equal is not late here: a server may send the deleted object at its last version.
-            if stored is not None and is_older(revision, stored.metadata.resource_version):
+            stored = store.objects.get(key)
+            known = stored.metadata.resource_version if stored is not None else ""
+            if is_older(revision, known) or is_older(revision, store.unreadable.get(key, "")):
                 return
-            store.problems.pop(key, None)
-            if revision:
+            self._readable(store, key)
+            if revision and not is_older(revision, store.tombstones.get(key, "")):
                 store.tombstones[key] = revision
                 store.tombstones.move_to_end(key)
                 while len(store.tombstones) > _TOMBSTONES:
@@ -164,6 +166,7 @@ class Cache:
             store.last_contact = self._clock()
             store.relists += 1
             store.problems = problems
+            store.unreadable = dict.fromkeys(problems, revision)
             if complete:
                 gone = [k for k in store.objects if k not in wanted and k not in problems]
                 for key in gone:
@@ -195,12 +198,13 @@ class Cache:
                 return False
             known = store.problems.get(key)
             store.problems[key] = problem
+            store.unreadable[key] = revision
             return known != problem
 
     def clear(self, kind: type, key: str) -> None:
         """Take a reported problem back."""
         with self._lock:
-            self._stores[kind].problems.pop(key, None)
+            self._readable(self._stores[kind], key)
 
     def failed(self, kind: type, reason: str, message: str) -> None:
         """Listing or watching failed: counted under ``reason``, told by ``message``."""
@@ -323,8 +327,14 @@ class Cache:
         if revision and not is_older(revision, store.revision):
             store.revision = revision
 
+    def _readable(self, store: _Store[Any], key: str) -> None:
+        store.problems.pop(key, None)
+        store.unreadable.pop(key, None)
+
     def _is_late(self, store: _Store[Any], key: str, revision: str) -> bool:
         if is_not_newer(revision, store.floor):
+            return True
+        if is_not_newer(revision, store.unreadable.get(key, "")):
             return True
         stored = store.objects.get(key)
         known = stored.metadata.resource_version if stored else store.tombstones.get(key, "")

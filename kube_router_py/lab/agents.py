@@ -80,6 +80,7 @@ class Agent:
         self._directory = directory
         self._namespaces = namespaces
         self._process: subprocess.Popen[bytes] | None = None
+        self.is_wanted = False
 
     @property
     def is_running(self) -> bool:
@@ -110,6 +111,7 @@ class Agent:
 
     def start(self) -> None:
         """Start the process; it enters its namespaces by itself. Blocking but short."""
+        self.is_wanted = True
         if self.is_running:
             return
         with self.log.open("ab") as log:
@@ -123,6 +125,7 @@ class Agent:
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """As a kubelet ends a container: SIGTERM, then SIGKILL; 0 kills at once."""
+        self.is_wanted = False
         if self._process is not None:
             await processes.end(self._process, grace_s)
 
@@ -158,7 +161,9 @@ def _kept_paths(program: str) -> list[str]:
     """Whatever the agent is started from must stay visible below any mount."""
     paths = [sys.prefix, sys.base_prefix, str(PROJECT), os.path.dirname(program)]
     paths += [path for path in sys.path if path]
-    return [path for path in dict.fromkeys(os.path.realpath(p) for p in paths) if Path(path).is_dir()]
+    return [
+        path for path in dict.fromkeys(os.path.realpath(p) for p in paths) if Path(path).is_dir()
+    ]
 
 
 def _create(volume: Volume) -> None:
@@ -187,16 +192,21 @@ class Agents:
             raise LabError(f"no agent on {node!r}: there are {', '.join(sorted(self.by_node))}")
         return self.by_node[node]
 
-    async def start(self) -> None:
-        for agent in self.by_node.values():
-            agent.prepare()
-            agent.start()
+    async def start(self, namespaces: Namespaces) -> None:
+        def start_all() -> None:
+            for agent in self.by_node.values():
+                agent.prepare()
+                agent.start()
+
+        await namespaces.call(start_all)
 
     async def close(self) -> None:
         await asyncio.gather(*(agent.stop(grace_s=0.0) for agent in self.by_node.values()))
 
     async def wait_applied(self, revision: int, deadline: float) -> None:
-        """Until every running agent is ready and has applied ``revision``; raises LabError.
+        """Until every agent is ready and has applied ``revision``; raises LabError.
+
+        Agents that were stopped on purpose do not count.
 
         ``deadline`` is in seconds of ``time.monotonic()``.
         """
@@ -204,7 +214,7 @@ class Agents:
             *(
                 _wait_applied(agent, revision, deadline)
                 for agent in self.by_node.values()
-                if agent.exit_code is None or agent.is_running
+                if agent.is_wanted
             )
         )
 
@@ -283,11 +293,14 @@ def compile_agent(
         config_maps=config_maps,
     )
     # The administrator's part: the manifest's placeholder becomes this cluster's API server.
-    env = {name: value if name not in reachable else reachable[name] for name, value in spec.env}
+    env = {name: reachable.get(name, value) for name, value in spec.env}
     return ContainerSpec(
         argv=(*spec.argv, *extra_args),
         env=tuple(sorted(env.items())),
-        volumes=(*spec.volumes, account_volume(directory, token, certificate, deployment.namespace)),
+        volumes=(
+            *spec.volumes,
+            account_volume(directory, token, certificate, deployment.namespace),
+        ),
         capabilities=spec.capabilities,
         read_only_sysctl=spec.read_only_sysctl,
         no_new_privileges=spec.no_new_privileges,

@@ -23,7 +23,7 @@ SHARED_HOST_PATHS = ("/lib/modules", "/sys", "/proc", "/dev", "/usr", "/etc/ssl"
 # What container runtimes grant without being asked.
 DEFAULT_CAPABILITIES = frozenset(
     "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP"
-    " SETGID SETPCAP SETUID SYS_CHROOT".split()
+    " SETGID SETPCAP SETUID SYS_CHROOT".split()  # noqa: SIM905 - a list of words, read as such
 )
 
 
@@ -80,7 +80,7 @@ def compile_container(
         command[:1] = entry_point
     arguments = [_expand(word, env) for word in container.get("args") or []]
     return ContainerSpec(
-        argv=tuple([*(command or entry_point), *arguments]),
+        argv=(*(command or entry_point), *arguments),
         env=tuple(sorted(env.items())),
         volumes=tuple(_volumes(pod_spec, container, directory, config_maps)),
         capabilities=None if privileged else _capabilities(security),
@@ -148,7 +148,7 @@ def _capabilities(security: Object) -> tuple[str, ...]:
 
 
 def host_path(path: str, directory: Path) -> Path:
-    """Where the node's ``path`` is on this machine: below ``directory`` unless all nodes share it."""
+    """Where a node's ``path`` is: below its ``directory`` unless all nodes share it."""
     if any(path == shared or path.startswith(f"{shared}/") for shared in SHARED_HOST_PATHS):
         return Path(path)
     return directory / "root" / path.lstrip("/")

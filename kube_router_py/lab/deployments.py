@@ -68,9 +68,7 @@ def _bound(value: int | str, replicas: int, round_up: bool) -> int:
     return int(value)
 
 
-def compile_scales(
-    deployment: Object, current: Object, others: Sequence[Object]
-) -> dict[str, int]:
+def compile_scales(deployment: Object, current: Object, others: Sequence[Object]) -> dict[str, int]:
     """The next ``spec.replicas`` of each ReplicaSet that has to change, by name.
 
     ``current`` is the one of the present template. Call again whenever a status changes.

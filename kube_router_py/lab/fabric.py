@@ -13,14 +13,16 @@ from ipaddress import IPv4Network, IPv6Network
 
 from kube_router_py.lab.netns import Namespaces, write_sysctl
 
+Networks = dict[int, IPv4Network | IPv6Network]
+
 FABRIC = "fabric"
 ROUTER = "router"
 CLIENT = "client"
 APISERVER = "apiserver"
 MAX_NODES = 50
 
-FABRIC_NETS = {4: IPv4Network("10.10.0.0/24"), 6: IPv6Network("fd10:10::/64")}
-OUTSIDE_NETS = {4: IPv4Network("10.20.0.0/24"), 6: IPv6Network("fd10:20::/64")}
+FABRIC_NETS: Networks = {4: IPv4Network("10.10.0.0/24"), 6: IPv6Network("fd10:10::/64")}
+OUTSIDE_NETS: Networks = {4: IPv4Network("10.20.0.0/24"), 6: IPv6Network("fd10:20::/64")}
 SERVICE_CIDRS = {4: "10.96.0.0/12", 6: "fd10:96::/112"}
 FAMILIES = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}
 
@@ -83,7 +85,7 @@ def compile_topology(nodes: int, ip_family: str) -> Topology:
     """Who is where; ``ip_family`` is ipv4, ipv6 or dual. Pure."""
     families = FAMILIES[ip_family]
 
-    def on(networks: dict[int, IPv4Network | IPv6Network], number: int) -> tuple[str, ...]:
+    def on(networks: Networks, number: int) -> tuple[str, ...]:
         return tuple(
             f"{networks[family][number]}/{networks[family].prefixlen}" for family in families
         )
@@ -91,18 +93,16 @@ def compile_topology(nodes: int, ip_family: str) -> Topology:
     def bare(addresses: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(address.split("/")[0] for address in addresses)
 
-    fabric: dict[int, IPv4Network | IPv6Network] = dict(FABRIC_NETS)
-    outside: dict[int, IPv4Network | IPv6Network] = dict(OUTSIDE_NETS)
     lab_nodes = tuple(
         LabNode(
             name=f"node{number}",
             number=number,
-            addresses=bare(on(fabric, 10 + number)),
+            addresses=bare(on(FABRIC_NETS, 10 + number)),
             pod_cidrs=tuple(pod_cidr(family, number) for family in families),
         )
         for number in range(1, nodes + 1)
     )
-    gateway = tuple(f"default via {address}" for address in bare(on(fabric, 1)))
+    gateway = tuple(f"default via {address}" for address in bare(on(FABRIC_NETS, 1)))
 
     def to_pods(own: LabNode | None) -> tuple[str, ...]:
         return tuple(
@@ -113,16 +113,16 @@ def compile_topology(nodes: int, ip_family: str) -> Topology:
         )
 
     hosts = [
-        Host(ROUTER, (("eth0", on(fabric, 1)), ("eth1", on(outside, 1))), forwards=True),
+        Host(ROUTER, (("eth0", on(FABRIC_NETS, 1)), ("eth1", on(OUTSIDE_NETS, 1))), forwards=True),
         Host(
             CLIENT,
-            (("eth0", on(outside, 2)),),
-            tuple(f"default via {address}" for address in bare(on(outside, 1))),
+            (("eth0", on(OUTSIDE_NETS, 2)),),
+            tuple(f"default via {address}" for address in bare(on(OUTSIDE_NETS, 1))),
         ),
-        Host(APISERVER, (("eth0", on(fabric, 2)),), gateway + to_pods(None)),
+        Host(APISERVER, (("eth0", on(FABRIC_NETS, 2)),), gateway + to_pods(None)),
     ]
     hosts += [
-        Host(node.name, (("eth0", on(fabric, 10 + node.number)),), gateway + to_pods(node))
+        Host(node.name, (("eth0", on(FABRIC_NETS, 10 + node.number)),), gateway + to_pods(node))
         for node in lab_nodes
     ]
     return Topology(

@@ -43,6 +43,7 @@ class Backstage:
         self._progress = progress
         self._keeper = 0
         self._life_line = -1
+        self._made_netns_directory = False
         self.directory = state.BASE / secrets.token_hex(3)
         self.environment: dict[str, str] = {}
 
@@ -50,13 +51,15 @@ class Backstage:
         """Raises LabError with the server's reason when it cannot come up."""
         state.sweep()
         self.directory.mkdir(parents=True, mode=0o755)
-        for name in ("logs", "netns", "nodes", "bin"):
+        for name in ("logs", "nodes", "bin"):
             (self.directory / name).mkdir()
         _write_program(self.directory / "bin" / "kube-router-py")
         news, report = os.pipe()
         life, self._life_line = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        self._made_netns_directory = not state.NETNS_DIRECTORY.exists()
+        state.NETNS_DIRECTORY.mkdir(exist_ok=True)
         self._keeper = os.fork()
         if self._keeper == 0:
             os.close(news)
@@ -105,9 +108,6 @@ class Backstage:
             return ""
         return "\n".join(lines[-20:])
 
-    def is_alive(self) -> bool:
-        return self._keeper > 0 and os.waitpid(self._keeper, os.WNOHANG) == (0, 0)
-
     def stop(self) -> None:
         """Take everything down; safe to call at any time and more than once."""
         if self._life_line >= 0:
@@ -117,10 +117,11 @@ class Backstage:
             _reap(self._keeper, STOP_DEADLINE_S)
             self._keeper = 0
         shutil.rmtree(self.directory, ignore_errors=True)
-        try:
-            state.BASE.rmdir()
-        except OSError:
-            pass  # another lab is running
+        for directory in (state.BASE, *([state.NETNS_DIRECTORY] if self._made_netns_directory else [])):
+            try:
+                directory.rmdir()
+            except OSError:
+                pass  # another lab, or somebody else, uses it
 
 
 def _write_program(path: Path) -> None:
@@ -157,6 +158,7 @@ def _keep(become_server: Callable[[], None]) -> None:
         os.setsid()
         sandbox.unshare(sandbox.CLONE_NEWNS | sandbox.CLONE_NEWPID)
         sandbox.mount("none", "/", flags=sandbox.MS_REC | sandbox.MS_PRIVATE)
+        sandbox.mount("tmpfs", str(state.NETNS_DIRECTORY), "tmpfs", data="mode=755")
         init = os.fork()
         if init == 0:
             # Should the keeper be killed, nobody would be left to collect init: end with it.

@@ -83,9 +83,7 @@ class Namespaces:
 
     def popen(self, name: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
         """Start a process inside; it leads its own session, so a terminal's ^C misses it."""
-        return self.inside(
-            name, lambda: subprocess.Popen(argv, start_new_session=True, **options)
-        )
+        return self.inside(name, lambda: subprocess.Popen(argv, start_new_session=True, **options))
 
     def run(
         self,

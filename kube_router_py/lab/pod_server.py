@@ -52,9 +52,7 @@ class Server:
     """All ports of one pod in one loop."""
 
     def __init__(self, pod: str, namespace: str, node: str) -> None:
-        self._identity = (
-            f'{{"pod":{quote(pod)},"namespace":{quote(namespace)},"node":{quote(node)}'
-        )
+        self._identity = f'{{"pod":{quote(pod)},"namespace":{quote(namespace)},"node":{quote(node)}'
         self._selector = selectors.DefaultSelector()
         self._streams: set[Connection] = set()
         self._last_request = 0.0

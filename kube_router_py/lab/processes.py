@@ -6,6 +6,15 @@ import signal
 import subprocess
 
 
+async def _readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    event = asyncio.Event()
+    loop.add_reader(descriptor, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
 async def wait_exit(process: "subprocess.Popen[bytes]") -> int:
     """Wait for the end of a child; returns its exit code (negative: the signal's number)."""
     code = process.poll()
@@ -14,12 +23,7 @@ async def wait_exit(process: "subprocess.Popen[bytes]") -> int:
     loop = asyncio.get_running_loop()
     descriptor = os.pidfd_open(process.pid)
     try:
-        ended: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
-        try:
-            await ended
-        finally:
-            loop.remove_reader(descriptor)
+        await _readable(loop, descriptor)
     finally:
         os.close(descriptor)
     return process.wait()
@@ -33,17 +37,7 @@ async def read_line(process: "subprocess.Popen[bytes]") -> bytes:
     os.set_blocking(descriptor, False)
     data = b""
     while not data.endswith(b"\n"):
-        readable: asyncio.Future[None] = loop.create_future()
-
-        def notice(future: asyncio.Future[None] = readable) -> None:
-            if not future.done():
-                future.set_result(None)
-
-        loop.add_reader(descriptor, notice)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(descriptor)
+        await _readable(loop, descriptor)
         more = os.read(descriptor, 4096)
         if not more:
             break

@@ -17,6 +17,8 @@ from typing import Any
 from kube_router_py.lab.errors import LabError
 
 BASE = Path("/run/kube-router-lab")
+# Where `ip` looks for named namespaces; in the lab's mount namespace it is the lab's own.
+NETNS_DIRECTORY = Path("/run/netns")
 VARIABLE = "KUBE_ROUTER_LAB"
 CONTROL_TIMEOUT_S = 600.0
 SPECIAL_NAMES = ("router", "client", "apiserver")
@@ -53,7 +55,7 @@ class LabState:
 
     def netns_path(self, namespace: str) -> str:
         """A path to a namespace of the lab that works from outside its mount namespace."""
-        return f"/proc/{self.pid}/root{self.directory}/netns/{namespace}"
+        return f"/proc/{self.pid}/root{NETNS_DIRECTORY}/{namespace}"
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One request to the lab's server; raises LabError with what it answers."""

@@ -21,7 +21,7 @@ from kube_router_py.option_checks import check
 from kube_router_py.option_flag import Flag
 from kube_router_py.option_table import FLAGS, Options
 
-__all__ = ["FLAGS", "Flag", "Options", "Request", "given_text", "parse", "scan"]
+__all__ = ["FLAGS", "Flag", "Options", "Request", "given_text", "parse", "scan", "takes_next"]
 
 _BY_NAME = {flag.name: flag for flag in FLAGS}
 _BY_SHORT = {flag.short: flag for flag in FLAGS if flag.short}
@@ -77,6 +77,12 @@ def scan(argv: Sequence[str]) -> Request:
                 value = rest.pop()
         request.texts.setdefault(name, []).append(value)
     return request
+
+
+def takes_next(argument: str) -> bool:
+    """Whether this argument is a flag of the agent whose value is the next argument."""
+    flag = _BY_NAME.get(argument.removeprefix("--")) or _BY_SHORT.get(argument.removeprefix("-"))
+    return argument.startswith("-") and flag is not None and not flag.kind.is_switch
 
 
 def _unknown(name: str) -> str:

@@ -1,0 +1,267 @@
+"""The agent: wires caches, loops and probes together, and ends them in order.
+
+Start: logs, the port of the probes, credentials and the addresses of the API server (mistakes here
+are the operator's: exit code 2); then reflectors and loops, each in its thread. The kernel is not
+written before the first complete lists are there.
+
+Without the API server the agent lives on: what the kernel has goes on serving, and a restart would
+not help. Until the first lists are complete it is not ready, and every ``--cache-sync-timeout`` the
+log says what is missing and why. (kube-router exits then.)
+
+Stop (SIGTERM, SIGINT): loops first, then reflectors, then the probes. The kernel keeps everything:
+connections go on, and the next agent takes over. Exit code 0, or 1 where a loop was given up.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+
+import kube_router_py
+from kube_router_py.cluster.bootstrap import check_api_addresses
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.client import Client, connect
+from kube_router_py.cluster.objects import Node, Service, ServiceSpec
+from kube_router_py.cluster.reflector import Reflector
+from kube_router_py.errors import ConfigurationError
+from kube_router_py.host import Host, check_capabilities, opener
+from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.loop import Loop, Turn
+from kube_router_py.observe import log
+from kube_router_py.observe.health import Health
+from kube_router_py.observe.serve import HttpServer
+from kube_router_py.observe.supervisor import notify
+from kube_router_py.option_flag import BGP, FIREWALL, LOADBALANCER, PEERS, POD_NETWORK
+from kube_router_py.options import FLAGS, Options, given_text
+from kube_router_py.proxy.controller import KINDS, ServiceProxy
+from kube_router_py.proxy.settings import proxy_options
+
+_log = logging.getLogger(__name__)
+
+_STOP_LOOP_S = 15.0
+_STOP_REFLECTOR_S = 5.0
+
+# Parts that this version does not have yet: field of Options, name, what does not happen.
+_MISSING_PARTS = (
+    ("run_firewall", "firewall", "NetworkPolicies are not enforced"),
+    ("run_router", "router", "no routes between nodes, no BGP, no CNI configuration"),
+    ("run_loadbalancer", "load balancer", "Services of type LoadBalancer get no address"),
+)
+_MISSING_GROUPS = frozenset((FIREWALL, POD_NETWORK, BGP, PEERS, LOADBALANCER))
+# Flags of parts that do run which nothing reads yet, or never will.
+_WITHOUT_EFFECT = frozenset(
+    (
+        "enable-pprof",
+        "hairpin-mode",
+        "ipvs-permit-all",
+        "nodeport-bindon-all-ip",
+        "runtime-endpoint",
+    )
+)
+
+
+def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
+    """Run until a signal says stop; returns the exit code. Raises ConfigurationError."""
+    log.configure(options.v, sys.stderr, environ)
+    _log.info(
+        "starting version=%s node=%s flags=%r",
+        kube_router_py.__version__,
+        node_name(options, environ),
+        " ".join(f"--{name}={text}" for name, text in given_text(options).items()),
+    )
+    for line in not_running(options):
+        _log.warning("%s", line)
+    if not options.run_service_proxy:
+        _log.warning("nothing to run: no part that this version has is enabled")
+        return 0
+    check_capabilities()
+    agent = Agent(options, environ, opener(options))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, agent.on_signal)
+    return agent.run()
+
+
+def node_name(options: Options, environ: Mapping[str, str]) -> str:
+    """This node's name: the flag, else NODE_NAME, else the host's own."""
+    return options.hostname_override or environ.get("NODE_NAME") or socket.gethostname().lower()
+
+
+def not_running(options: Options) -> Iterator[str]:
+    """What was asked for and does not happen, in words for the log."""
+    for field, part, consequence in _MISSING_PARTS:
+        if getattr(options, field):
+            flag = field.replace("_", "-")
+            yield f"not running: {part}, which this version lacks; {consequence} flag=--{flag}"
+    groups = {flag.name: flag.group for flag in FLAGS}
+    given = [
+        f"--{name}"
+        for name in given_text(options)
+        if groups[name] in _MISSING_GROUPS or name in _WITHOUT_EFFECT
+    ]
+    if given:
+        yield f"accepted, but without effect in this version: flags={','.join(given)}"
+
+
+class Agent:
+    """One agent. ``ports`` opens the host's adapters; ``client`` is made from the options.
+
+    The constructor binds the port of the probes and reads credentials, but sends nothing.
+    Raises ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        environ: Mapping[str, str],
+        ports: Callable[[], HostPorts],
+        client: Client | None = None,
+    ) -> None:
+        self._options = options
+        self._environ = environ
+        self._ending = threading.Event()
+        self._lost = ""
+        self.node = node_name(options, environ)
+        self.client = client or connect(options, environ)
+        check_api_addresses(
+            self.client.addresses, options.service_cluster_ip_range, _own_service(environ)
+        )
+        self.cache = Cache(KINDS)
+        self._reflectors = [
+            Reflector(
+                self.client,
+                self.cache,
+                kind,
+                field_selector=f"metadata.name={self.node}" if kind is Node else "",
+            )
+            for kind in KINDS
+        ]
+        self._host = Host(ports)
+        self._proxy = ServiceProxy(
+            self.cache, proxy_options(options), self.node, ports=self._host.open
+        )
+        self._observers: list[Callable[[Turn], None]] = []
+        self.loops = [
+            Loop(
+                self._proxy,
+                ready=lambda: self.cache.is_synced(KINDS),
+                resync_interval_s=options.ipvs_sync_period,
+                on_turn=self._on_turn,
+                on_dead=self._on_dead,
+            )
+        ]
+        self._proxy.subscribe(self.cache, self.loops[0])
+        self.health = Health(
+            node=self.node,
+            version=kube_router_py.__version__,
+            cache=self.cache,
+            loops=self.loops,
+        )
+        self.servers = list(self._bind())
+
+    def _bind(self) -> Iterator[HttpServer]:
+        options = self._options
+        if options.health_port:
+            yield HttpServer(
+                options.health_addr, options.health_port, self.health.pages(), "health-port"
+            )
+        if options.metrics_port:
+            from kube_router_py.observe.metrics import Metrics
+
+            metrics = Metrics(
+                version=kube_router_py.__version__,
+                cache=self.cache,
+                loops=self.loops,
+                gauges=dict,
+                writes=self._host.writes,
+            )
+            self._observers.append(metrics.on_turn)
+            pages = {options.metrics_path: metrics.page}
+            yield HttpServer(options.metrics_addr, options.metrics_port, pages, "metrics-port")
+
+    def _on_turn(self, turn: Turn) -> None:
+        for observe in self._observers:
+            observe(turn)
+
+    def _on_dead(self, loop: str, reason: str) -> None:
+        self._lost = f"{loop}: {reason}"
+        self._ending.set()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Begin to stop; a second signal ends the process at once."""
+        del frame
+        signal.signal(number, signal.SIG_DFL)
+        self.end()
+
+    def end(self) -> None:
+        """Make ``run`` return. For any thread."""
+        self._ending.set()
+
+    def run(self) -> int:
+        """Start everything, wait until told to end, stop everything; returns the exit code."""
+        started = time.monotonic()
+        for server in self.servers:
+            server.start()
+        for reflector in self._reflectors:
+            reflector.start()
+        for loop in self.loops:
+            loop.start()
+        notify(self._environ, "READY=1", f"STATUS=serving {self.node}")
+        self._watch_sync(started)
+        self._ending.wait()
+        return self._stop()
+
+    def _watch_sync(self, started: float) -> None:
+        """Tell how the first lists go, until they are complete or the agent ends."""
+        timeout_s = self._options.cache_sync_timeout
+        told_at = started
+        while not self._ending.is_set():
+            # Short waits: a signal must not have to wait for the cache.
+            if self.cache.wait_synced(KINDS, 0.2):
+                _log.info("caches synced after_s=%.1f", time.monotonic() - started)
+                self._check_way_to_api()
+                return
+            if time.monotonic() - told_at >= timeout_s:
+                told_at = time.monotonic()
+                for kind, stats in self.cache.stats().items():
+                    if not stats.synced:
+                        _log.error(
+                            "no complete list yet kind=%s after_s=%.0f servers=%s reason=%r",
+                            kind.__name__,
+                            told_at - started,
+                            ",".join(self.client.addresses),
+                            stats.failing,
+                        )
+
+    def _check_way_to_api(self) -> None:
+        """The mistake that only the cluster can tell. Everything works now, so go on serving."""
+        own = self.cache.get(Service, "default/kubernetes")
+        try:
+            check_api_addresses(self.client.addresses, (), own)
+        except ConfigurationError as error:
+            _log.error("this node will not come up again after a reboot: %s", error)
+
+    def _stop(self) -> int:
+        _log.info("stopping; the kernel keeps what it has reason=%r", self._lost or "asked to")
+        notify(self._environ, "STOPPING=1")
+        for loop in self.loops:
+            if not loop.stop(_STOP_LOOP_S):
+                _log.warning("a turn does not end; leaving without it loop=%s", loop.name)
+        for reflector in self._reflectors:
+            reflector.stop(_STOP_REFLECTOR_S)
+        for server in self.servers:
+            server.stop()
+        self.client.close()
+        _log.info("stopped writes=%r", self._host.writes())
+        return 1 if self._lost else 0
+
+
+def _own_service(environ: Mapping[str, str]) -> Service | None:
+    """``default/kubernetes`` as the kubelet tells of it: KUBERNETES_SERVICE_HOST is overridden in
+    our manifests, this other variable for the same address is not."""
+    address = environ.get("KUBERNETES_PORT_443_TCP_ADDR", "")
+    return Service(spec=ServiceSpec(cluster_ip=address)) if address else None

@@ -1,0 +1,203 @@
+"""The command line: the agent by default, and its subcommands.
+
+Each imports what it needs when it runs: ``--version``, ``--help`` and ``render`` start at once and
+need neither kernel nor cluster libraries.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from kube_router_py import __version__
+from kube_router_py.errors import ConfigurationError, PreflightError
+
+OK, FAILED, MISTAKE = 0, 1, 2
+
+RENDER_USAGE = """\
+Usage: kube-router-py render -f FILE|DIR|- [-f ...] --node NAME [--output text|json] [FLAG...]
+
+Shows what the agent of node NAME would program for these manifests (YAML or JSON, one or several
+documents, Lists), with these agent flags; no cluster and no root needed. The output goes to stdout;
+objects with mistakes are listed as problems in it.
+
+  -f, --filename=FILE   a manifest, a directory of manifests, or - for stdin; may be repeated
+      --node=NAME       the node; its Node object gives addresses and pod CIDRs
+  -o, --output=FORMAT   text (default) or json
+      --show-secrets    do not mask passwords
+  -h, --help            show this text
+
+Exit codes: 0 rendered; 1 a file cannot be read or has broken syntax; 2 a mistake in the flags.
+"""
+
+CLEANUP_USAGE = """\
+Usage: kube-router-py cleanup [FLAG...]
+
+Removes what the agent left in this node's kernel: its IPVS virtual servers (all outside of
+--excluded-cidrs), its iptables chains and ipsets, the link kube-dummy-if with its routes. Run it as
+root, with the agent stopped. It says what it did. The same as kube-router-py --cleanup-config.
+
+Exit codes: 0 all removed; 1 something stayed; 2 a mistake in the flags.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            return _subcommand(arguments[0], arguments[1:])
+        return _agent(arguments, os.environ)
+    except ConfigurationError as error:
+        for message in error.messages:
+            print(f"kube-router-py: {message}", file=sys.stderr)
+        return MISTAKE
+    except PreflightError as error:
+        print(f"kube-router-py: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _subcommand(name: str, arguments: list[str]) -> int:
+    command = _COMMANDS.get(name)
+    if command is not None:
+        return command(arguments)
+    near = difflib.get_close_matches(name, _COMMANDS, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_COMMANDS))}"
+    raise ConfigurationError(f"{name!r} is not a subcommand; {remedy} (see kube-router-py --help)")
+
+
+def _agent(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    from kube_router_py.options import parse, scan
+
+    asked = scan(arguments).asked
+    if asked == "version":
+        print(f"kube-router-py {__version__}")
+        return OK
+    if asked == "help":
+        from kube_router_py.option_help import help_text
+
+        print(help_text(), end="")
+        return OK
+    options = parse(arguments, environ)
+    if options.cleanup_config:
+        return _clean_up(arguments)
+
+    from kube_router_py import agent
+
+    return agent.run(options, environ)
+
+
+def _version(arguments: list[str]) -> int:
+    if arguments:
+        raise ConfigurationError(f"version takes no arguments, but has {arguments[0]!r}")
+    print(f"kube-router-py {__version__}")
+    return OK
+
+
+def _clean_up(arguments: Sequence[str]) -> int:
+    from kube_router_py.options import parse, scan
+
+    if scan(arguments).asked == "help":
+        print(CLEANUP_USAGE, end="")
+        return OK
+    options = parse(arguments, os.environ)
+    from kube_router_py.cleanup import clean_up
+    from kube_router_py.host import check_capabilities, opener
+
+    check_capabilities()
+    ports = opener(options)()
+    try:
+        return OK if clean_up(options, ports, print) else FAILED
+    finally:
+        ports.close()
+
+
+def _render(arguments: list[str]) -> int:
+    from kube_router_py.options import parse
+
+    own, rest, mistakes = _take(arguments)
+    if "help" in own:
+        print(RENDER_USAGE, end="")
+        return OK
+    files = own.get("filename", [])
+    output = own.get("output", ["text"])[-1]
+    node = own.get("node", [""])[-1]
+    if not files:
+        mistakes.append("-f is missing: name a manifest, a directory or - for stdin")
+    if not node:
+        mistakes.append("--node is missing: name the node to render for")
+    if output not in ("text", "json"):
+        mistakes.append(f"--output {output!r} is unknown; choose text or json")
+    try:
+        options = parse(rest, os.environ)
+    except ConfigurationError as error:
+        raise ConfigurationError(*mistakes, *error.messages) from None
+    if mistakes:
+        raise ConfigurationError(*mistakes)
+
+    from kube_router_py import render
+
+    return render.main(files, node, options, output, "show-secrets" in own, sys.stdin, sys.stdout)
+
+
+# Names of render's own flags; True: takes a value.
+_RENDER_FLAGS = {
+    "-f": ("filename", True),
+    "--filename": ("filename", True),
+    "-o": ("output", True),
+    "--output": ("output", True),
+    "--node": ("node", True),
+    "--show-secrets": ("show-secrets", False),
+    "-h": ("help", False),
+    "--help": ("help", False),
+}
+
+
+def _take(arguments: list[str]) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """Sort arguments into render's own flags, the agent's flags, and mistakes."""
+    from kube_router_py.options import takes_next
+
+    own: dict[str, list[str]] = {}
+    rest: list[str] = []
+    mistakes: list[str] = []
+    left = list(reversed(arguments))
+    while left:
+        argument = left.pop()
+        name, has_value, value = argument.partition("=")
+        if name not in _RENDER_FLAGS:
+            rest.append(argument)
+            if left and takes_next(argument):
+                rest.append(left.pop())
+            continue
+        field, takes_value = _RENDER_FLAGS[name]
+        if not takes_value and has_value:
+            mistakes.append(f"{name} takes no value, but has {value!r}")
+        elif takes_value and not has_value:
+            if not left:
+                mistakes.append(f"{name} needs a value")
+                continue
+            value = left.pop()
+        own.setdefault(field, []).append(value)
+    return own, rest, mistakes
+
+
+def _lab(arguments: list[str]) -> int:
+    from kube_router_py.lab import command
+
+    return command.main(arguments)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "cleanup": _clean_up,
+    "lab": _lab,
+    "render": _render,
+    "version": _version,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The host adapters as the agent opens them, counted across restarts of a loop."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import structs
+
+from kube_router_py.errors import PreflightError
+from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.options import Options
+
+_CAP_NET_ADMIN = 12
+_ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls")
+_DEFAULT_PROC_SYS = "/proc/sys"
+
+
+class Host:
+    """Makes the adapters of one loop, in the loop's thread, and sums up what they wrote."""
+
+    def __init__(self, make: Callable[[], HostPorts]) -> None:
+        self._make = make
+        self._ports: HostPorts | None = None
+        self._before = dict.fromkeys(_ADAPTERS, 0)
+
+    def open(self) -> HostPorts:
+        """New adapters. Raises PreflightError where the node lacks something."""
+        before = self.writes()
+        self._ports = self._make()
+        self._before = before
+        return self._ports
+
+    def writes(self) -> dict[str, int]:
+        """Changes sent to the kernel since the agent started, by adapter. For any thread."""
+        ports = self._ports
+        return {
+            name: self._before[name] + (getattr(ports, name).writes if ports else 0)
+            for name in _ADAPTERS
+        }
+
+
+def opener(options: Options) -> Callable[[], HostPorts]:
+    """How this node's adapters are opened under these options."""
+    families = ["inet"] * options.enable_ipv4 + ["inet6"] * options.enable_ipv6
+
+    def open_ports() -> HostPorts:
+        # Imported here: opening is the only place that needs them, and they are slow to load.
+        from kube_router_py.kernel.host import open_host
+        from kube_router_py.kernel.sysctl import ProcSysctls
+
+        ports = open_host(vip_mode=options.vip_mode, families=families)
+        if options.proc_sys_path == _DEFAULT_PROC_SYS:
+            return ports
+        return structs.replace(ports, sysctls=ProcSysctls(options.proc_sys_path))
+
+    return open_ports
+
+
+def check_capabilities(status: Path = Path("/proc/self/status")) -> None:
+    """Raise PreflightError where the process may not configure the network at all."""
+    for line in status.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff" and not int(value, 16) >> _CAP_NET_ADMIN & 1:
+            raise PreflightError(
+                f"the capability CAP_NET_ADMIN is missing (user id {os.geteuid()}); run the agent "
+                "as root, or give the capability in the manifest's securityContext or in the "
+                "systemd unit"
+            )

@@ -1,0 +1,186 @@
+"""What is deployed agrees with the code: RBAC, flags, versions; kustomize builds it."""
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kube_router_py
+from kube_router_py.cluster.decode import RESOURCES
+from kube_router_py.options import Options, parse
+from kube_router_py.proxy.controller import KINDS
+
+REPOSITORY = Path(__file__).parents[3]
+MANIFESTS = REPOSITORY / "manifests"
+DIRECTORIES = ("base", "overlays/service-proxy")
+
+
+def documents(directory):
+    """The objects of one kustomization directory itself, without its bases."""
+    found = []
+    for file in sorted((MANIFESTS / directory).glob("*.yaml")):
+        if file.name != "kustomization.yaml":
+            found += list(yaml.safe_load_all(file.read_text()))
+    return found
+
+
+def of_kind(kind, directory="base"):
+    (found,) = [obj for obj in documents(directory) if obj["kind"] == kind]
+    return found
+
+
+def container(directory="base"):
+    return of_kind("DaemonSet", directory)["spec"]["template"]["spec"]["containers"][0]
+
+
+def test_the_role_allows_exactly_what_the_reflectors_ask_for():
+    asked = set()
+    for kind in KINDS:
+        group = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/\w+", RESOURCES[kind].path)[1] or ""
+        asked |= {(group, RESOURCES[kind].plural, verb) for verb in ("list", "watch")}
+    allowed = {
+        (group, resource, verb)
+        for rule in of_kind("ClusterRole")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert allowed == asked
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_the_arguments_are_flags_of_this_version(directory):
+    parse(container(directory)["args"], {})
+
+
+def test_the_overlay_runs_the_service_proxy_alone():
+    options = parse(container("overlays/service-proxy")["args"], {})
+    others = (options.run_firewall, options.run_router, options.run_loadbalancer)
+    assert (options.run_service_proxy, *others) == (True, False, False, False)
+
+
+def test_the_probes_ask_where_the_agent_answers():
+    agent = container()
+    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert agent[probe]["httpGet"] == {"path": path, "port": Options().health_port}
+
+
+def test_the_pod_is_no_more_privileged_than_it_needs_and_survives_what_it_must():
+    spec = of_kind("DaemonSet")["spec"]["template"]["spec"]
+    assert spec["hostNetwork"] is True
+    assert spec["enableServiceLinks"] is False
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["priorityClassName"] == "system-node-critical"
+    security = container()["securityContext"]
+    assert security["privileged"] is False
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+
+
+def test_kernel_parameters_are_written_where_they_are_mounted():
+    options = parse(container()["args"], {})
+    mounts = {mount["name"]: mount for mount in container()["volumeMounts"]}
+    assert mounts["proc-sys-net"]["mountPath"] == f"{options.proc_sys_path}/net"
+    assert not mounts["proc-sys-net"].get("readOnly")
+
+
+def test_the_way_to_the_api_server_is_configured_and_not_the_one_pods_are_given():
+    settings = of_kind("ConfigMap")
+    env = {variable["name"]: variable["valueFrom"] for variable in container()["env"]}
+    for name, key in (("HOST", "api-host"), ("PORT", "api-port")):
+        reference = env[f"KUBERNETES_SERVICE_{name}"]["configMapKeyRef"]
+        assert reference == {"name": settings["metadata"]["name"], "key": key}
+        assert key in settings["data"]
+    assert env["NODE_NAME"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+
+
+def test_names_fit_together():
+    account = of_kind("ServiceAccount")["metadata"]
+    binding = of_kind("ClusterRoleBinding")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
+    assert binding["roleRef"]["name"] == of_kind("ClusterRole")["metadata"]["name"]
+    spec = of_kind("DaemonSet")["spec"]
+    assert spec["template"]["spec"]["serviceAccountName"] == account["name"]
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+
+
+def test_the_image_carries_this_version():
+    assert container()["image"] == f"kube-router-py:{kube_router_py.__version__}"
+    assert f"kube-router-py:{kube_router_py.__version__}" in dockerfile_text()
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_kustomize_builds_all_objects(directory):
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(MANIFESTS / directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    assert sorted(obj["kind"] for obj in built) == sorted(obj["kind"] for obj in documents("base"))
+    (daemon_set,) = [obj for obj in built if obj["kind"] == "DaemonSet"]
+    assert (
+        daemon_set["spec"]["template"]["spec"]["containers"][0]["args"]
+        == container(directory)["args"]
+    )
+
+
+# --- Dockerfile and systemd unit ----------------------------------------------------------------
+
+
+def dockerfile_text():
+    return (REPOSITORY / "Dockerfile").read_text()
+
+
+def instructions():
+    """(instruction, arguments) of the Dockerfile, continuation lines joined."""
+    lines = [line for line in dockerfile_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
+
+
+def test_the_dockerfile_is_well_formed_and_pins_its_base():
+    known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "EXPOSE", "ENTRYPOINT"}
+    found = instructions()
+    assert {name for name, _ in found} <= known
+    bases = [arguments.split()[0] for name, arguments in found if name == "FROM"]
+    assert bases == ["python:3.11-slim-bookworm"] * 2
+    assert found[-1] == ("ENTRYPOINT", '["kube-router-py"]')
+
+
+def test_the_image_has_the_programs_that_the_agent_runs():
+    (install,) = [arguments for name, arguments in instructions() if "apt-get install" in arguments]
+    assert {"iptables", "ipset"} <= set(install.split())
+
+
+def test_the_dockerfile_copies_what_exists_and_is_not_ignored():
+    kept = {
+        line[1:]
+        for line in (REPOSITORY / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    for name, arguments in instructions():
+        if name == "COPY" and "--from" not in arguments:
+            for source in arguments.split()[:-1]:
+                assert (REPOSITORY / source).exists(), source
+                assert source in kept
+
+
+def test_the_systemd_unit_starts_the_agent_and_spares_the_data_plane():
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read(MANIFESTS / "systemd/kube-router-py.service")
+    service = unit["Service"]
+    assert service["Type"] == "notify"
+    assert service["ExecStart"].endswith("/kube-router-py")
+    assert service["RestartPreventExitStatus"] == "2"
+    assert service["AmbientCapabilities"] == "CAP_NET_ADMIN CAP_NET_RAW"
+    environ = dict([service["Environment"].split("=", 1)])
+    assert parse([], environ).kubeconfig == "/etc/kubernetes/kube-router-py.conf"

@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 
-from kube_router_py.kernel.ports import OperationFailure
-from kube_router_py.proxy.host import HostPorts
+from kube_router_py.kernel.ports import HostPorts, OperationFailure
 from kube_router_py.proxy.model import (
     IpvsOperation,
     IpvsTable,

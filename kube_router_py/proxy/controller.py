@@ -31,14 +31,14 @@ from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.ports import OperationFailure
+from kube_router_py.kernel.ports import HostPorts, OperationFailure
 from kube_router_py.loop import Outcome
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.applied import Applied
 from kube_router_py.proxy.compile import DEFAULT_SCHEDULER, compile_service
 from kube_router_py.proxy.desired import Desired
 from kube_router_py.proxy.drain import Draining
-from kube_router_py.proxy.host import HostPorts, settle_host
+from kube_router_py.proxy.host import settle_host
 from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode, this_node
@@ -254,7 +254,10 @@ class ServiceProxy:
         return bool(self._desired.vip_claimants(vip)) and vip.address not in self._node_addresses
 
     def _source(self, vip: Vip) -> bytes:
-        return self._node.addresses.get(vip.family, b"")
+        """The node's address, for the node's own connections: else the VIP would be their source.
+        A cloud's Node may name an address that no link has, and that the kernel would refuse."""
+        address = self._node.addresses.get(vip.family, b"")
+        return address if address in self._node_addresses else b""
 
     # --- what went wrong -----------------------------------------------------------------------
 

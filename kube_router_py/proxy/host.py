@@ -4,30 +4,14 @@ import logging
 import os
 from collections.abc import Iterable
 
-from msgspec import Struct
-
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.ports import Ipsets, Iptables, Ipvs, Links, Sysctls
+from kube_router_py.kernel.ports import HostPorts, Ipsets, Iptables, Sysctls
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.masquerade import TABLE, Masquerade, compile_masquerade
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode
 from kube_router_py.proxy.sysctls import Sysctl, sysctls
 
 _log = logging.getLogger(__name__)
-
-
-class HostPorts(Struct):
-    """The host adapters of one loop; created, used and closed in its thread."""
-
-    ipvs: Ipvs
-    links: Links
-    ipsets: Ipsets
-    iptables: Iptables
-    sysctls: Sysctls
-
-    def close(self) -> None:
-        for port in (self.ipvs, self.links, self.ipsets, self.iptables):
-            port.close()
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:

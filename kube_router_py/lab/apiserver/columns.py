@@ -7,9 +7,9 @@ columns appear with ``-o wide`` only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, NamedTuple
 
+from .ages import seconds_of, short_duration
 from .status import Object
 
 
@@ -20,30 +20,6 @@ class Column(NamedTuple):
     cell: Callable[[Object, float], Any]
     type: str = "string"
     priority: int = 0
-
-
-def seconds_of(timestamp: str) -> float:
-    """RFC 3339 -> seconds since the epoch."""
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
-
-
-def short_duration(seconds: float) -> str:
-    """A human duration as kubectl writes ages: 45s, 3m12s, 5h, 2d3h, 40d."""
-    total = max(0, int(seconds))
-    minutes, hours, days = total // 60, total // 3600, total // 86400
-    if total < 120:
-        return f"{total}s"
-    if minutes < 10:
-        return f"{minutes}m{total % 60}s" if total % 60 else f"{minutes}m"
-    if minutes < 180:
-        return f"{minutes}m"
-    if hours < 8:
-        return f"{hours}h{minutes % 60}m" if minutes % 60 else f"{hours}h"
-    if hours < 48:
-        return f"{hours}h"
-    if days < 8:
-        return f"{days}d{hours % 24}h" if hours % 24 else f"{days}d"
-    return f"{days}d"
 
 
 def _path(*names: str, absent: Any = "<none>") -> Callable[[Object, float], Any]:

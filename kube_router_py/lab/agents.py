@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,12 +268,10 @@ def compile_agent(
 ) -> ContainerSpec:
     """The agent's container on ``node``; ``credentials`` are the token and the CA certificate."""
     token, certificate = credentials
-    reachable: Mapping[str, str] = {
-        "KUBERNETES_SERVICE_HOST": api_host,
-        "KUBERNETES_SERVICE_PORT": str(api_port),
-    }
+    # The administrator's part: the placeholders become this cluster's API server.
+    edited = {"api-host": api_host, "api-port": str(api_port)}
     config_maps = {
-        name: {key: reachable.get(key, value) for key, value in data.items()}
+        name: {key: edited.get(key, value) for key, value in data.items()}
         for name, data in deployment.config_maps.items()
     }
     spec = container.compile_container(
@@ -292,11 +290,9 @@ def compile_agent(
         injected={"KUBERNETES_SERVICE_HOST": service_host, "KUBERNETES_SERVICE_PORT": "443"},
         config_maps=config_maps,
     )
-    # The administrator's part: the manifest's placeholder becomes this cluster's API server.
-    env = {name: reachable.get(name, value) for name, value in spec.env}
     return ContainerSpec(
         argv=(*spec.argv, *extra_args),
-        env=tuple(sorted(env.items())),
+        env=spec.env,
         volumes=(
             *spec.volumes,
             account_volume(directory, token, certificate, deployment.namespace),

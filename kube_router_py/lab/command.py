@@ -204,7 +204,8 @@ def _run(
     progress: Callable[[str], None],
     out: Path,
 ) -> int:
-    from kube_router_py.lab.cluster import LabOptions, serve
+    from kube_router_py.lab.cluster import LabOptions
+    from kube_router_py.lab.server import serve
 
     options = LabOptions(
         files=tuple(file.resolve() for file in given.files),

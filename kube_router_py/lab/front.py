@@ -117,7 +117,10 @@ class Backstage:
             _reap(self._keeper, STOP_DEADLINE_S)
             self._keeper = 0
         shutil.rmtree(self.directory, ignore_errors=True)
-        for directory in (state.BASE, *([state.NETNS_DIRECTORY] if self._made_netns_directory else [])):
+        for directory in (
+            state.BASE,
+            *([state.NETNS_DIRECTORY] if self._made_netns_directory else []),
+        ):
             try:
                 directory.rmdir()
             except OSError:

@@ -1,0 +1,188 @@
+"""Fixtures of the end-to-end tests: they run as the COMMAND of a lab, see .ci/real-tests.
+
+Requests are made by sockets created inside the lab's namespaces and used from here, so that one
+costs a system call and not a process: under emulation that is the difference of seconds.
+"""
+
+import base64
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from kube_router_py.lab import sandbox, state
+
+T = TypeVar("T")
+Object = dict[str, Any]
+DEADLINE_S = 120.0
+
+
+class Api:
+    """Just enough of a client; the judges of the API server have tests of their own."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster = config["clusters"][0]["cluster"]
+        self._server = cluster["server"]
+        self._token = config["users"][0]["user"]["token"]
+        if data := cluster.get("certificate-authority-data"):
+            self._tls = ssl.create_default_context(cadata=base64.b64decode(data).decode())
+        else:
+            self._tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
+
+    def request(
+        self, method: str, path: str, body: Object | None = None, kind: str = "application/json"
+    ) -> Object:
+        request = urllib.request.Request(
+            self._server + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self._token}", "Content-Type": kind},
+        )
+        with urllib.request.urlopen(request, timeout=60, context=self._tls) as response:
+            return dict(json.load(response))
+
+    def get(self, path: str) -> Object:
+        return self.request("GET", path)
+
+    def create(self, path: str, body: Object) -> Object:
+        return self.request("POST", path, body)
+
+    def merge(self, path: str, body: Object) -> Object:
+        return self.request("PATCH", path, body, "application/merge-patch+json")
+
+    def delete(self, path: str) -> Object:
+        return self.request("DELETE", path)
+
+
+class Cluster:
+    """The running lab, from its COMMAND's point of view."""
+
+    def __init__(self) -> None:
+        self.state = state.attach(os.environ)
+        self.api = Api(self.state.kubeconfig)
+        self.logs = Path(os.environ["LAB_LOGS"])
+
+    def address(self, host: str, family: int) -> str:
+        return os.environ[f"LAB_{host.upper()}_IP{family}"]
+
+    def inside(self, target: str, work: Callable[[], T]) -> T:
+        """Run ``work`` in the network of ``target``, in a thread made for it."""
+        path = self.state.netns_path(self.state.resolve(target))
+        result: list[T] = []
+        failure: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                sandbox.setns(path)
+                result.append(work())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller
+                failure.append(error)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    def socket(self, target: str, family: int, kind: int) -> socket.socket:
+        number = socket.AF_INET6 if family == 6 else socket.AF_INET
+        return self.inside(target, lambda: socket.socket(number, kind))
+
+    def ask(
+        self, target: str, address: str, port: int, protocol: str = "TCP", timeout_s: float = 20.0
+    ) -> Object:
+        """One request from ``target``; what the pod answered. Raises OSError."""
+        family = 6 if ":" in address else 4
+        kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
+        with self.socket(target, family, kind) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect((address, port))
+            if protocol == "UDP":
+                sock.send(b"?")
+                return dict(json.loads(sock.recv(65536)))
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
+            data = b""
+            while chunk := sock.recv(65536):
+                data += chunk
+        return dict(json.loads(data.partition(b"\r\n\r\n")[2]))
+
+    def run(self, target: str, *argv: str) -> str:
+        done = subprocess.run(
+            self.state.enter(target, argv), capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout
+
+    def eventually(self, check: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
+        """The first true value of ``check``; fails with ``what`` after a generous deadline."""
+        end = time.monotonic() + deadline_s
+        while not (value := check()):
+            if time.monotonic() > end:
+                pytest.fail(f"not within {deadline_s:.0f} s: {what}")
+            time.sleep(0.1)
+        return value
+
+    def wait(self) -> None:
+        """Until every agent has applied everything that the API holds now."""
+        self.state.ask({"op": "wait", "timeout_s": DEADLINE_S})
+
+    def agent(self, node: str, verb: str) -> None:
+        self.state.ask({"op": "agent", "node": node, "verb": verb})
+
+    def agent_log(self, node: str) -> str:
+        return (self.logs / f"agent-{node}.log").read_text(errors="replace")
+
+    def page(self, node: str, port: int, path: str) -> str:
+        """A page of the node's agent, over the node's loopback."""
+        with self.socket(node, 4, socket.SOCK_STREAM) as sock:
+            sock.settimeout(60)
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            data = b""
+            while chunk := sock.recv(65536):
+                data += chunk
+        return data.partition(b"\r\n\r\n")[2].decode()
+
+    def ready(self, node: str) -> Object:
+        return dict(json.loads(self.page(node, 20244, "/readyz")))
+
+    def metric(self, node: str, name: str) -> float:
+        """The sum over all labels of one metric of a node's agent."""
+        text = self.page(node, METRICS_PORT, "/metrics")
+        found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+        assert found, f"no metric {name}"
+        return sum(map(float, found))
+
+    def ipvs(self, node: str) -> dict[str, list[str]]:
+        """``{"TCP 10.96.0.1:443": ["10.10.0.2:6443 1"]}``: real servers with their weights."""
+        table: dict[str, list[str]] = {}
+        current: list[str] = []
+        for line in self.run(node, "ipvsadm", "-Ln").splitlines():
+            words = line.split()
+            if words and words[0] in ("TCP", "UDP", "SCTP"):
+                current = table.setdefault(f"{words[0]} {words[1]}", [])
+            elif words and words[0] == "->" and words[1] != "RemoteAddress:Port":
+                current.append(f"{words[1]} {words[3]}")
+        return table
+
+
+METRICS_PORT = 20245
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.wait()
+    return cluster

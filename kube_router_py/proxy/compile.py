@@ -292,6 +292,8 @@ def _compile_addresses(
             report(field, f"{text!r} is not an IP address")
             return
         family, packed = parsed
+        if packed in found:
+            return  # an external IP that a load balancer gave out too: the external IP it is
         if reason := unusable_address(packed):
             report(field, f"{text} is {reason}")
         elif family not in options.families:
@@ -303,7 +305,7 @@ def _compile_addresses(
         elif refusal := _refuse(kind, packed, options):
             report(field, f"{text} is refused: {refusal}")
         else:
-            found.setdefault(packed, _Address(kind, family, packed, field))
+            found[packed] = _Address(kind, family, packed, field)
 
     for index, text in enumerate(cluster_ips(service)):
         admit(Kind.CLUSTER_IP, f"spec.clusterIPs[{index}]", text)

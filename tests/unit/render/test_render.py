@@ -1,0 +1,141 @@
+"""render: golden documents, and what it does with files it cannot read."""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kube_router_py import render
+from kube_router_py.options import Options, parse
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "render"
+CASES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
+
+
+def options(*argv: str) -> Options:
+    return parse(argv, {})
+
+
+def run(
+    capsys: pytest.CaptureFixture[str],
+    *files: str,
+    flags: tuple[str, ...] = (),
+    output: str = "json",
+    stdin: str = "",
+) -> tuple[int, str, str]:
+    stdout = io.StringIO()
+    code = render.main(files, "node1", options(*flags), output, False, io.StringIO(stdin), stdout)
+    return code, stdout.getvalue(), capsys.readouterr().err
+
+
+def flags_of(path: Path) -> tuple[str, ...]:
+    (line,) = (each for each in path.read_text().splitlines() if each.startswith("# flags:"))
+    return tuple(line.removeprefix("# flags:").split())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("output", ["json", "text"])
+def test_golden(case: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """UPDATE_GOLDEN=1 writes the documents instead; read the difference before committing it."""
+    path = GOLDEN / f"{case}.yaml"
+    code, document, _ = run(capsys, str(path), flags=flags_of(path), output=output)
+    assert code == 0
+    # Where a document stood is told by the name it was given on the command line.
+    document = document.replace(f"{GOLDEN}/", "")
+    expected = GOLDEN / f"{case}.{'json' if output == 'json' else 'txt'}"
+    if os.environ.get("UPDATE_GOLDEN"):
+        expected.write_text(document)
+    assert document == expected.read_text()
+
+
+SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web"},
+    "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+}
+
+
+def servers(document: str) -> list[str]:
+    return [entry["service"] for entry in json.loads(document)["virtual_servers"]]
+
+
+def test_standard_input_and_json_with_tabs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = run(capsys, "-", stdin=json.dumps(SERVICE, indent="\t"))
+    assert (code, servers(document)) == (0, ["default/web"])
+
+
+def test_a_typed_list_need_not_repeat_the_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    item = {key: value for key, value in SERVICE.items() if key not in ("apiVersion", "kind")}
+    listed = {"apiVersion": "v1", "kind": "ServiceList", "items": [item]}
+    _, document, _ = run(capsys, "-", stdin=json.dumps(listed))
+    assert servers(document) == ["default/web"]
+
+
+def test_a_directory_is_read_in_order_and_the_last_object_of_a_name_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.json").write_text(json.dumps(SERVICE))
+    changed = {**SERVICE, "spec": {**SERVICE["spec"], "clusterIP": "10.96.0.2"}}
+    (tmp_path / "2.yml").write_text(json.dumps(changed))
+    (tmp_path / "README.md").write_text("# not a manifest: [")
+    _, document, _ = run(capsys, str(tmp_path))
+    (entry,) = json.loads(document)["virtual_servers"]
+    assert entry["address"] == "10.96.0.2"
+
+
+@pytest.mark.parametrize("text", ["{", "a: [", "\tx: 1", "kind: Service\n\tname: x"])
+def test_broken_syntax_is_exit_1_and_nothing_on_stdout(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document, errors = run(capsys, "-", stdin=text)
+    assert (code, document) == (1, "")
+    assert "standard input" in errors
+
+
+def test_unreadable_files_are_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, errors = run(capsys, str(tmp_path / "missing.yaml"))
+    assert (code, document) == (1, "")
+    assert "missing.yaml" in errors
+    (tmp_path / "latin1.yaml").write_bytes(b"a: \xe9")
+    assert run(capsys, str(tmp_path / "latin1.yaml"))[0] == 1
+
+
+def test_keys_of_a_switched_off_subsystem_are_absent(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--run-service-proxy=false",)
+    _, document, _ = run(capsys, "-", stdin=json.dumps(SERVICE), flags=flags)
+    assert json.loads(document) == {"problems": []}
+    _, text, _ = run(capsys, "-", stdin=json.dumps(SERVICE), flags=flags, output="text")
+    assert text == ""
+
+
+def test_nothing_is_allocated_and_that_is_noted_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bare = {**SERVICE, "spec": {"ports": [{"port": 80}]}}
+    code, document, errors = run(capsys, "-", stdin=json.dumps(bare))
+    assert code == 0
+    assert json.loads(document) == {"virtual_servers": [], "problems": []}
+    assert "default/web has no clusterIP" in errors
+
+
+def test_a_node_port_without_a_cluster_ip_is_rendered(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "node1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.1.1"}]},
+    }
+    spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}
+    listed = {"apiVersion": "v1", "kind": "List", "items": [node, {**SERVICE, "spec": spec}]}
+    _, document, _ = run(capsys, "-", stdin=json.dumps(listed))
+    found = json.loads(document)
+    assert [(e["kind"], e["address"], e["port"]) for e in found["virtual_servers"]] == [
+        ("node-port", "192.168.1.1", 30080)
+    ]
+    assert found["problems"] == []

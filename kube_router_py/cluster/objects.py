@@ -14,14 +14,14 @@ class ApiStruct(Struct, frozen=True, rename="camel", omit_defaults=True):
     """Base of all API objects: frozen, camelCase on the wire."""
 
 
-class OwnerReference(ApiStruct):
+class OwnerReference(ApiStruct, frozen=True):
     kind: str = ""
     name: str = ""
     uid: str = ""
     controller: bool | None = None
 
 
-class ObjectMeta(ApiStruct):
+class ObjectMeta(ApiStruct, frozen=True):
     name: str = ""
     namespace: str = ""
     uid: str = ""
@@ -46,13 +46,13 @@ class ObjectMeta(ApiStruct):
         return self.annotations.get(name) if self.annotations else None
 
 
-class LabelSelectorRequirement(ApiStruct):
+class LabelSelectorRequirement(ApiStruct, frozen=True):
     key: str = ""
     operator: str = ""
     values: tuple[str, ...] | None = None
 
 
-class LabelSelector(ApiStruct):
+class LabelSelector(ApiStruct, frozen=True):
     match_labels: dict[str, str] | None = None
     match_expressions: tuple[LabelSelectorRequirement, ...] | None = None
 
@@ -60,7 +60,7 @@ class LabelSelector(ApiStruct):
 # --- core/v1 Service ---------------------------------------------------------------------------
 
 
-class ServicePort(ApiStruct):
+class ServicePort(ApiStruct, frozen=True):
     name: str | None = None
     protocol: str | None = None
     port: int = 0
@@ -68,15 +68,15 @@ class ServicePort(ApiStruct):
     node_port: int | None = None
 
 
-class ClientIPConfig(ApiStruct):
+class ClientIPConfig(ApiStruct, frozen=True):
     timeout_seconds: int | None = None
 
 
-class SessionAffinityConfig(ApiStruct):
+class SessionAffinityConfig(ApiStruct, frozen=True):
     client_ip: ClientIPConfig | None = field(default=None, name="clientIP")
 
 
-class ServiceSpec(ApiStruct):
+class ServiceSpec(ApiStruct, frozen=True):
     type: str = ""
     cluster_ip: str | None = field(default=None, name="clusterIP")
     cluster_ips: tuple[str, ...] | None = field(default=None, name="clusterIPs")
@@ -97,21 +97,21 @@ class ServiceSpec(ApiStruct):
     load_balancer_source_ranges: tuple[str, ...] | None = None
 
 
-class LoadBalancerIngress(ApiStruct):
+class LoadBalancerIngress(ApiStruct, frozen=True):
     ip: str | None = None
     hostname: str | None = None
     ip_mode: str | None = None
 
 
-class LoadBalancerStatus(ApiStruct):
+class LoadBalancerStatus(ApiStruct, frozen=True):
     ingress: tuple[LoadBalancerIngress, ...] | None = None
 
 
-class ServiceStatus(ApiStruct):
+class ServiceStatus(ApiStruct, frozen=True):
     load_balancer: LoadBalancerStatus | None = None
 
 
-class Service(ApiStruct):
+class Service(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus | None = None
@@ -120,29 +120,29 @@ class Service(ApiStruct):
 # --- discovery.k8s.io/v1 EndpointSlice ---------------------------------------------------------
 
 
-class EndpointConditions(ApiStruct):
+class EndpointConditions(ApiStruct, frozen=True):
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None
 
 
-class ZoneHint(ApiStruct):
+class ZoneHint(ApiStruct, frozen=True):
     name: str = ""
 
 
-class EndpointHints(ApiStruct):
+class EndpointHints(ApiStruct, frozen=True):
     for_zones: tuple[ZoneHint, ...] | None = None
     for_nodes: tuple[ZoneHint, ...] | None = None
 
 
-class ObjectReference(ApiStruct):
+class ObjectReference(ApiStruct, frozen=True):
     kind: str = ""
     name: str = ""
     namespace: str = ""
     uid: str = ""
 
 
-class Endpoint(ApiStruct):
+class Endpoint(ApiStruct, frozen=True):
     addresses: tuple[str, ...] | None = None
     conditions: EndpointConditions | None = None
     node_name: str | None = None
@@ -151,13 +151,13 @@ class Endpoint(ApiStruct):
     target_ref: ObjectReference | None = None
 
 
-class EndpointPort(ApiStruct):
+class EndpointPort(ApiStruct, frozen=True):
     name: str | None = None
     protocol: str | None = None
     port: int | None = None
 
 
-class EndpointSlice(ApiStruct):
+class EndpointSlice(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     address_type: str = ""
     endpoints: tuple[Endpoint, ...] | None = None
@@ -167,51 +167,51 @@ class EndpointSlice(ApiStruct):
 # --- core/v1 Node, Namespace, Pod --------------------------------------------------------------
 
 
-class NodeSpec(ApiStruct):
+class NodeSpec(ApiStruct, frozen=True):
     pod_cidr: str | None = field(default=None, name="podCIDR")
     pod_cidrs: tuple[str, ...] | None = field(default=None, name="podCIDRs")
     provider_id: str | None = field(default=None, name="providerID")
     unschedulable: bool | None = None
 
 
-class NodeAddress(ApiStruct):
+class NodeAddress(ApiStruct, frozen=True):
     type: str = ""
     address: str = ""
 
 
-class NodeCondition(ApiStruct):
+class NodeCondition(ApiStruct, frozen=True):
     type: str = ""
     status: str = ""
 
 
-class NodeStatus(ApiStruct):
+class NodeStatus(ApiStruct, frozen=True):
     addresses: tuple[NodeAddress, ...] | None = None
     conditions: tuple[NodeCondition, ...] | None = None
 
 
-class Node(ApiStruct):
+class Node(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: NodeSpec = NodeSpec()
     status: NodeStatus | None = None
 
 
-class Namespace(ApiStruct):
+class Namespace(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
 
 
-class ContainerPort(ApiStruct):
+class ContainerPort(ApiStruct, frozen=True):
     name: str | None = None
     container_port: int = 0
     protocol: str | None = None
 
 
-class Container(ApiStruct):
+class Container(ApiStruct, frozen=True):
     name: str = ""
     ports: tuple[ContainerPort, ...] | None = None
     restart_policy: str | None = None
 
 
-class PodSpec(ApiStruct):
+class PodSpec(ApiStruct, frozen=True):
     node_name: str | None = None
     host_network: bool | None = None
     termination_grace_period_seconds: int | None = None
@@ -219,18 +219,18 @@ class PodSpec(ApiStruct):
     init_containers: tuple[Container, ...] | None = None
 
 
-class PodIP(ApiStruct):
+class PodIP(ApiStruct, frozen=True):
     ip: str = ""
 
 
-class PodStatus(ApiStruct):
+class PodStatus(ApiStruct, frozen=True):
     phase: str | None = None
     host_ip: str | None = field(default=None, name="hostIP")
     pod_ip: str | None = field(default=None, name="podIP")
     pod_ips: tuple[PodIP, ...] | None = field(default=None, name="podIPs")
 
 
-class Pod(ApiStruct):
+class Pod(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: PodSpec = PodSpec()
     status: PodStatus | None = None
@@ -239,41 +239,41 @@ class Pod(ApiStruct):
 # --- networking.k8s.io/v1 NetworkPolicy --------------------------------------------------------
 
 
-class IPBlock(ApiStruct):
+class IPBlock(ApiStruct, frozen=True):
     cidr: str = ""
     except_: tuple[str, ...] | None = field(default=None, name="except")
 
 
-class NetworkPolicyPeer(ApiStruct):
+class NetworkPolicyPeer(ApiStruct, frozen=True):
     pod_selector: LabelSelector | None = None
     namespace_selector: LabelSelector | None = None
     ip_block: IPBlock | None = None
 
 
-class NetworkPolicyPort(ApiStruct):
+class NetworkPolicyPort(ApiStruct, frozen=True):
     protocol: str | None = None
     port: int | str | None = None
     end_port: int | None = None
 
 
-class NetworkPolicyIngressRule(ApiStruct):
+class NetworkPolicyIngressRule(ApiStruct, frozen=True):
     from_: tuple[NetworkPolicyPeer, ...] | None = field(default=None, name="from")
     ports: tuple[NetworkPolicyPort, ...] | None = None
 
 
-class NetworkPolicyEgressRule(ApiStruct):
+class NetworkPolicyEgressRule(ApiStruct, frozen=True):
     to: tuple[NetworkPolicyPeer, ...] | None = None
     ports: tuple[NetworkPolicyPort, ...] | None = None
 
 
-class NetworkPolicySpec(ApiStruct):
+class NetworkPolicySpec(ApiStruct, frozen=True):
     pod_selector: LabelSelector | None = None
     policy_types: tuple[str, ...] | None = None
     ingress: tuple[NetworkPolicyIngressRule, ...] | None = None
     egress: tuple[NetworkPolicyEgressRule, ...] | None = None
 
 
-class NetworkPolicy(ApiStruct):
+class NetworkPolicy(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: NetworkPolicySpec = NetworkPolicySpec()
 
@@ -281,13 +281,13 @@ class NetworkPolicy(ApiStruct):
 # --- coordination.k8s.io/v1 Lease --------------------------------------------------------------
 
 
-class LeaseSpec(ApiStruct):
+class LeaseSpec(ApiStruct, frozen=True):
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
     acquire_time: str | None = None
     renew_time: str | None = None
 
 
-class Lease(ApiStruct):
+class Lease(ApiStruct, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: LeaseSpec = LeaseSpec()

@@ -124,7 +124,7 @@ class Verb(IntEnum):
 
 
 class IpvsOperation(Struct, frozen=True, gc=False):
-    """One write. ``config`` for virtual server verbs, ``real_server`` (and ``real``) for the others."""
+    """One write: with ``config`` for virtual servers, else ``real_server`` (and ``real``)."""
 
     verb: Verb
     key: VirtualServerKey

@@ -94,7 +94,10 @@ class Agent:
         """Create volumes and the sandbox's specification. Blocking."""
         for volume in self._spec.volumes:
             _create(volume)
+        root = self._directory / "rootfs"
+        root.mkdir(exist_ok=True)
         document = {
+            "root": str(root),
             "netns": str(self._namespaces.path(self.node.name)),
             "argv": self._spec.argv,
             "env": dict(self._spec.env),

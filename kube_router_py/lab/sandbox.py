@@ -82,42 +82,103 @@ def limit_capabilities(allowed: set[str]) -> None:
                 raise OSError(error, f"dropping CAP_{name}: {os.strerror(error)}")
 
 
-def _place(descriptor: int, target: str, read_only: bool) -> None:
-    """Bind what ``descriptor`` (O_PATH) refers to at ``target``, creating the mount point."""
-    source = f"/proc/self/fd/{descriptor}"
+def _bind_as(source: str, target: str, read_only: bool = False) -> None:
+    """Bind ``source`` at ``target``, which is created: its directory must be writable."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
-    else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if not os.path.exists(target):
-            with open(target, "x"):
-                pass
+    elif not os.path.exists(target):
+        with open(target, "x"):
+            pass
     bind(source, target, read_only)
 
 
+class Root:
+    """A container's root: the machine's own directories, read-only, on a tmpfs of its own.
+
+    So a mount point that the machine lacks is made in the tmpfs and never on the machine.
+    """
+
+    # Not taken from the machine: a container starts with these empty, or with its own.
+    EMPTY = ("run", "tmp", "sys")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        self._own_devices = {os.stat(path).st_dev}
+        self._binds: list[str] = []
+        self._volumes: list[str] = []
+        for name in os.listdir("/"):
+            if name in self.EMPTY:
+                os.mkdir(f"{path}/{name}")
+            else:
+                self._mirror(f"/{name}")
+
+    def _mirror(self, source: str) -> None:
+        target = self._path + source
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), target)
+        elif os.path.isdir(source) or os.path.isfile(source):
+            _bind_as(source, target)
+            self._binds.append(target)
+
+    def place(self, descriptor: int, path: str, read_only: bool) -> None:
+        """Bind what ``descriptor`` (O_PATH) refers to at ``path``, making the mount point."""
+        target = self._path + path
+        if not os.path.exists(target):
+            self._make_writable(os.path.dirname(path))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        _bind_as(f"/proc/self/fd/{descriptor}", target, read_only)
+        if not read_only:
+            self._volumes.append(path)
+
+    def _make_writable(self, path: str) -> None:
+        """Replace the nearest directory that exists by a tmpfs with the same entries in it."""
+        while not os.path.isdir(self._path + path):
+            path = os.path.dirname(path)
+        target = self._path + path
+        if os.stat(target).st_dev in self._own_devices:
+            return
+        if any(path == volume or path.startswith(f"{volume}/") for volume in self._volumes):
+            return  # the mount point is made in the volume, as a container runtime would
+        entries = os.listdir(target)
+        mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        self._own_devices.add(os.stat(target).st_dev)
+        for name in entries:
+            self._mirror(f"{path}/{name}")
+        self._binds.append(target)
+
+    def enter(self, read_only_sysctl: bool) -> None:
+        """Seal it and make it the process's root."""
+        if read_only_sysctl:
+            bind("/proc/sys", f"{self._path}/proc/sys", read_only=True)
+        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (MS_RDONLY if read_only_sysctl else 0)
+        mount("sysfs", f"{self._path}/sys", "sysfs", flags)
+        for target in [*self._binds, self._path]:
+            if not target.endswith(("/proc", "/dev")):
+                mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+        os.chroot(self._path)
+        os.chdir("/")
+
+
 def _contain(spec: dict) -> None:  # type: ignore[type-arg]
-    """Build the file system view: own /run, given volumes, everything else read-only."""
+    """Build the file system view: own /run and /tmp, the volumes, all else read-only."""
     unshare(CLONE_NEWNS)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
-    # Mounting over /run or /tmp may hide sources and the interpreter itself: hold on to both.
+    # Mounting may hide sources and the interpreter itself: hold on to both.
     volumes = [
-        (os.open(item["source"], os.O_PATH), item["target"], item["read_only"])
+        (os.open(item["source"], os.O_PATH), os.path.realpath(item["target"]), item["read_only"])
         for item in spec["mounts"]
     ]
     keep = [(os.open(path, os.O_PATH), path) for path in spec["keep"]]
-    mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    root = Root(spec["root"])
     for descriptor, target, read_only in sorted(volumes, key=lambda item: item[1].count("/")):
-        _place(descriptor, os.path.realpath(target), read_only)
+        root.place(descriptor, target, read_only)
     for descriptor, path in keep:
-        if not os.path.exists(path):
-            _place(descriptor, path, True)
+        if not os.path.exists(spec["root"] + path):
+            root.place(descriptor, path, True)
     for descriptor, *_ in [*volumes, *keep]:
         os.close(descriptor)
-    if spec["read_only_sysctl"]:
-        bind("/proc/sys", "/proc/sys", read_only=True)
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (MS_RDONLY if spec["read_only_sysctl"] else 0)
-    mount("sysfs", "/sys", "sysfs", flags)
-    mount("none", "/", flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+    root.enter(spec["read_only_sysctl"])
 
 
 def main() -> None:
@@ -127,7 +188,6 @@ def main() -> None:
         spec = json.load(file)
     setns(spec["netns"])
     _contain(spec)
-    os.chdir("/")
     if spec["capabilities"] is not None:
         limit_capabilities(set(spec["capabilities"]))
     if spec["no_new_privileges"]:

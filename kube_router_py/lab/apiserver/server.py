@@ -60,7 +60,7 @@ class ApiServer:
         self.requests: dict[str, int] = {}
         self._address = f"{addresses[0]}:{port}" if addresses else ""
         self._context: ssl.SSLContext | None = None
-        self._expired_watch_is_http = expired_watch_is_http
+        self.expired_watch_is_http = expired_watch_is_http
         self._http: web.Server | None = None
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
@@ -127,6 +127,10 @@ class ApiServer:
         """Write that file, readable by its owner only."""
         path.touch(mode=0o600)
         path.write_text(self.kubeconfig(server_url, token))
+
+    def open_watches(self, resource: str = "") -> int:
+        """How many watches are open, of one resource or of all."""
+        return sum(not resource or s.resource.name == resource for s in self._streams)
 
     def push_bookmarks(self) -> None:
         """Tell every open watch that takes bookmarks the current revision."""
@@ -220,7 +224,7 @@ class ApiServer:
 
     async def _watch(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         stream = streams.Stream(self.store, target, request.query, table_rows(request))
-        if stream.failure is not None and self._expired_watch_is_http:
+        if stream.failure is not None and self.expired_watch_is_http:
             stream.watch.close()
             raise stream.failure
         self._streams.add(stream)

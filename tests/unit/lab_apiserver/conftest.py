@@ -19,7 +19,7 @@ from kube_router_py.lab.apiserver.store import Store
 DEADLINE_S = 60.0
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def poll_until(condition: Callable[[], Any], what: str) -> Any:
     """Poll until the condition is true; fail with what was awaited."""
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
@@ -138,3 +138,9 @@ def kubectl(cluster: Cluster, tmp_path: Path) -> Kubectl:
     home = tmp_path / "home"
     home.mkdir()
     return Kubectl(cluster, home)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any], str], Any]:
+    """Poll a condition until it holds, or fail with what was awaited."""
+    return poll_until

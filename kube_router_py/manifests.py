@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 import yaml
 
-from kube_router_py.cluster.decode import ObjectDecoder
+from kube_router_py.cluster.decode import Item, ObjectDecoder
 from kube_router_py.cluster.defaults import with_defaults
 from kube_router_py.cluster.objects import (
     EndpointSlice,
@@ -103,7 +103,7 @@ class Manifests:
         except (TypeError, ValueError, RecursionError) as error:
             self.problems.append(Problem(where, "", f"cannot be decoded: {error}"))
             return
-        item = ObjectDecoder(struct).item(raw)
+        item: Item[Any] = ObjectDecoder(struct).item(raw)
         if item.problem is not None:
             self.problems.append(item.problem)
         elif item.object is not None:

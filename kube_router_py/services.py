@@ -20,6 +20,10 @@ PROXY_NAME = "kube-router"
 LOCAL_ANNOTATION = "kube-router.io/service.local"
 SKIP_LB_IPS_ANNOTATION = "kube-router.io/service.skiplbips"
 
+# First bytes of addresses among which none is unusable: nearly all, told without parsing.
+_PLAIN_IPV4 = frozenset(range(1, 224)) - {127, 169}
+_PLAIN_IPV6 = frozenset({*range(0x20, 0x40), 0xFC, 0xFD})
+
 T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -138,6 +142,8 @@ def parse_address(text: str) -> tuple[int, bytes] | None:
 
 def unusable_address(packed: bytes) -> str:
     """Why no Service or endpoint may have this address (as the API server rules), or ``""``."""
+    if packed[0] in (_PLAIN_IPV4 if len(packed) == 4 else _PLAIN_IPV6):
+        return ""
     address = ipaddress.ip_address(packed)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return "an IPv4-mapped address"

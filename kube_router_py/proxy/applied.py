@@ -46,6 +46,8 @@ class Applied:
         self.refused.clear()
         self.refused_vips.clear()
         self.is_known = True
+        if self._before is None:
+            _log.info("adopted virtual_servers=%d addresses=%d", len(self.servers), len(vips))
 
     def apply(
         self,

@@ -123,8 +123,7 @@ def compile_service(
     config = _compile_config(service, options, report)
     addresses = _compile_addresses(service, options, report)
     families = _families(service, options)
-    local = {kind: is_external_local(service) for kind in Kind}
-    local[Kind.CLUSTER_IP] = is_internal_local(service)
+    inside_local, outside_local = is_internal_local(service), is_external_local(service)
     for index, port in enumerate(service.spec.ports or ()):
         protocol = PROTOCOLS.get(port.protocol or "TCP")
         if protocol is None:
@@ -142,7 +141,8 @@ def compile_service(
                 endpoints[address.family] = compile_endpoints(
                     slices, port.name or "", protocol, address.family, node.name, problems
                 )
-            group = endpoints[address.family].group(local=local[address.kind])
+            local = inside_local if address.kind is Kind.CLUSTER_IP else outside_local
+            group = endpoints[address.family].group(local=local)
             found.virtual_servers[server] = VirtualServerState(
                 config, dict.fromkeys(group.usable, _REAL)
             )
@@ -285,6 +285,7 @@ def _compile_addresses(
 ) -> list[_Address]:
     """ClusterIPs, external IPs and LB IPs that this node answers for, in the order of Kind."""
     found: dict[bytes, _Address] = {}
+    enabled = options.families
 
     def admit(kind: Kind, field: str, text: str) -> None:
         parsed = parse_address(text)
@@ -296,7 +297,7 @@ def _compile_addresses(
             return  # an external IP that a load balancer gave out too: the external IP it is
         if reason := unusable_address(packed):
             report(field, f"{text} is {reason}")
-        elif family not in options.families:
+        elif family not in enabled:
             # Every ClusterIP of a dual-stack cluster on a single-stack node: nothing to tell.
             if kind is not Kind.CLUSTER_IP:
                 report(

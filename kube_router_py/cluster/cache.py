@@ -7,10 +7,10 @@ immutable and may be kept by readers as long as they like.
 
 Which event wins: an object is never rolled back. Where resourceVersions are comparable
 (``revision.py``), a put is ignored if it is not newer than what is stored under the key, than the
-deletion that removed the key, than a version that could not be decoded, or than the list that the store was last replaced from; a delete is
-ignored if it is older than what is stored. Otherwise the last write wins. A list is the truth even
-if its version is older than what is stored: that is what a cluster restored from a backup looks
-like.
+deletion that removed the key, than a version that could not be decoded, or than the list that the
+store was last replaced from; a delete is ignored if it is older than what is stored. Otherwise the
+last write wins. A list is the truth even if its version is older than what is stored: that is what
+a cluster restored from a backup looks like.
 """
 
 import logging

@@ -50,7 +50,8 @@ _LIST_LIMIT = 500
 _RESUMPTIONS = 3
 # How long a watch must have held for the failures before it to be forgotten, in seconds.
 _STABLE_S = 20.0
-# A watch that ends sooner than this counts as a failure, however properly it ended.
+# A watch that ends sooner than this, though a longer one was asked for, counts as a failure,
+# however properly it ended.
 _TOO_SHORT_S = 1.0
 _APISERVER_SERVICE = "default/kubernetes"
 
@@ -262,7 +263,7 @@ class Reflector(Generic[T]):
         if self._incomplete:
             # Something listed could have been any object, so nothing was removed: look again.
             self._revision = None
-        elif lasted_s < _TOO_SHORT_S:
+        elif lasted_s < min(_TOO_SHORT_S, length_s / 2):
             raise _Failure("disconnected", "the watch ended as soon as it began", relist=False)
 
     def _apply(self, line: bytes) -> None:

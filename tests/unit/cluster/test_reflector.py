@@ -138,6 +138,39 @@ def test_a_proper_end_of_the_watch_is_no_failure(
     assert cache.stats()[Service].errors == {}
 
 
+def test_a_watch_that_ends_at_once_is_a_failure_and_followed_by_a_pause(
+    api: Any, cache: Cache, start: Start, until: Any
+) -> None:
+    def end_at_once(handler: Any, request: Any) -> bool:
+        if request.watch:
+            handler.reply(200, b"")
+        return bool(request.watch)
+
+    api.intercept = end_at_once
+    start(timing=SLOW_RETRY)
+    until(lambda: cache.stats()[Service].errors)
+    assert cache.stats()[Service].errors == {"disconnected": 1}
+    assert len(watches(api)) == 1
+
+
+def test_a_line_cut_in_the_middle_is_a_disconnect_and_no_garbage(
+    api: Any, cache: Cache, start: Start, until: Any
+) -> None:
+    def cut(handler: Any, request: Any) -> bool:
+        if request.watch and not cut_off:
+            cut_off.append(request)
+            handler.reply(200, b'{"type":"ADDED","object":{"metadata":{"na')
+            return True
+        return False
+
+    cut_off: list[Any] = []
+    api.intercept = cut
+    start()
+    until(lambda: api.watching["Service"])
+    assert cache.stats()[Service].errors == {"disconnected": 1}
+    assert cache.stats()[Service].relists == 1
+
+
 @pytest.mark.parametrize("in_stream", [True, False])
 def test_after_compaction_a_list_tells_exact_deletes(
     in_stream: bool, api: Any, cache: Cache, start: Start, told: list[Event], until: Any

@@ -47,7 +47,10 @@ _GENL_AND_NEST_BYTES = 8
 
 
 class Traffic(Value, frozen=True, gc=False):
-    """What went through one virtual server since it was created."""
+    """What went through one virtual server since it was created.
+
+    The kernel sums these up every 2 seconds, so they lag by as much.
+    """
 
     connections: int
     packets_in: int

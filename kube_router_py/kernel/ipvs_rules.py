@@ -183,7 +183,12 @@ def explain(operation: IpvsOperation, code: int) -> str:
         ):
             reason = "a real server of the other address family needs tunnel forwarding"
         else:
-            reason = "no usable unicast address for a real server"
+            # Without any address there is no local routing table, and the kernel takes all
+            # IPv4 addresses for broadcast ones.
+            reason = (
+                "no usable unicast address for a real server "
+                "(or this network namespace has no address yet)"
+            )
     return f"{operation}: {reason}"
 
 

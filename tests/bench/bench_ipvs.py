@@ -11,9 +11,11 @@ emulation only the ratios mean anything.
 
 import argparse
 import ctypes
+import fcntl
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -37,6 +39,8 @@ from kube_router_py.proxy.model import (
 )
 
 CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
 INET = socket.AF_INET.value
 EXPECTED_RATIO = 8
 
@@ -74,6 +78,9 @@ def enter_new_namespace() -> None:
     if libc.unshare(CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise SystemExit(f"needs root: unshare: {os.strerror(code)}")
+    # Without any address the kernel refuses every real server as a broadcast address.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", IFF_UP))
 
 
 def verified(table: IpvsTable) -> bool:

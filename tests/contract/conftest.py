@@ -5,25 +5,40 @@ a fresh network namespace of its own, and so are the adapters and child processe
 """
 
 import ctypes
+import fcntl
 import os
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
 CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bring_up_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", IFF_UP))
 
 
 @contextmanager
 def network_namespace() -> Iterator[None]:
-    """Put the calling thread into a new, empty network namespace, and back afterwards."""
+    """Put the calling thread into a new network namespace with ``lo`` up, and back afterwards.
+
+    Without any address the kernel has no local routing table and takes every IPv4 address for a
+    broadcast one, so that IPVS refuses all real servers.
+    """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.unshare(CLONE_NEWNET) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"unshare(CLONE_NEWNET): {os.strerror(code)}")
         try:
+            _bring_up_loopback()
             yield
         finally:
             if _libc.setns(home, CLONE_NEWNET) != 0:

@@ -88,14 +88,22 @@ class NetlinkLinks:
                     f"(ip link delete {self._name}) if it is not needed, or rename it",
                     errno.EEXIST,
                 )
-            if state.is_up:
-                return
-        self._standing = None
-        self.writes += 1 if index else 2
-        if not index:
+            if not state.is_up:
+                self._set_up(index)
+        else:
             log.info("creating link %s", self._name)
+            self.writes += 1
             self._change_link("add", ifname=self._name, kind="dummy")
             index = self._index()
+            self._set_up(index)
+        keeper = rt.KEEPER
+        if not any(entry.address == keeper.address for entry in self._addresses(index)):
+            self.writes += 1
+            self._socket.request(rt.RTM_NEWADDR, rt.put_address(keeper, index), _PUT)
+
+    def _set_up(self, index: int) -> None:
+        self._standing = None
+        self.writes += 1
         self._change_link("set", index=index, state="up")
 
     def remove_vip_link(self) -> None:
@@ -233,14 +241,14 @@ class NetlinkLinks:
             return found
         for entry in self._addresses(index):
             vip = Vip(entry.family, entry.address)
-            if entry.prefix_length == len(entry.address) * 8 and not _is_link_local(vip):
+            if entry.prefix_length == len(entry.address) * 8 and not _is_no_vip(vip):
                 found[vip] = Standing(address=True)
         for family in rt.FAMILIES:
             for route in self._routes(family, index):
                 before = found.get(route.vip, Standing())
                 if route.protocol == rt.OWN_PROTOCOL:
                     found[route.vip] = msgspec.structs.replace(before, source=route.source)
-                elif route.protocol == rt.KERNEL_PROTOCOL and not _is_link_local(route.vip):
+                elif route.protocol == rt.KERNEL_PROTOCOL and not _is_no_vip(route.vip):
                     found[route.vip] = msgspec.structs.replace(before, kernel_route=True)
         return found
 
@@ -304,11 +312,11 @@ def _unmake(vip: Vip, index: int, standing: dict[Vip, Standing]) -> list[_Step]:
     return steps
 
 
-def _is_link_local(vip: Vip) -> bool:
-    """IPv6 gives every link one of these (fe80::/10) without being asked."""
-    return (
-        vip.family == socket.AF_INET6 and vip.address[0] == 0xFE and vip.address[1] & 0xC0 == 0x80
-    )
+def _is_no_vip(vip: Vip) -> bool:
+    """The address that keeps the link's routes, and fe80::/10, which IPv6 gives every link."""
+    if vip.family == socket.AF_INET:
+        return vip == rt.KEEPER
+    return vip.address[0] == 0xFE and vip.address[1] & 0xC0 == 0x80
 
 
 def _explain(code: int) -> str:

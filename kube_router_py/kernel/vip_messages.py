@@ -25,6 +25,13 @@ OWN_PROTOCOL: Final = 75
 """The agent's route protocol number (rtm_protocol), by which it knows its routes."""
 OWN_METRIC: Final = 75
 
+KEEPER: Final = Vip(socket.AF_INET, bytes((127, 0, 0, 75)))
+"""An address that the VIP link always has, of scope host, and that is no VIP.
+
+When a link loses its last IPv4 address, Linux flushes all IPv4 routes that lead to it (kernel
+sources net/ipv4/fib_frontend.c, fib_inetaddr_event), and so the VIPs of mode ``route``.
+"""
+
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 _TABLE_LOCAL = 255
@@ -119,17 +126,17 @@ def put_address(vip: Vip, index: int) -> bytes:
     Duplicate address detection is off: every node of the cluster has the same VIPs.
     """
     flags = _IFA_F_NODAD | _IFA_F_NOPREFIXROUTE if vip.family == socket.AF_INET6 else 0
-    payload = _address(vip, index)
+    scope = _SCOPE_LINK if vip.family == socket.AF_INET else _SCOPE_UNIVERSE
+    payload = _address(vip, index, _SCOPE_HOST if vip == KEEPER else scope)
     return payload + attribute(_IFA_FLAGS, _U32.pack(flags)) if flags else payload
 
 
 def delete_address(vip: Vip, index: int) -> bytes:
     """Payload of RTM_DELADDR for a VIP that is a host address."""
-    return _address(vip, index)
+    return _address(vip, index, _SCOPE_UNIVERSE)
 
 
-def _address(vip: Vip, index: int) -> bytes:
-    scope = _SCOPE_LINK if vip.family == socket.AF_INET else _SCOPE_UNIVERSE
+def _address(vip: Vip, index: int, scope: int) -> bytes:
     return (
         _IFADDRMSG.pack(vip.family, len(vip.address) * 8, 0, scope, index)
         + attribute(_IFA_LOCAL, vip.address)

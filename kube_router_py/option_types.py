@@ -249,7 +249,7 @@ def parse_port_range(text: str) -> tuple[int, int]:
 def check_urls(text: str) -> None:
     """Addresses of API servers, separated by commas; the scheme may be left out."""
     for item in text.split(","):
-        if not re.fullmatch(r"(https?://)?[^\s/?#]+(/[^\s?#]*)?", item.strip()):
+        if not re.fullmatch(r"(https?://)?[^\s/?#]+(?<!:)(/[^\s?#]*)?", item.strip()):
             raise ValueError("is not a URL; write it like https://192.0.2.1:6443")
 
 

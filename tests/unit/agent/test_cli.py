@@ -1,0 +1,175 @@
+"""The command line: exit codes, streams, and what is not imported."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import kube_router_py
+from kube_router_py import cli
+
+REPOSITORY = Path(__file__).parents[3]
+MANIFEST = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  clusterIP: 10.96.0.10
+  ports: [{port: 80}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _environment_without_flags(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("KUBE_ROUTER_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("argument", ["--version", "-V", "version"])
+def test_the_version_goes_to_stdout(argument, capsys):
+    assert cli.main([argument]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"kube-router-py {kube_router_py.__version__}\n"
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["--help"], "--ipvs-sync-period"),
+        (["-h"], "Service proxy"),
+        (["render", "--help"], "--node=NAME"),
+        (["cleanup", "-h"], "--excluded-cidrs"),
+    ],
+)
+def test_help_goes_to_stdout(argv, word, capsys):
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert word in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["rendr"], ["'rendr'", "did you mean render?"]),
+        (["xyzzy"], ["'xyzzy'", "cleanup, lab, render"]),
+        (["--overlay-type=mesh", "--nonsense"], ["--overlay-type", "--nonsense"]),
+        (["version", "now"], ["'now'"]),
+        (["cleanup", "--vip-mode=x"], ["--vip-mode"]),
+        (["render"], ["-f is missing", "--node is missing"]),
+        (["render", "-f", "x", "--node", "n", "--output", "xml"], ["'xml'", "text or json"]),
+        (["render", "-f", "x", "--node=n", "--vip-mode=y"], ["--vip-mode"]),
+        (["render", "-f", "x", "--node"], ["--node needs a value"]),
+        (["render", "--show-secrets=no", "-f", "x", "--node=n"], ["takes no value"]),
+        (["render", "-f", "x", "--node=n", "stray"], ["'stray'"]),
+    ],
+)
+def test_mistakes_exit_with_2_and_go_to_stderr(argv, words, capsys):
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    for word in words:
+        assert word in err
+
+
+def test_render_takes_agent_flags_among_its_own(tmp_path, capsys):
+    file = tmp_path / "web.yaml"
+    file.write_text(MANIFEST)
+    argv = ["render", "--ipvs-sync-period", "1m", "-f", str(file), "-v", "2", "--node=n1"]
+    assert cli.main([*argv, "--hairpin-mode", "-o", "json"]) == 0
+    assert '"10.96.0.10"' in capsys.readouterr().out
+
+
+def test_render_of_a_missing_file_exits_with_1(tmp_path, capsys):
+    assert cli.main(["render", "-f", str(tmp_path / "none.yaml"), "--node=n1"]) == 1
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_nothing_to_run_is_no_failure():
+    done = subprocess.run(
+        [sys.executable, "-m", "kube_router_py", "--run-service-proxy=false"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not running: firewall" in done.stderr
+    assert "nothing to run" in done.stderr
+
+
+KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: u, user: {token: t}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+"""
+
+
+def test_the_agent_answers_probes_and_ends_on_sigterm(tmp_path):
+    """As a process of its own, with the real adapters; without an API server it writes nothing."""
+    (tmp_path / "config").write_text(KUBECONFIG)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "kube_router_py", f"--kubeconfig={tmp_path / 'config'}"]
+    command += ["--health-addr=127.0.0.1", f"--health-port={port}", "--run-router=false"]
+    with (tmp_path / "log").open("w") as errors:
+        process = subprocess.Popen(command, stderr=errors, cwd=REPOSITORY)
+    try:
+        if os.geteuid() != 0:
+            assert process.wait(60) == 1
+            assert "CAP_NET_ADMIN" in (tmp_path / "log").read_text()
+            return
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as found:
+                    assert found.status == 200
+                    break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline
+                threading.Event().wait(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(60)
+    text = (tmp_path / "log").read_text()
+    assert "starting version=" in text
+    assert "stopped writes=" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["--help"], ["render", "-f", "-", "--node=n"]])
+def test_light_commands_do_not_load_heavy_libraries(argv):
+    program = (
+        "import sys\nfrom kube_router_py import cli\n"
+        f"assert cli.main({argv!r}) == 0\n"
+        "heavy = {'kubernetes', 'pyroute2', 'prometheus_client', 'aiohttp', 'urllib3', 'iptc'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=MANIFEST,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr

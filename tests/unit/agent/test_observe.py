@@ -1,0 +1,289 @@
+"""Logs, the HTTP server of the probes, what they answer, and telling systemd."""
+
+import io
+import json
+import logging
+import os
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.objects import Node, ObjectMeta, Service
+from kube_router_py.errors import ConfigurationError
+from kube_router_py.loop_model import LoopStatus
+from kube_router_py.observe import log
+from kube_router_py.observe.health import Health
+from kube_router_py.observe.serve import Answer, HttpServer
+from kube_router_py.observe.supervisor import notify
+from kube_router_py.problem import Problem
+
+
+def record(level, message, *arguments, name="kube_router_py.proxy.controller", error=None):
+    info = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord(name, level, "file.py", 1, message, arguments, info)
+
+
+@pytest.mark.parametrize(
+    ("level", "number"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)],
+)
+def test_a_line_for_the_journal_begins_with_its_priority(level, number):
+    line = log.LineFormatter(journal=True, tracebacks=False).format(record(level, "a=%s", 1))
+    assert line == f"<{number}>{logging.getLevelName(level)} proxy: a=1"
+
+
+def test_elsewhere_a_line_begins_with_its_time():
+    line = log.LineFormatter(journal=False, tracebacks=False).format(record(logging.INFO, "it"))
+    stamp, rest = line.split(" ", 1)
+    assert stamp.endswith("Z")
+    assert rest == "INFO proxy: it"
+
+
+def raised():
+    try:
+        raise RuntimeError("two\nlines")
+    except RuntimeError as error:
+        return error
+
+
+def test_an_event_is_one_line_even_with_an_exception():
+    error = raised()
+    line = log.LineFormatter(journal=True, tracebacks=False).format(
+        record(logging.ERROR, "failed error=%s", error, error=error)
+    )
+    assert "\n" not in line
+    assert "test_observe.py" in line
+    assert "raised" in line
+
+
+def test_every_line_of_a_traceback_carries_the_priority():
+    text = log.LineFormatter(journal=True, tracebacks=True).format(
+        record(logging.ERROR, "failed", error=raised())
+    )
+    lines = text.split("\n")
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_the_journal_is_recognised_by_what_stderr_is(tmp_path):
+    with (tmp_path / "stream").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        there = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert log.is_journal(stream, there)
+        assert not log.is_journal(stream, {"JOURNAL_STREAM": "1:2"})
+        assert not log.is_journal(stream, {"JOURNAL_STREAM": "nonsense"})
+        assert not log.is_journal(stream, {})
+    assert not log.is_journal(io.StringIO(), there)
+
+
+@pytest.fixture
+def restored_logging():
+    root, package = logging.getLogger(), logging.getLogger("kube_router_py")
+    before = (root.handlers[:], root.level, package.level, logging.raiseExceptions)
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:], root.level, package.level = before[0], before[1], before[2]
+    logging.raiseExceptions = before[3]
+    root.manager._clear_cache()
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize(("verbosity", "seen"), [(0, ["INFO"]), (1, ["INFO", "DEBUG"])])
+def test_verbosity_decides_what_is_told(verbosity, seen):
+    stream = io.StringIO()
+    log.configure(verbosity, stream, {})
+    logging.getLogger("kube_router_py.loop").info("told")
+    logging.getLogger("kube_router_py.loop").debug("detail")
+    logging.getLogger("urllib3").info("chatter of a library")
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == seen
+
+
+# --- HTTP -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve():
+    running = []
+
+    def start(pages, address="127.0.0.1"):
+        server = HttpServer(address, 0, pages, "health-port")
+        server.start()
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+def fetch(port, path, host="127.0.0.1", method="GET"):
+    request = urllib.request.Request(f"http://{host}:{port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as found:
+            return found.status, found.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def broken():
+    raise RuntimeError("boom")
+
+
+def test_pages_are_served_and_others_are_not(serve):
+    server = serve({"/ok": lambda: Answer(200, "text/plain", b"fine"), "/broken": broken})
+    assert fetch(server.port, "/ok") == (200, b"fine")
+    assert fetch(server.port, "/ok?verbose=1") == (200, b"fine")
+    assert fetch(server.port, "/ok", method="HEAD") == (200, b"")
+    assert fetch(server.port, "/other")[0] == 404
+    assert fetch(server.port, "/broken")[0] == 500
+    assert fetch(server.port, "/ok", method="POST")[0] == 501
+
+
+def test_no_address_means_every_address_of_both_families(serve):
+    server = serve({"/ok": lambda: Answer(200, "text/plain", b"fine")}, address="")
+    assert fetch(server.port, "/ok") == (200, b"fine")
+    if socket.has_dualstack_ipv6():
+        assert fetch(server.port, "/ok", host="[::1]") == (200, b"fine")
+
+
+def test_silent_clients_do_not_keep_others_away_for_ever(serve):
+    server = serve({"/ok": lambda: Answer(200, "text/plain", b"fine")})
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+    # The seventeenth and later are turned away: their connection ends at once.
+    silent[-1].settimeout(30)
+    assert silent[-1].recv(1) == b""
+    for client in silent:
+        client.close()
+    deadline = threading.Event()
+    for _ in range(1500):
+        try:
+            assert fetch(server.port, "/ok") == (200, b"fine")
+            break
+        except (OSError, urllib.error.URLError):
+            deadline.wait(0.02)
+    else:
+        pytest.fail("still turned away")
+
+
+def test_a_taken_port_names_flag_and_remedy(serve):
+    server = serve({})
+    with pytest.raises(ConfigurationError) as caught:
+        HttpServer("127.0.0.1", server.port, {}, "health-port")
+    assert f"--health-port {server.port}" in str(caught.value)
+    assert "--health-port=0" in str(caught.value)
+
+
+# --- what the probes say --------------------------------------------------------------------------
+
+
+class FixedLoop:
+    def __init__(self):
+        self.values = {
+            "name": "service-proxy",
+            "turning": True,
+            "ready": True,
+            "reason": "",
+            "dirty": 0,
+            "busy": False,
+            "settled": True,
+            "last_turn_s": 0.123,
+            "last_success_s": 1.25,
+            "turns": 3,
+            "successes": 3,
+            "restarts": 0,
+            "problems": (),
+        }
+
+    def status(self):
+        return LoopStatus(**self.values)
+
+
+def make_health():
+    cache = Cache((Service, Node))
+    loop = FixedLoop()
+    return cache, loop, Health(node="node1", version="1.2.3", cache=cache, loops=[loop])
+
+
+def answer(page):
+    found = page()
+    return found.status, json.loads(found.body)
+
+
+def test_ready_when_everything_is():
+    cache, _, health = make_health()
+    cache.replace(Service, [], "12")
+    cache.replace(Node, [], "10")
+    status, body = answer(health.ready)
+    assert status == 200
+    assert (body["ready"], body["node"], body["version"]) == (True, "node1", "1.2.3")
+    assert body["applied_revision"] == 10
+    assert body["caches"]["Service"]["revision"] == "12"
+    assert body["loops"]["service-proxy"]["last_success_s"] == 1.2
+
+
+def test_not_ready_before_the_caches_are_synced_and_says_which():
+    cache, _, health = make_health()
+    cache.replace(Service, [], "12")
+    status, body = answer(health.ready)
+    assert (status, body["ready"]) == (503, False)
+    assert body["reason"] == "waiting for the first list of Node"
+    assert body["applied_revision"] is None
+    assert answer(health.live)[0] == 200
+
+
+def test_not_ready_where_a_loop_is_not_and_shows_its_problems():
+    cache, loop, health = make_health()
+    for kind in (Service, Node):
+        cache.replace(kind, [], "10")
+    problem = Problem("Service default/web", "spec", "is bad")
+    loop.values.update(ready=False, reason="failing: default/web", problems=(problem,))
+    status, body = answer(health.ready)
+    assert status == 503
+    assert body["reason"] == "service-proxy: failing: default/web"
+    assert body["loops"]["service-proxy"]["problems"] == [
+        {"object": "Service default/web", "field": "spec", "reason": "is bad"}
+    ]
+    assert answer(health.live)[0] == 200
+
+
+def test_a_loop_that_does_not_turn_fails_the_liveness_probe():
+    _, loop, health = make_health()
+    loop.values.update(turning=False, reason="no turn ended for 200 s")
+    status, body = answer(health.live)
+    assert status == 500
+    assert body["stuck"] == {"service-proxy": "no turn ended for 200 s"}
+
+
+def test_the_applied_revision_stands_still_while_work_goes_on():
+    cache, loop, health = make_health()
+    for kind in (Service, Node):
+        cache.replace(kind, [], "10")
+    assert health.report()["applied_revision"] == 10
+    loop.values["settled"] = False
+    cache.put(Service, Service(metadata=ObjectMeta(name="a", resource_version="20")))
+    cache.bookmark(Node, "20")
+    assert health.report()["applied_revision"] == 10
+    loop.values["settled"] = True
+    assert health.report()["applied_revision"] == 20
+
+
+# --- systemd --------------------------------------------------------------------------------------
+
+
+def test_systemd_is_told_on_the_socket_it_names(tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        assert notify({"NOTIFY_SOCKET": path}, "READY=1", "STATUS=fine")
+        assert listener.recv(100) == b"READY=1\nSTATUS=fine"
+
+
+def test_nobody_is_told_where_nobody_listens(tmp_path):
+    assert not notify({}, "READY=1")
+    assert not notify({"NOTIFY_SOCKET": "vsock:2:1"}, "READY=1")
+    assert not notify({"NOTIFY_SOCKET": str(tmp_path / "gone")}, "READY=1")

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kube_router_py.cluster.objects import EndpointSlice, Pod, Service
-
-SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+from kube_router_py.services import service_key_of
 
 
 class Index:
@@ -66,8 +65,8 @@ def canonical_ip(text: str) -> str | None:
 
 
 def service_of_slice(slice_: EndpointSlice) -> Iterable[str]:
-    name = slice_.metadata.label(SERVICE_NAME_LABEL)
-    return (f"{slice_.metadata.namespace}/{name}",) if name else ()
+    key = service_key_of(slice_)
+    return (key,) if key else ()
 
 
 def vips_of_service(service: Service) -> Iterable[str]:

@@ -424,3 +424,37 @@ def test_the_kubernetes_package_is_imported_only_when_connecting() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_lines_of_a_watch_come_whole_or_not_at_all(api: Any, connect_to: Connect) -> None:
+    client = connect_to(api.url)
+    api.faults.append(api.answer(200, b'{"a":1}\n\n{"b":2}\n{"c":'))
+    stream = client.watch("/api/v1/services", {}, idle_timeout_s=30)
+    lines = stream.lines()
+    assert [next(lines), next(lines)] == [b'{"a":1}', b'{"b":2}']
+    with pytest.raises(ApiError, match="middle of a line"):
+        next(lines)
+    stream.close()
+    stream.stop()  # nobody is blocked any more: nothing happens
+
+
+def test_a_line_without_end_is_given_up(
+    api: Any, connect_to: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kube_router_py.cluster.client._LONGEST_LINE", 100_000)
+    api.faults.append(api.answer(200, b"x" * 300_000))
+    stream = connect_to(api.url).watch("/api/v1/services", idle_timeout_s=30)
+    with pytest.raises(ApiError, match="longer than"):
+        list(stream.lines())
+    stream.close()
+
+
+def test_an_answer_that_trickles_for_ever_is_given_up(api: Any) -> None:
+    now = iter(range(0, 10_000, 100))
+    options = SimpleNamespace(master=api.url, kubeconfig="")
+    credentials = Credentials(options, {}, "/nonexistent")
+    client = Client(credentials, clock=lambda: float(next(now)))
+    api.faults.append(api.answer(200, b"x" * 300_000))
+    with pytest.raises(ApiError, match="took longer than"):
+        client.get("/api/v1/services")
+    client.close()

@@ -73,13 +73,15 @@ def finish_namespace(store: Store, space: Object) -> None:
 def _grace(kind: Resource, obj: Object, asked: int | None) -> int:
     if kind.name != "pods":
         return 0
-    spec = obj.get("spec") or {}
-    phase = (obj.get("status") or {}).get("phase")
-    if not spec.get("nodeName") or phase in ("Succeeded", "Failed"):
+    spec, state = obj.get("spec"), obj.get("status")
+    if not isinstance(spec, dict) or not isinstance(state, dict | None):
+        return 0  # malformed: no kubelet can have started it
+    if not spec.get("nodeName") or (state or {}).get("phase") in ("Succeeded", "Failed"):
         return 0  # no kubelet would answer
     if asked is not None and asked >= 0:
         return int(asked)
-    return int(spec.get("terminationGracePeriodSeconds") or 0)
+    own = spec.get("terminationGracePeriodSeconds")
+    return own if isinstance(own, int) and own > 0 else 0
 
 
 def _orphan(store: Store, uid: str) -> None:

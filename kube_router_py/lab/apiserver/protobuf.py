@@ -219,7 +219,8 @@ def _message(name: str, data: bytes) -> Any:
         if isinstance(type_, list):
             out.setdefault(field, []).append(_value(type_[0], raw))
         elif isinstance(type_, dict):
-            assert isinstance(raw, bytes)
+            if isinstance(raw, int):
+                raise UnknownField(f"{name}.{field} is no map")
             entry = dict(_fields(raw))
             key, value = entry.get(1, b""), entry.get(2, b"")
             out.setdefault(field, {})[_value("str", key)] = _value(type_["str"], value)
@@ -245,6 +246,6 @@ def decode(body: bytes) -> Object:
         if kind not in KINDS or envelope.get("contentEncoding"):
             raise UnknownField(kind or "no kind")
         fields: Object = _message(kind, envelope.get("raw", b""))
-    except (IndexError, UnicodeDecodeError, AssertionError) as error:
+    except (AttributeError, IndexError, TypeError, UnicodeDecodeError) as error:
         raise UnknownField(f"broken encoding: {error}") from error
     return {**type_, **fields}

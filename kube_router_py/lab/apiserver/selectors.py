@@ -45,7 +45,9 @@ def label_selector(text: str) -> Match:
     tests = [_label_term(term) for term in _terms(text)]
 
     def matches(obj: Object) -> bool:
-        labels = obj["metadata"].get("labels") or {}
+        labels = obj["metadata"].get("labels")
+        if not isinstance(labels, dict):  # none, or a malformed object a test fed
+            labels = {}
         return all(test(labels) for test in tests)
 
     return matches

@@ -28,7 +28,8 @@ from .store import Store
 from .targets import Target, target_of, verb_of
 
 _log = logging.getLogger(__name__)
-_HEALTH = ("/healthz", "/livez", "/readyz")
+_HEALTH = ("healthz", "livez", "readyz")
+_BODY_LIMIT = 3 << 20  # bytes, as a real API server's
 
 
 class ApiServer:
@@ -159,6 +160,9 @@ class ApiServer:
         except StatusError as error:
             headers = {"WWW-Authenticate": "Bearer"} if error.code == 401 else None
             return _json(error.body(), error.code, headers)
+        except web.HTTPRequestEntityTooLarge:
+            why = f"Request entity too large: limit is {_BODY_LIMIT}"
+            return _json(StatusError(413, "RequestEntityTooLarge", why).body(), 413)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:  # noqa: BLE001 one request fails alone, and says so in the log
@@ -168,7 +172,7 @@ class ApiServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path, query = request.path, request.query
-        if path.partition("/")[2].partition("/")[0] in ("healthz", "livez", "readyz"):
+        if path.strip("/").partition("/")[0] in _HEALTH:
             return web.Response(text="ok")
         if path == "/version":
             return _json(discovery.VERSION)
@@ -197,7 +201,9 @@ class ApiServer:
             )
         if verb == "watch":
             return await self._watch(request, target)
-        body = await request.read() if verb not in ("get", "list") else b""
+        body = b""
+        if verb not in ("get", "list"):
+            body = await request.clone(client_max_size=_BODY_LIMIT).read()
         if target.resource.create_only:
             review = decode_object(body, request.headers.get("Content-Type", ""))
             return _json(self._review(user, review), 201)

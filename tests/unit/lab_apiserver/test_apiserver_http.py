@@ -163,6 +163,11 @@ def test_bodies(client: Client) -> None:
     code, status = client.ask("POST", CONFIG_MAPS, b"k8s\x00\x0a\x02\x0a\x00", protobuf)
     assert code == 415
     assert "kubectl apply -f -" in status["message"]
+    large = config("large", k="x" * (2 << 20))
+    del large["metadata"]["labels"]
+    assert client.ask("POST", CONFIG_MAPS, large)[0] == 201
+    large["data"]["k"] *= 2
+    assert client.ask("PUT", f"{CONFIG_MAPS}/large", large)[0] == 413
     assert client.ask("POST", CONFIG_MAPS, b"{")[0] == 400
     assert client.ask("POST", CONFIG_MAPS, b"[]")[0] == 400
     assert client.ask("PATCH", f"{CONFIG_MAPS}/y", {})[0] == 415, "JSON is no kind of patch"

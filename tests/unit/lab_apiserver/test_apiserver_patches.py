@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kube_router_py.lab.apiserver.columns import short_duration
 from kube_router_py.lab.apiserver.patches import json_patch, merge_patch, patch, strategic_merge
+from kube_router_py.lab.apiserver.protobuf import MAGIC, UnknownField, decode
 from kube_router_py.lab.apiserver.resources import BY_NAME
 from kube_router_py.lab.apiserver.selectors import field_selector, label_selector
 from kube_router_py.lab.apiserver.status import StatusError
@@ -233,3 +234,35 @@ def test_server_side_apply_merges_lists_by_key(store: Store) -> None:
 )  # fmt: skip
 def test_ages(seconds: float, text: str) -> None:
     assert short_duration(seconds) == text
+
+
+def field(number: int, data: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
+def envelope(kind: bytes, raw: bytes) -> bytes:
+    return MAGIC + field(1, field(1, b"v1") + field(2, kind)) + field(2, raw)
+
+
+def test_protobuf_is_decoded_completely_or_not_at_all() -> None:
+    metadata = field(1, b"a") + field(8, b"") + field(11, field(1, b"k") + field(2, b"v"))
+    body = envelope(b"ConfigMap", field(1, metadata) + field(2, field(1, b"x") + field(2, b"y")))
+    assert decode(body) == {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "a", "labels": {"k": "v"}},
+        "data": {"x": "y"},
+    }
+    with pytest.raises(UnknownField, match="ObjectMeta field 14"):
+        decode(envelope(b"ConfigMap", field(1, metadata + field(14, b"finalizer"))))
+    with pytest.raises(UnknownField, match="Job"):
+        decode(envelope(b"Job", b""))
+
+
+@given(raw=st.binary(max_size=40), kind=st.sampled_from([b"Deployment", b"Service", b"ConfigMap"]))
+def test_broken_protobuf_is_never_more_than_refused(raw: bytes, kind: bytes) -> None:
+    for body in (envelope(kind, raw), MAGIC + raw, raw):
+        try:
+            assert isinstance(decode(body), dict)
+        except UnknownField:
+            pass

@@ -296,6 +296,10 @@ def test_lenient_writes_keep_anything(store: Store) -> None:
     store.delete("services", "bad", "default")
     store.create("services", {"metadata": {"name": "worse"}, "spec": 7}, lenient=True)
     store.delete("services", "worse", "default")
+    odd = {"metadata": {"name": "odd", "labels": "none"}, "spec": 7, "status": []}
+    store.create("pods", odd, lenient=True)
+    assert store.list("pods", selector="a=b") == []
+    assert store.delete("pods", "odd", "default")[1]
 
 
 def test_secret_text_is_encoded(store: Store) -> None:

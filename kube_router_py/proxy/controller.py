@@ -75,7 +75,8 @@ class ServiceProxy:
         self._node_name = node_name
         self._make_ports = ports
         self._clock = clock
-        self._ports: HostPorts | None = None
+        # Open between open() and close(); its write counter tells what a restart cost.
+        self.ports: HostPorts | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -112,24 +113,24 @@ class ServiceProxy:
         """Create the adapters; called again after a crash, and then nothing is trusted."""
         self.close()
         self._forget()
-        self._ports = self._make_ports()
+        self.ports = self._make_ports()
         options = self._options
         timeouts = (options.tcp_timeout_s, options.tcp_fin_timeout_s, options.udp_timeout_s)
         if any(timeouts):
-            self._ports.ipvs.set_timeouts(*timeouts)
+            self.ports.ipvs.set_timeouts(*timeouts)
 
     def close(self) -> None:
         """Close the adapters; the kernel keeps everything."""
-        if self._ports is not None:
-            self._ports.close()
-            self._ports = None
+        if self.ports is not None:
+            self.ports.close()
+            self.ports = None
 
     def reconcile(self, dirty: frozenset[Hashable], full: bool) -> Outcome:
         """One turn, over the dirty keys or (``full``) over everything, read from the kernel."""
-        if self._ports is None:
+        if self.ports is None:
             raise RuntimeError("reconcile before open")
         try:
-            self._turn(self._ports, dirty, full or not self._applied.is_known)
+            self._turn(self.ports, dirty, full or not self._applied.is_known)
         except KernelError as error:
             # Replies were lost, or the kernel cannot be asked: everything is read back next time.
             self._applied.is_known = False

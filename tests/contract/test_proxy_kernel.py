@@ -1,0 +1,213 @@
+"""The service proxy on a real kernel: rules as the kernel prints them, restarts, and packets."""
+
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing
+from typing import Any
+
+import msgspec
+import pytest
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.kernel.host import open_host
+from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.settings import ProxyOptions
+
+pytestmark = pytest.mark.kernel
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
+_TIMEOUT_S = 30.0
+
+# Backends of the services, and the node ports that lead to each.
+POD, ELSEWHERE, HOST = "10.244.1.2", "10.244.2.2", "192.168.1.1"
+SERVICES = {POD: ("10.96.0.1", 30001), ELSEWHERE: ("10.96.0.2", 30002), HOST: ("10.96.0.3", 30003)}
+
+
+def sh(*commands: str) -> str:
+    out = ""
+    for command in commands:
+        done = subprocess.run(
+            command.split(), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        out += done.stdout
+    return out
+
+
+def make(kind: type, value: dict[str, Any]) -> Any:
+    return msgspec.convert(value, kind)
+
+
+@pytest.fixture
+def cache() -> Cache:
+    found = Cache((Service, EndpointSlice, Node))
+    addresses = [{"type": "InternalIP", "address": ip} for ip in ("192.168.1.1", "fd00:1::1")]
+    node = {
+        "metadata": {"name": "node1"},
+        "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]},
+        "status": {"addresses": addresses},
+    }
+    found.replace(Node, [make(Node, node)], "1")
+    services, slices = [], []
+    for number, (backend, (cluster_ip, node_port)) in enumerate(SERVICES.items()):
+        name = f"s{number}"
+        metadata = {"name": name, "namespace": "default"}
+        spec = {
+            "type": "NodePort",
+            "clusterIPs": [cluster_ip, f"fd00:96::{number + 1}"],
+            "ports": [{"port": 80, "nodePort": node_port}],
+        }
+        services.append(make(Service, {"metadata": metadata, "spec": spec}))
+        labels = {"kubernetes.io/service-name": name}
+        one = {
+            "metadata": {**metadata, "labels": labels},
+            "addressType": "IPv4",
+            "ports": [{"port": 8080}],
+            "endpoints": [{"addresses": [backend]}],
+        }
+        slices.append(make(EndpointSlice, one))
+    found.replace(Service, services, "1")
+    found.replace(EndpointSlice, slices, "1")
+    return found
+
+
+@pytest.fixture
+def node(new_namespace: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with new_namespace():
+        sh("ip link set lo up")
+        yield
+
+
+def start(cache: Cache, mode: str = "route", variant: str | None = None) -> ServiceProxy:
+    proxy = ServiceProxy(
+        cache,
+        ProxyOptions(ipv6=True),
+        "node1",
+        lambda: open_host(vip_mode=mode, iptables_variant=variant, families=("inet", "inet6")),
+    )
+    proxy.open()
+    outcome = proxy.reconcile(frozenset(), True)
+    assert (outcome.failed, outcome.problems) == (frozenset(), ())
+    return proxy
+
+
+def writes(proxy: ServiceProxy) -> int:
+    assert proxy.ports is not None
+    return proxy.ports.writes
+
+
+@pytest.mark.parametrize("mode", ["route", "address"])
+@pytest.mark.parametrize("variant", ["iptables-nft", "iptables-legacy"])
+@pytest.mark.usefixtures("node")
+def test_a_restart_with_nothing_to_change_writes_nothing(
+    cache: Cache, mode: str, variant: str
+) -> None:
+    sh("ip link add eth0 type dummy", "ip link set eth0 up", "ip addr add 192.168.1.1/24 dev eth0")
+    sh("ip -6 addr add fd00:1::1/64 dev eth0 nodad")
+    with closing(start(cache, mode, variant)) as first:
+        assert writes(first) > 0
+    with closing(start(cache, mode, variant)) as second:
+        assert writes(second) == 0
+    local = "kube-router-local-cidrs"
+    assert sh(f"{variant}-save -t nat").splitlines()[-4:-2] == [
+        "-A POSTROUTING -m ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-MASQ",
+        f"-A KUBE-ROUTER-MASQ -m set ! --match-set {local} src -m set ! --match-set {local} dst "
+        "-j SNAT --to-source 192.168.1.1 --random-fully",
+    ]
+
+
+class Peer:
+    """A network namespace beside the node's, joined by a veth pair; jobs run in its one thread."""
+
+    def __init__(self, link: str, node_address: str, address: str) -> None:
+        self._pool = ThreadPoolExecutor(1, initializer=self._enter)
+        # "self" of a path means the process that opens it, which will be ip(8).
+        here = f"/proc/{os.getpid()}/task/{self.run(threading.get_native_id)}/ns/net"
+        sh(
+            f"ip link add {link} type veth peer name veth0",
+            f"ip link set veth0 netns {here}",
+            f"ip addr add {node_address} dev {link}",
+            f"ip link set {link} up",
+        )
+        self.run(
+            sh,
+            "ip link set lo up",
+            "ip link set veth0 up",
+            f"ip addr add {address} dev veth0",
+            f"ip route add default via {node_address.partition('/')[0]}",
+        )
+
+    @staticmethod
+    def _enter() -> None:
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
+
+    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(call, *arguments).result(_TIMEOUT_S)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def serve(address: str) -> socket.socket:
+    """Answer every connection to port 8080 with the address it came from."""
+    listener = socket.create_server((address, 8080))
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, peer = listener.accept()
+            except OSError:  # closed: the test is over
+                return
+            with connection:
+                connection.sendall(peer[0].encode())
+
+    threading.Thread(target=answer, daemon=True).start()
+    return listener
+
+
+def ask(address: str, port: int) -> str:
+    """Connect, and return the source address that the backend saw."""
+    with socket.create_connection((address, port), _TIMEOUT_S) as connection:
+        return connection.recv(64).decode()
+
+
+@pytest.mark.usefixtures("node")
+def test_who_is_seen_by_the_backend(cache: Cache) -> None:
+    with ExitStack() as stack:
+
+        def peer(*arguments: str) -> Peer:
+            return stack.enter_context(closing(Peer(*arguments)))
+
+        pod = peer("pod0", "10.244.1.1/24", f"{POD}/24")
+        client = peer("out0", "203.0.113.1/24", "203.0.113.7/24")
+        elsewhere = peer("eth0", "192.168.1.1/24", "192.168.1.2/24")
+        elsewhere.run(sh, f"ip addr add {ELSEWHERE}/32 dev lo")
+        sh("ip route add 10.244.2.0/24 via 192.168.1.2")
+        sh("ip -6 addr add fd00:1::1/64 dev eth0 nodad")
+        for place, address in ((pod, POD), (elsewhere, ELSEWHERE)):
+            stack.enter_context(closing(place.run(serve, address)))
+        stack.enter_context(closing(serve(HOST)))
+        stack.enter_context(closing(start(cache)))
+
+        by_node_port = {
+            backend: client.run(ask, HOST, port) for backend, (_, port) in SERVICES.items()
+        }
+        assert by_node_port == {POD: "203.0.113.7", ELSEWHERE: HOST, HOST: "203.0.113.7"}
+        from_a_pod = {
+            backend: pod.run(ask, cluster_ip, 80)
+            for backend, (cluster_ip, _) in SERVICES.items()
+            if backend != POD
+        }
+        assert from_a_pod == {ELSEWHERE: POD, HOST: POD}
+        from_the_node = {
+            backend: ask(cluster_ip, 80) for backend, (cluster_ip, _) in SERVICES.items()
+        }
+        assert from_the_node == dict.fromkeys(SERVICES, HOST)

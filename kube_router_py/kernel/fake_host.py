@@ -48,19 +48,18 @@ class FakeLinkKernel(Struct):
     addresses: list[NodeAddress] = field(default_factory=lambda: list(LOOPBACK))
 
     def set_down(self) -> None:
-        """Take the VIP link down: the kernel drops its routes, and its IPv6 addresses."""
+        """Take the VIP link down: IPv6 loses addresses and routes; IPv4 local routes survive."""
         self.link = "down"
         self.vips = {
-            vip: Standing(address=True)
-            for vip, standing in self.vips.items()
-            if standing.address and vip.family == socket.AF_INET
+            vip: standing for vip, standing in self.vips.items() if vip.family == socket.AF_INET
         }
 
     def set_up(self) -> None:
         """Set the VIP link up, creating it where needed: addresses get their routes again."""
         self.link = "up"
         self.vips = {
-            vip: structs.replace(standing, kernel_route=True) for vip, standing in self.vips.items()
+            vip: structs.replace(standing, kernel_route=standing.address)
+            for vip, standing in self.vips.items()
         }
 
 

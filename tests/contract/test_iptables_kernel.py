@@ -114,3 +114,14 @@ def test_a_jump_from_an_own_chain_of_another_loop_stays(world: str, variant: str
     iptables.ensure("inet", "filter", caller)
     assert iptables.ensure("inet", "filter", rules(1)) == ()
     assert iptables.ensure("inet", "filter", caller) == ()
+
+
+def test_a_rule_that_matches_ipvs_stands_as_written(world: str, variant: str) -> None:
+    match = "-m ipvs --vdir ORIGINAL --vmethod MASQ"
+    chains = {"KUBE-ROUTER-NAT": (f"{match} -j MASQUERADE --random-fully",)}
+    nat = TableRules(chains, (Jump("POSTROUTING", f"{match} -j KUBE-ROUTER-NAT"),))
+    iptables = IptablesProgram(variant)
+    assert len(iptables.ensure("inet", "nat", nat)) == 2
+    assert iptables.ensure("inet", "nat", nat) == ()
+    assert iptables.ensure("inet6", "nat", nat) != ()
+    assert iptables.ensure("inet6", "nat", nat) == ()

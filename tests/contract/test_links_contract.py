@@ -209,7 +209,7 @@ def test_what_a_link_down_lost_is_put_again(namespace: Namespace, links: Links) 
     links.ensure_vip_link()
     standing = links.read_vips()
     missing = {each: source for each, source in WANTED.items() if standing.get(each) != source}
-    assert missing.keys() == WANTED.keys()
+    assert VIP6 in missing  # the local routes of IPv4 survive
     assert links.apply_vips(missing, ()) == []
     assert links.read_vips() == WANTED
 

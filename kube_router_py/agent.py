@@ -44,7 +44,7 @@ from kube_router_py.proxy.settings import proxy_options
 _log = logging.getLogger(__name__)
 
 _STOP_LOOP_S = 15.0
-_STOP_REFLECTOR_S = 5.0
+_STOP_REFLECTORS_S = 5.0
 
 # Parts that this version does not have yet: field of Options, name, what does not happen.
 _MISSING_PARTS = (
@@ -252,7 +252,10 @@ class Agent:
             if not loop.stop(_STOP_LOOP_S):
                 _log.warning("a turn does not end; leaving without it loop=%s", loop.name)
         for reflector in self._reflectors:
-            reflector.stop(_STOP_REFLECTOR_S)
+            reflector.stop(0)  # all begin to end at once, whatever each waits for
+        deadline = time.monotonic() + _STOP_REFLECTORS_S
+        for reflector in self._reflectors:
+            reflector.stop(max(0.0, deadline - time.monotonic()))
         for server in self.servers:
             server.stop()
         self.client.close()

@@ -73,7 +73,8 @@ class Options:
         "",
         API,
         "API server, at an address that works before any Service is programmed (never its "
-        "ClusterIP); several, with commas between, are tried in turn. Overrides the server of --kubeconfig.",
+        "ClusterIP); several, with commas between, are tried in turn. Overrides the server of "
+        "--kubeconfig.",
     )
     cache_sync_timeout: float = flag(
         kind.PERIOD,

@@ -244,7 +244,10 @@ def _run(
         if mode == "tour":
             from kube_router_py.lab.tour import tour
 
-            return tour(backstage.state, environ, began)
+            code = tour(backstage.state, environ, began)
+            if code != 0:
+                progress(f"all logs: {_save_logs(backstage.directory, out)}")
+            return code
         if command is None:
             shell = os.environ.get("SHELL") or "/bin/sh"
             print("lab: a shell with KUBECONFIG set; `exit` takes the lab down", file=sys.stderr)

@@ -50,6 +50,7 @@ class Backstage:
     def start(self) -> None:
         """Raises LabError with the server's reason when it cannot come up."""
         state.sweep()
+        load_bridge_netfilter()
         self.directory.mkdir(parents=True, mode=0o755)
         for name in ("logs", "nodes", "bin"):
             (self.directory / name).mkdir()
@@ -125,6 +126,20 @@ class Backstage:
                 directory.rmdir()
             except OSError:
                 pass  # another lab, or somebody else, uses it
+
+
+def load_bridge_netfilter() -> None:
+    """Load br_netfilter, which every Kubernetes node needs: bridged replies must pass IPVS.
+
+    Loading it switches filtering on in every namespace; where it was not loaded before, the
+    machine's own bridges go on as they were.
+    """
+    settings = Path("/proc/sys/net/bridge")
+    if settings.exists() or shutil.which("modprobe") is None:
+        return
+    subprocess.run(["modprobe", "-q", "br_netfilter"], check=False, timeout=30)
+    for setting in settings.glob("bridge-nf-call-*"):
+        setting.write_text("0")
 
 
 def _write_program(path: Path) -> None:

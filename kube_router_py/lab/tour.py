@@ -137,6 +137,9 @@ class Tour:
     def _pods(self) -> list[Object]:
         return self._api.list_all("pods", "app=website")
 
+    def _visitors(self) -> list[Object]:
+        return self._api.list_all("pods", "app=visitor")
+
     def _running_pods(self) -> list[Object]:
         return [pod for pod in self._pods() if not pod["metadata"].get("deletionTimestamp")]
 
@@ -184,12 +187,12 @@ class Tour:
     def _distribute(self) -> None:
         self._title(f"{REQUESTS} requests each: from a pod of each node, and from outside")
         pods = self._running_pods()
-        sources = []
         for node in self._lab.nodes:
-            pod = next((p for p in pods if p["spec"]["nodeName"] == node), None)
-            if pod is not None:
-                name = f"default/{pod['metadata']['name']}"
-                sources.append((f"pod on {node}", name, self._vip, 80))
+            self._api.create("pods", _visitor(node))
+        self._wait("the visitors' start", lambda: all(map(_is_ready, self._visitors())))
+        sources = [
+            (f"pod on {node}", f"default/visitor-{node}", self._vip, 80) for node in self._lab.nodes
+        ]
         first = self._lab.nodes[0]
         sources.append(("outside client", "client", self._node_address(first), NODE_PORT))
         for who, target, address, port in sources:
@@ -319,12 +322,28 @@ class Tour:
         self._api.delete("deployments", DEPLOYMENT)
         for service in (SERVICE, STICKY):
             self._api.delete("services", service)
-        self._wait("the end of all pods", lambda: not self._pods())
+        for visitor in self._visitors():
+            self._api.delete("pods", visitor["metadata"]["name"])
+        self._wait("the end of all pods", lambda: not self._pods() and not self._visitors())
         for node in self._lab.nodes:
             vips = (self._vip, self._sticky_vip)
             left = [name for name in self._table(node) if any(vip in name for vip in vips)]
             left += [name for name in self._table(node) if name.endswith(f":{NODE_PORT}")]
             self._check(not left, f"{node}: no virtual server of the website is left", str(left))
+
+
+def _visitor(node: str) -> Object:
+    """A pod that only asks others."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"visitor-{node}", "labels": {"app": "visitor"}},
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "visitor", "image": "any"}],
+        },
+    }
 
 
 def _endpoint(address: str, port: int) -> str:

@@ -79,6 +79,9 @@ class Api:
     def get(self, kind: str, name: str) -> Object:
         return self.call("GET", f"{COLLECTIONS[kind]}/{name}")
 
+    def create(self, kind: str, obj: Object) -> None:
+        self.call("POST", COLLECTIONS[kind], obj, content_type="application/json")
+
     def scale(self, deployment: str, replicas: int) -> None:
         self.call(
             "PATCH", f"{COLLECTIONS['deployments']}/{deployment}", {"spec": {"replicas": replicas}}

@@ -317,7 +317,9 @@ def _read_some(response: Any) -> bytes:
     try:
         chunk: bytes = response.read1(65536)
     except (HTTPError, HTTPException, OSError, ValueError) as error:
-        raise ApiError(f"the connection to the API server broke: {error}") from error
+        # urllib3's ProtocolError prints as the tuple of its words and its cause.
+        said = next((word for word in error.args if isinstance(word, str)), error)
+        raise ApiError(f"the connection to the API server broke: {said}") from error
     return chunk
 
 

@@ -122,6 +122,7 @@ class Reflector(Generic[T]):
         self._incomplete = False
         self._failures = 0
         self._refused_resumptions = 0
+        self._last_reason = ""
         self._failing = ""
         self._stopping = threading.Event()
         self._stream_lock = threading.Lock()
@@ -320,15 +321,20 @@ class Reflector(Generic[T]):
     def _note(self, failure: _Failure) -> None:
         """Count a failure, log it if it is news, and pause."""
         self._cache.failed(self.kind, failure.reason, str(failure))
+        if failure.reason == "expired" != self._last_reason:
+            # A server that answers says what to do: the pauses of its absence are over.
+            self._failures = 0
+        self._last_reason = failure.reason
         self._failures += 1
         if failure.reason == "server":
             self._refused_resumptions += 1
         if failure.relist or self._incomplete or self._refused_resumptions > _RESUMPTIONS:
             self._revision = None
         if failure.reason != self._failing:
-            _log.warning(
-                "API server trouble kind=%s reason=%s error=%s", self.name, failure.reason, failure
-            )
+            # To be too late for a watch is everyday life after an interruption.
+            level = logging.INFO if failure.reason == "expired" else logging.WARNING
+            text = "API server trouble kind=%s reason=%s error=%s"
+            _log.log(level, text, self.name, failure.reason, failure)
             self._failing = failure.reason
         state = RetryCallState(self._retrying, None, (), {})
         state.attempt_number = min(self._failures, 32)

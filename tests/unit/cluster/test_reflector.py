@@ -242,6 +242,25 @@ def test_an_absent_server_removes_nothing_and_is_found_again(
     assert cache.stats()[Service].relists == 1
 
 
+def test_a_server_that_is_back_and_compacted_is_listed_without_the_pauses_of_its_absence(
+    api: Any, cache: Cache, start: Start, until: Any
+) -> None:
+    # After thirty failures a pause is drawn from ten minutes.
+    timing = Timing(retry_min_s=0.001, retry_first_s=0.001, retry_max_s=600)
+    reflector = start(timing=timing)
+    until(lambda: api.watching["Service"])
+    reflector._failures = 30
+    api.gone_in_stream = False
+    with api.changed:
+        api.put("Service", "ns/a")
+        api.inject.append(
+            b'{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}\n'
+        )
+        api.history["Service"].clear()
+        api.changed.notify_all()
+    until(lambda: "ns/a" in keys(cache))
+
+
 def test_a_version_the_server_never_has_leads_to_a_list(
     api: Any, cache: Cache, start: Start, until: Any
 ) -> None:

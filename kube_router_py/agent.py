@@ -176,7 +176,7 @@ class Agent:
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
-                gauges=dict,
+                gauges=lambda: {"controller_ipvs_services": self._proxy.virtual_servers},
                 writes=self._host.writes,
             )
             self._observers.append(metrics.on_turn)
@@ -227,15 +227,22 @@ class Agent:
                 return
             if time.monotonic() - told_at >= timeout_s:
                 told_at = time.monotonic()
-                for kind, stats in self.cache.stats().items():
-                    if not stats.synced:
-                        _log.error(
-                            "no complete list yet kind=%s after_s=%.0f servers=%s reason=%r",
-                            kind.__name__,
-                            told_at - started,
-                            ",".join(self.client.addresses),
-                            stats.failing,
-                        )
+                self._tell_missing(told_at - started)
+
+    def _tell_missing(self, after_s: float) -> None:
+        """One line per reason, not per kind: it is mostly the same for all."""
+        reasons: dict[str, list[str]] = {}
+        for kind, stats in self.cache.stats().items():
+            if not stats.synced:
+                reasons.setdefault(stats.failing, []).append(kind.__name__)
+        for reason, kinds in reasons.items():
+            _log.error(
+                "no complete list yet kinds=%s after_s=%.0f servers=%s reason=%r",
+                ",".join(sorted(kinds)),
+                after_s,
+                ",".join(self.client.addresses),
+                reason,
+            )
 
     def _check_way_to_api(self) -> None:
         """The mistake that only the cluster can tell. Everything works now, so go on serving."""

@@ -386,12 +386,12 @@ def _log_escaped(
 ) -> None:
     """Errors raised on purpose say all there is to say; others need the place where they arose."""
     on_purpose = isinstance(error, KubeRouterError)
+    concerned = f" count={len(keys)} keys={_shown(keys)!r}" if keys else ""
     _log.error(
-        "%s %s count=%d keys=%r error=%r",
+        "%s %s%s error=%r",
         name,
         what,
-        len(keys),
-        _shown(keys),
+        concerned,
         _told(error),
         exc_info=None if on_purpose else error,
     )

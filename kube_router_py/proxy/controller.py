@@ -109,6 +109,11 @@ class ServiceProxy:
 
         cache.subscribe(KINDS, notify)
 
+    @property
+    def virtual_servers(self) -> int:
+        """How many virtual servers stand in the kernel, as far as we know. For any thread."""
+        return len(self._applied.servers)
+
     def open(self) -> None:
         """Create the adapters; called again after a crash, and then nothing is trusted."""
         self.close()

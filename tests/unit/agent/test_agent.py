@@ -338,7 +338,7 @@ def test_stopping_keeps_the_kernel_and_a_restart_writes_nothing(api, start):
 def test_without_the_api_the_agent_lives_unready_and_says_why(api, start, caplog):
     api.status = 503
     running = start("--cache-sync-timeout=200ms")
-    until(lambda: "no complete list yet kind=Service" in caplog.text, "the log")
+    until(lambda: "no complete list yet kinds=" in caplog.text, "the log")
     report = ready(running)
     assert not report["ready"]
     assert "waiting for the first list of EndpointSlice, Node, Service" in report["reason"]
@@ -374,6 +374,7 @@ def test_metrics_are_served_when_asked_for(api, start):
         'kube_router_controller_ready{loop="service-proxy"} 1.0',
         "kube_router_controller_ipvs_services_sync_time_count",
         'kube_router_kernel_writes_total{adapter="ipvs"}',
+        "kube_router_controller_ipvs_services 1.0",
         "kube_router_build_info{",
     ):
         assert line in text

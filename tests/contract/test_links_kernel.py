@@ -5,6 +5,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -130,65 +131,67 @@ def test_what_kube_router_left_is_taken_over(links: NetlinkLinks) -> None:
 
 
 class RouteMonitor:
-    """What the kernel tells of route changes, from ``start`` to ``stop``."""
+    """What the kernel tells of route changes, while it is entered."""
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def start(self) -> None:
+    def __enter__(self) -> "RouteMonitor":
+        self._lines: list[str] = []
         command = ["ip", "-oneline", "monitor", "route"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self._await_change_of("198.51.100.0/24")
+        self.settle("198.51.100.0/24")
+        return self
 
-    def stop(self) -> list[str]:
-        self._await_change_of("203.0.113.0/24")
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._reader.join(30)
         self._process.wait(30)
-        return self.lines
+
+    def settle(self, prefix: str) -> list[str]:
+        """Change an unrelated route until that is told: by then, all changes before it are.
+
+        It comes and goes each time, for putting what stands already is not told.
+        """
+        for _ in range(100):
+            ip("route", "replace", "blackhole", prefix)
+            ip("route", "delete", "blackhole", prefix)
+            told = list(self._lines)
+            if any(prefix in line for line in told):
+                return told
+        raise AssertionError("ip monitor tells nothing")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as stream:
-            self.lines.extend(stream)
-
-    def _await_change_of(self, prefix: str) -> None:
-        """Change an unrelated route until the change is told: by then all before it was, too."""
-        for _ in range(200):
-            ip("route", "replace", "blackhole", prefix)
-            if any(prefix in line for line in list(self.lines)):
-                return
-        raise AssertionError("ip monitor tells nothing")
+            for line in stream:
+                self._lines.append(line)
 
 
 @pytest.mark.parametrize("modes", [("route", "address"), ("address", "route")])
 def test_a_conversion_never_leaves_a_vip_without_a_route(
     node: None, modes: tuple[str, str]
 ) -> None:
-    first, second = (NetlinkLinks(mode) for mode in modes)
-    first.ensure_vip_link()
-    first.apply_vips(WANTED, ())
-    assert second.read_vips() != WANTED
-    texts = ("10.96.0.10", "fd00:10:96::a")
-    standing = {text: {route["protocol"] for route in local_routes(text)} for text in texts}
-    monitor = RouteMonitor()
-    monitor.start()
-    assert second.apply_vips(WANTED, ()) == []
-    changes = [line for line in monitor.stop() if VIP_LINK in line]
-    for line in changes:
-        words = line.split()
-        for text in texts:
-            if text in words:
-                protocol = words[words.index("proto") + 1]
-                change = set.discard if "Deleted" in words else set.add
-                change(standing[text], protocol)
-                assert standing[text], changes
-    assert standing == {text: {"75"} for text in texts}, changes
-    assert second.read_vips() == WANTED
-    first.close()
-    second.close()
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(closing(NetlinkLinks(mode))) for mode in modes)
+        first.ensure_vip_link()
+        first.apply_vips(WANTED, ())
+        assert second.read_vips() != WANTED
+        texts = ("10.96.0.10", "fd00:10:96::a")
+        standing = {text: {route["protocol"] for route in local_routes(text)} for text in texts}
+        monitor = stack.enter_context(RouteMonitor())
+        assert second.apply_vips(WANTED, ()) == []
+        changes = [line for line in monitor.settle("203.0.113.0/24") if VIP_LINK in line]
+        assert changes
+        for line in changes:
+            words = line.split()
+            for text in texts:
+                if text in words:
+                    protocol = words[words.index("proto") + 1]
+                    change = set.discard if "Deleted" in words else set.add
+                    change(standing[text], protocol)
+                    assert standing[text], changes
+        assert standing == {text: {"75"} for text in texts}, changes
+        assert second.read_vips() == WANTED
 
 
 def test_ten_thousand_vips_in_one_call(node: None) -> None:

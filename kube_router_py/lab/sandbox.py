@@ -131,6 +131,18 @@ class Root:
         if not read_only:
             self._volumes.append(path)
 
+    def shows(self, descriptor: int, path: str) -> bool:
+        """Whether ``path`` is already what ``descriptor`` refers to.
+
+        A name alone proves nothing: a volume keeps the mount points of the container before.
+        """
+        try:
+            found = os.stat(self._path + path)
+        except OSError:
+            return False
+        wanted = os.stat(descriptor)
+        return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+
     def _make_writable(self, path: str) -> None:
         """Replace the nearest directory that exists by a tmpfs with the same entries in it."""
         while not os.path.isdir(self._path + path):
@@ -174,7 +186,7 @@ def _contain(spec: dict) -> None:  # type: ignore[type-arg]
     for descriptor, target, read_only in sorted(volumes, key=lambda item: item[1].count("/")):
         root.place(descriptor, target, read_only)
     for descriptor, path in keep:
-        if not os.path.exists(spec["root"] + path):
+        if not root.shows(descriptor, path):
             root.place(descriptor, path, True)
     for descriptor, *_ in [*volumes, *keep]:
         os.close(descriptor)

@@ -1,0 +1,96 @@
+"""The command line: what is refused, and how a running lab is found."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kube_router_py.lab import command, state, vm
+from kube_router_py.lab.errors import LabError
+
+
+def test_command_follows_the_first_double_dash() -> None:
+    assert command.split_command(["-f", "x"]) == (["-f", "x"], None)
+    assert command.split_command(["--", "a", "--", "b"]) == ([], ["a", "--", "b"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--nodes", "0"], "1 to"),
+        (["--ip-family", "ipx"], "ipx"),
+        (["--"], "nothing follows"),
+        (["--unknown"], "unknown"),
+    ],
+)
+def test_wrong_arguments_are_exit_code_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(argv)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["-f", "/nowhere.yaml", "--", "true"]) == 1
+    assert "/nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_kernel_without_ip_vs_needs_the_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "has_ip_vs", lambda: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert command._needs_vm("auto")
+    with pytest.raises(LabError, match="no ip_vs"):
+        command._needs_vm("never")
+    monkeypatch.setattr(vm, "has_ip_vs", lambda: True)
+    assert not command._needs_vm("auto")
+    assert command._needs_vm("always")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert command._needs_vm("auto")
+    with pytest.raises(LabError, match="root"):
+        command._needs_vm("never")
+
+
+def make_lab(directory: Path, pid: int, started: int | None) -> Path:
+    directory.mkdir(parents=True)
+    state.LabState(directory, pid, started or 0, ("node1",)).write()
+    return directory
+
+
+def test_the_only_running_lab_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "BASE", tmp_path)
+    with pytest.raises(LabError, match="no lab is running"):
+        state.attach({})
+    own = state.start_time(os.getpid())
+    first = make_lab(tmp_path / "a", os.getpid(), own)
+    make_lab(tmp_path / "dead", os.getpid(), (own or 0) + 1)
+    assert state.attach({}).directory == first
+    second = make_lab(tmp_path / "b", os.getpid(), own)
+    with pytest.raises(LabError, match="several labs"):
+        state.attach({})
+    assert state.attach({state.VARIABLE: str(second)}).directory == second
+    state.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_targets_of_exec(tmp_path: Path) -> None:
+    lab = state.LabState(tmp_path, os.getpid(), 0, ("node1",))
+    assert lab.enter("node1", ["ip", "a"]) == [
+        "nsenter",
+        f"--net=/proc/{os.getpid()}/root/run/netns/node1",
+        "--",
+        "ip",
+        "a",
+    ]
+    with pytest.raises(LabError, match="node1, router, client"):
+        lab.resolve("node9")
+    with pytest.raises(LabError, match="does not answer"):
+        lab.resolve("default/pod")
+
+
+def test_lab_json_is_plain(tmp_path: Path) -> None:
+    directory = make_lab(tmp_path / "lab", 1, 2)
+    assert json.loads((directory / "lab.json").read_text())["nodes"] == ["node1"]
+    assert state.read(directory).nodes == ("node1",)

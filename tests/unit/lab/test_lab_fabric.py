@@ -1,0 +1,51 @@
+"""The topology: who is where, and that no two share an address."""
+
+import pytest
+
+from kube_router_py.lab.fabric import (
+    MAX_NODES,
+    compile_topology,
+    render_host,
+    render_wiring,
+)
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6", "dual"])
+def test_addresses_are_distinct_and_the_same_each_time(family: str) -> None:
+    topology = compile_topology(MAX_NODES, family)
+    assert topology == compile_topology(MAX_NODES, family)
+    addresses = [a for host in topology.hosts for _, found in host.links for a in found]
+    cidrs = [cidr for node in topology.nodes for cidr in node.pod_cidrs]
+    assert len(set(addresses)) == len(addresses)
+    assert len(set(cidrs)) == len(cidrs) == MAX_NODES * len(topology.families)
+
+
+def test_what_command_gets_to_know() -> None:
+    assert compile_topology(1, "dual").environment() == {
+        "LAB_ROUTER_IP4": "10.10.0.1",
+        "LAB_ROUTER_IP6": "fd10:10::1",
+        "LAB_CLIENT_IP4": "10.20.0.2",
+        "LAB_CLIENT_IP6": "fd10:20::2",
+        "LAB_APISERVER_IP4": "10.10.0.2",
+        "LAB_APISERVER_IP6": "fd10:10::2",
+        "LAB_NODE1_IP4": "10.10.0.11",
+        "LAB_NODE1_IP6": "fd10:10::b",
+    }
+    assert "LAB_NODE1_IP6" not in compile_topology(1, "ipv4").environment()
+
+
+def test_nodes_reach_each_others_pods_and_the_router_does_not_know_them() -> None:
+    topology = compile_topology(3, "dual")
+    text = render_host(topology.host("node2"))
+    assert "route add 10.244.1.0/24 via 10.10.0.11\n" in text
+    assert "route add fd10:244:0:3::/64 via fd10:10::d\n" in text
+    assert "10.244.2.0/24" not in text
+    assert "route add default via fd10:10::1\n" in text
+    assert "10.244" not in render_host(topology.host("router"))
+
+
+def test_the_client_hangs_on_the_router() -> None:
+    lines = render_wiring(compile_topology(1, "ipv4")).splitlines()
+    assert "link set client netns router name eth1" in lines
+    assert "link set client master br0 up" not in lines
+    assert "link set node1 master br0 up" in lines

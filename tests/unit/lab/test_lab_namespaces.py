@@ -1,0 +1,130 @@
+"""A whole lab but for the agents, on this kernel: pods, exec, and that nothing is left."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kube_router_py.lab import load
+from kube_router_py.lab.cluster import LabOptions
+from kube_router_py.lab.cni import plugin_directory
+from kube_router_py.lab.errors import LabError
+from kube_router_py.lab.front import Backstage
+from kube_router_py.lab.server import serve
+from kube_router_py.lab.tour_api import Api
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "examples" / "website.yaml"
+DEADLINE_S = 90.0
+
+
+def _has_plugins() -> bool:
+    try:
+        plugin_directory()
+    except LabError:
+        return False
+    return True
+
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces"),
+    pytest.mark.skipif(not _has_plugins(), reason="containernetworking-plugins are not installed"),
+]
+
+
+@contextmanager
+def lab(family: str) -> Iterator[Backstage]:
+    options = LabOptions(files=(EXAMPLE,), ip_family=family, with_agents=False)
+    backstage = Backstage(
+        lambda *rest: serve(options, *rest), ["node1", "node2"], lambda line: None
+    )
+    try:
+        backstage.start()
+        yield backstage
+    finally:
+        backstage.stop()
+
+
+def inside(backstage: Backstage, target: str, *argv: str) -> str:
+    done = subprocess.run(
+        backstage.state.enter(target, argv), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6", "dual"])
+def test_pods_answer_across_nodes_and_nothing_is_left(family: str) -> None:
+    mounts, links = Path("/proc/self/mounts").read_text(), os.listdir("/sys/class/net")
+    with lab(family) as backstage:
+        directory = backstage.directory
+        api = Api(backstage.state.kubeconfig)
+        pods = api.list_all("pods")
+        assert len(pods) == 3
+        source = f"default/{pods[0]['metadata']['name']}"
+        target = next(p for p in pods if p["spec"]["nodeName"] != pods[0]["spec"]["nodeName"])
+        for address in target["status"]["podIPs"]:
+            for where in (source, "node1", "node2"):
+                argv = [sys.executable, "-I", "-S", load.__file__, address["ip"], "8080"]
+                found = json.loads(inside(backstage, where, *argv, "--count", "2"))
+                assert found["pods"] == {target["metadata"]["name"]: 2}
+        slices = api.list_all("endpointslices", "kubernetes.io/service-name=website")
+        addresses = {a for s in slices for e in s["endpoints"] for a in e["addresses"]}
+        assert len(addresses) == 3
+    assert not directory.exists()
+    assert Path("/proc/self/mounts").read_text() == mounts
+    assert sorted(os.listdir("/sys/class/net")) == sorted(links)
+
+
+def test_a_pod_that_nobody_asks_ends_long_before_its_grace_period() -> None:
+    with lab("ipv4") as backstage:
+        api = Api(backstage.state.kubeconfig)
+        api.scale("website", 1)
+        eventually(lambda: len(api.list_all("pods")) == 1)
+        slices = api.list_all("endpointslices", "kubernetes.io/service-name=website")
+        assert sum(len(s["endpoints"]) for s in slices) == 1
+
+
+def test_stop_takes_everything_down() -> None:
+    with lab("ipv4") as backstage:
+        namespace = os.readlink(f"/proc/{backstage.state.pid}/ns/mnt")
+        children = _with_namespace("mnt", namespace)
+        assert len(children) >= 6  # keeper, init, server and three pods
+        backstage.stop()
+        assert _with_namespace("mnt", namespace) == []
+
+
+def _with_namespace(kind: str, name: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(entry / "ns" / kind) == name:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_refused_manifest_is_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: []}\n")
+    options = LabOptions(files=(file,), with_agents=False)
+    backstage = Backstage(lambda *rest: serve(options, *rest), ["node1"], lambda line: None)
+    try:
+        with pytest.raises(LabError, match="Service"):
+            backstage.start()
+    finally:
+        backstage.stop()
+    assert not backstage.directory.exists()

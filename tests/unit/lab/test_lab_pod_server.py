@@ -1,0 +1,145 @@
+"""The pods' server and the load generator, over the loopback."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kube_router_py.lab import load, pod_server
+
+BARE = [sys.executable, "-I", "-S"]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Running:
+    def __init__(self, port: int, *ports: str) -> None:
+        self.port = port
+        self.process = subprocess.Popen(
+            [*BARE, str(pod_server.__file__), "shop-1", "default", "node1", *ports],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def server() -> Iterator[Running]:
+    port = free_port()
+    running = Running(port, f"{port}/TCP", f"{port}/UDP")
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_it_says_who_answered_whom(server: Running, protocol: str, address: str) -> None:
+    answer = load.ask(address, server.port, protocol, 10.0)
+    client_port = answer.pop("client_port")
+    assert client_port > 0
+    assert answer == {
+        "pod": "shop-1",
+        "namespace": "default",
+        "node": "node1",
+        "client": address,
+        "protocol": protocol.upper(),
+        "port": server.port,
+    }
+
+
+def test_one_connection_carries_many_requests_even_in_one_segment(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        sock.sendall(b"POST / HTTP/1.1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbo")
+        sock.sendall(b"dy")
+        answer = b""
+        while data := sock.recv(65536):
+            answer += data
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.count(b"Connection: keep-alive") == 2
+
+
+@contextmanager
+def open_stream(port: int) -> Iterator[Iterator[bytes]]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(b"GET /stream?interval=0.02 HTTP/1.1\r\nHost: x\r\n\r\n")
+        with sock.makefile("rb") as file:
+            while file.readline().strip():
+                pass
+            yield iter(file)
+
+
+def test_a_stream_goes_on_and_others_are_served_meanwhile(server: Running) -> None:
+    with open_stream(server.port) as lines:
+        assert json.loads(next(lines))["pod"] == "shop-1"
+        assert load.ask("127.0.0.1", server.port, "tcp", 10.0)["pod"] == "shop-1"
+        assert json.loads(next(lines))["pod"] == "shop-1"
+
+
+def test_after_sigterm_it_serves_on_until_nobody_asks(server: Running) -> None:
+    with open_stream(server.port) as lines:
+        server.process.send_signal(signal.SIGTERM)
+        asked_until = time.monotonic() + pod_server.IDLE_S * 1.5
+        while time.monotonic() < asked_until:
+            assert next(lines)
+        assert server.process.poll() is None
+        assert load.ask("127.0.0.1", server.port, "tcp", 10.0)["pod"] == "shop-1"
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        argv = [*BARE, str(pod_server.__file__), "p", "n", "node1", f"{port}/TCP"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert f"cannot serve {port}/TCP" in done.stderr
+
+
+def run_load(*arguments: str) -> dict[str, object]:
+    argv = [*BARE, str(Path(load.__file__)), *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_load_generator_counts_answers(server: Running) -> None:
+    found = run_load("127.0.0.1", str(server.port), "--count", "20", "--concurrency", "4")
+    assert (found["attempts"], found["failures"]) == (20, 0)
+    assert found["pods"] == {"shop-1": 20}
+    assert found["clients"] == {"127.0.0.1": 20}
+
+
+def test_the_load_generator_counts_failures() -> None:
+    found = run_load("127.0.0.1", str(free_port()), "--count", "5", "--timeout", "1")
+    assert (found["attempts"], found["failures"], found["pods"]) == (5, 5, {})
+    assert "ConnectionRefusedError" in str(found["errors"])
+
+
+def test_a_stream_that_breaks_is_a_failure(server: Running) -> None:
+    argv = [*BARE, str(Path(load.__file__)), "127.0.0.1", str(server.port), "--stream", "0.02"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["local_port"] > 0
+    server.process.kill()
+    out, _ = process.communicate(timeout=30)
+    assert json.loads(out)["failures"] == 1

@@ -242,12 +242,13 @@ def _run(
             "PATH": f"{backstage.directory / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}",
         }
         if mode == "tour":
-            from kube_router_py.lab.tour import tour
+            from kube_router_py.lab.tour import farewell, tour
 
             code = tour(backstage.state, environ, began)
             if code != 0:
                 progress(f"all logs: {_save_logs(backstage.directory, out)}")
-            return code
+                return code
+            return farewell(backstage, began)
         if command is None:
             shell = os.environ.get("SHELL") or "/bin/sh"
             print("lab: a shell with KUBECONFIG set; `exit` takes the lab down", file=sys.stderr)

@@ -44,6 +44,7 @@ class Backstage:
         self._keeper = 0
         self._life_line = -1
         self._made_netns_directory = False
+        self._pid_namespace = ""
         self.directory = state.BASE / secrets.token_hex(3)
         self.environment: dict[str, str] = {}
 
@@ -98,8 +99,24 @@ class Backstage:
                     raise LabError(message["failed"])
                 if "ready" in message:
                     self.environment = message["ready"]
+                    children = f"/proc/{self._keeper}/ns/pid_for_children"
+                    self._pid_namespace = os.readlink(children)
                     return
         raise LabError(f"the lab's server ended before it was ready\n{self.last_words()}")
+
+    def leftovers(self) -> list[str]:
+        """What is still there of the lab: processes, its directory. Empty after ``stop``.
+
+        Namespaces and mounts need no look of their own: only processes in there keep them.
+        """
+        found = [str(self.directory)] if self.directory.exists() else []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.readlink(entry / "ns" / "pid") == self._pid_namespace:
+                    found.append(f"process {entry.name}")
+            except OSError:
+                continue  # ended meanwhile
+        return found
 
     def last_words(self) -> str:
         """The end of the server's log."""

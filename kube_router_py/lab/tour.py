@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kube_router_py.lab.errors import LabError
+from kube_router_py.lab.front import Backstage
 from kube_router_py.lab.ipvs_table import Connection, parse_connections, parse_table
 from kube_router_py.lab.state import LabState
 from kube_router_py.lab.tour_api import Api
@@ -318,7 +319,7 @@ class Tour:
         return entries[0]
 
     def _delete(self) -> None:
-        self._title("Clean-up: the website is deleted")
+        self._title("Clean-up: the website, then the lab")
         self._api.delete("deployments", DEPLOYMENT)
         for service in (SERVICE, STICKY):
             self._api.delete("services", service)
@@ -362,4 +363,20 @@ def tour(lab: LabState, environ: Mapping[str, str], began: float) -> int:
     except (LabError, subprocess.TimeoutExpired, KeyError) as error:
         print(f"    FAILED: {error}", flush=True)
         return 1
+    return 0
+
+
+def farewell(backstage: Backstage, began: float) -> int:
+    """Take the lab down and look whether it is gone; 0 when nothing is left."""
+    before = len(backstage.leftovers()) - 1
+    backstage.stop()
+    left = backstage.leftovers()
+    if left:
+        print(f"    FAILED: still there after the end: {', '.join(left)}", flush=True)
+        return 1
+    print(f"    ok: the lab is down: of its {before} processes and its files nothing is left")
+    print(
+        f"\nEvery line marked ok was checked. The tour took {time.monotonic() - began:.0f} s.",
+        flush=True,
+    )
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kube_router_py.lab import load
+from kube_router_py.lab import load, state
 from kube_router_py.lab.cluster import LabOptions
 from kube_router_py.lab.cni import plugin_directory
 from kube_router_py.lab.errors import LabError
@@ -97,24 +97,36 @@ def test_a_pod_that_nobody_asks_ends_long_before_its_grace_period() -> None:
         assert sum(len(s["endpoints"]) for s in slices) == 1
 
 
-def test_stop_takes_everything_down() -> None:
+def test_stop_takes_every_process_down() -> None:
     with lab("ipv4") as backstage:
-        namespace = os.readlink(f"/proc/{backstage.state.pid}/ns/mnt")
-        children = _with_namespace("mnt", namespace)
-        assert len(children) >= 6  # keeper, init, server and three pods
+        assert len(backstage.leftovers()) >= 6  # init, server, three pods, the directory
         backstage.stop()
-        assert _with_namespace("mnt", namespace) == []
+        assert backstage.leftovers() == []
 
 
-def _with_namespace(kind: str, name: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(entry / "ns" / kind) == name:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+KILLED = """\
+import sys, time
+from kube_router_py.lab.cluster import LabOptions
+from kube_router_py.lab.front import Backstage
+from kube_router_py.lab.server import serve
+options = LabOptions(with_agents=False)
+backstage = Backstage(lambda *rest: serve(options, *rest), ["node1", "node2"], lambda line: None)
+backstage.start()
+print(backstage.directory, backstage.state.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_killing_the_front_takes_everything_down_and_the_next_lab_sweeps() -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    directory, keeper = process.stdout.readline().split()
+    process.kill()
+    process.communicate()
+    eventually(lambda: not Path("/proc", keeper).exists())
+    assert Path(directory).exists()
+    state.sweep()
+    assert not Path(directory).exists()
 
 
 def test_a_refused_manifest_is_the_reason(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Lab:
         if deployment is not None:
             await self._wait_applied(deadline)
             self._progress(f"every agent has applied revision {self.store.revision}")
+            self._publish_daemon_set(deployment.daemon_set)
 
     def _make_server(self, addresses: list[str]) -> ApiServer:
         # Slow to import under emulation, so it happens here, while the fabric is being built.
@@ -144,6 +145,16 @@ class Lab:
                 raise LabError(f"IPVS on {node.name} is not empty before the start: {entries}")
         names = ", ".join(node.name for node in self.topology.nodes)
         self._progress(f"IPVS is empty on {names}: the agents start without any virtual server")
+
+    def _publish_daemon_set(self, daemon_set: Object) -> None:
+        """The DaemonSet's status, for ``kubectl get``: the lab has no controller of its kind."""
+        count = len(self.topology.nodes)
+        fields = ("desired", "current", "updated")
+        status = {f"{field}NumberScheduled": count for field in fields}
+        status |= {"numberReady": count, "numberAvailable": count, "observedGeneration": 1}
+        metadata = daemon_set["metadata"]
+        stored = self.store.get("daemonsets", metadata["name"], metadata["namespace"])
+        self.store.update("daemonsets", {**stored, "status": status}, subresource="status")
 
     def _kubelet(self, node: fabric.LabNode) -> Kubelet:
         directory = self.directory / "nodes" / node.name

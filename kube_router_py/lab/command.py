@@ -255,6 +255,8 @@ def _run(
             return front.run_command([shell], environ)
         return front.run_command(command, environ)
     finally:
+        for number in numbers:  # a second ^C must not leave half a lab behind
+            signal.signal(number, signal.SIG_IGN)
         backstage.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)

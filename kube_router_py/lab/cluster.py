@@ -183,7 +183,7 @@ class Lab:
                 api_port=API_PORT,
                 service_host=str(self.store.allocator.first_address(family)),
                 credentials=(token, certificate),
-                extra_args=self.options.agent_args,
+                extra_args=(*self.topology.agent_args(), *self.options.agent_args),
             )
             log = self._logs / f"agent-{node.name}.log"
             found.append(Agent(node, spec, directory, self.namespaces, log))

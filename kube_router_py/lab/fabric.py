@@ -67,6 +67,13 @@ class Topology:
     def host(self, name: str) -> Host:
         return next(host for host in self.hosts if host.name == name)
 
+    def agent_args(self) -> tuple[str, ...]:
+        """What the agents must be told about this cluster; IPv4 alone is their default."""
+        if self.families == (4,):
+            return ()
+        families = [f"--enable-ipv{f}={str(f in self.families).lower()}" for f in (4, 6)]
+        return (*families, f"--service-cluster-ip-range={','.join(self.service_cidrs)}")
+
     def environment(self) -> dict[str, str]:
         """``LAB_<NAME>_IP4`` and ``_IP6`` of every host that has such an address."""
         found = {}

@@ -34,6 +34,15 @@ def test_what_command_gets_to_know() -> None:
     assert "LAB_NODE1_IP6" not in compile_topology(1, "ipv4").environment()
 
 
+def test_what_the_agents_are_told() -> None:
+    assert compile_topology(1, "ipv4").agent_args() == ()
+    assert compile_topology(1, "ipv6").agent_args() == (
+        "--enable-ipv4=false",
+        "--enable-ipv6=true",
+        "--service-cluster-ip-range=fd10:96::/112",
+    )
+
+
 def test_nodes_reach_each_others_pods_and_the_router_does_not_know_them() -> None:
     topology = compile_topology(3, "dual")
     text = render_host(topology.host("node2"))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from kube_router_py import __version__
-from kube_router_py.errors import ConfigurationError, PreflightError
+from kube_router_py.errors import ConfigurationError, KubeRouterError
 
 OK, FAILED, MISTAKE = 0, 1, 2
 
@@ -49,16 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _subcommand(arguments[0], arguments[1:])
         return _agent(arguments, os.environ)
     except ConfigurationError as error:
-        for message in error.messages:
-            print(f"kube-router-py: {message}", file=sys.stderr)
+        _complain(*error.messages)
         return MISTAKE
-    except PreflightError as error:
-        print(f"kube-router-py: {error}", file=sys.stderr)
+    except KubeRouterError as error:
+        _complain(str(error))
         return FAILED
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough. Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _complain(*messages: str) -> None:
+    """Say why there is nothing more to do, one line each; in the journal as an error."""
+    import logging
+
+    from kube_router_py.observe import log
+
+    in_journal = log.is_journal(sys.stderr, os.environ)
+    prefix = f"<{log.priority(logging.ERROR)}>" if in_journal else ""
+    for message in messages:
+        print(f"{prefix}kube-router-py: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 def _subcommand(name: str, arguments: list[str]) -> int:
@@ -75,14 +86,13 @@ def _agent(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
     asked = scan(arguments).asked
     if asked == "version":
-        print(f"kube-router-py {__version__}")
-        return OK
+        return _version([])
     if asked == "help":
         from kube_router_py.option_help import help_text
 
         print(help_text(), end="")
         return OK
-    options = parse(arguments, environ)
+    options = parse(arguments, environ, files=True)
     if options.cleanup_config:
         return _clean_up(arguments)
 
@@ -101,7 +111,10 @@ def _version(arguments: list[str]) -> int:
 def _clean_up(arguments: Sequence[str]) -> int:
     from kube_router_py.options import parse, scan
 
-    if scan(arguments).asked == "help":
+    asked = scan(arguments).asked
+    if asked == "version":
+        return _version([])
+    if asked == "help":
         print(CLEANUP_USAGE, end="")
         return OK
     options = parse(arguments, os.environ)
@@ -123,6 +136,8 @@ def _render(arguments: list[str]) -> int:
     if "help" in own:
         print(RENDER_USAGE, end="")
         return OK
+    if "version" in own:
+        return _version([])
     files = own.get("filename", [])
     output = own.get("output", ["text"])[-1]
     node = own.get("node", [""])[-1]
@@ -154,6 +169,8 @@ _RENDER_FLAGS = {
     "--show-secrets": ("show-secrets", False),
     "-h": ("help", False),
     "--help": ("help", False),
+    "-V": ("version", False),
+    "--version": ("version", False),
 }
 
 

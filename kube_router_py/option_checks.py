@@ -1,14 +1,66 @@
-"""Checks that concern several flags. One flag's own check is its kind (``option_types``)."""
+"""Checks of several flags, and of files; a flag's own check is its kind (``option_types``)."""
 
 from collections.abc import Callable, Iterator
 
 from kube_router_py.option_table import Options
-from kube_router_py.option_types import IPNetwork, show_duration
+from kube_router_py.option_types import IPNetwork, parse_password, show_duration
+
+# Nobody has so many routers; and reading must end, whatever the path names.
+_LONGEST_FILE = 1 << 20
 
 
 def check(options: Options) -> list[str]:
     """Every mistake in the combination of flags, each with its remedy."""
     return [message for find in _CHECKS for message in find(options)]
+
+
+def check_files(options: Options) -> list[str]:
+    """Every mistake in the files that flags name, as far as it shows without using them."""
+    return [*_kubeconfig(options), *_passwords_file(options)]
+
+
+def _kubeconfig(options: Options) -> Iterator[str]:
+    if options.kubeconfig:
+        text, mistake = _read("kubeconfig", options.kubeconfig)
+        if mistake:
+            yield mistake
+        elif not text.strip():
+            yield f"--kubeconfig {options.kubeconfig!r} is empty; write a kubeconfig there"
+
+
+def _passwords_file(options: Options) -> Iterator[str]:
+    path = options.peer_router_passwords_file
+    if not path:
+        return
+    text, mistake = _read("peer-router-passwords-file", path)
+    name = f"--peer-router-passwords-file {path!r}"
+    if mistake:
+        yield mistake
+        return
+    items = [item.strip() for item in text.strip().split(",")]
+    for number, item in enumerate(items, 1):
+        try:
+            parse_password(item)
+        except ValueError as error:
+            yield f"{name} has the item number {number}, which {error}"
+    peers = len(options.peer_router_ips)
+    if peers and not options.peer_router_passwords and len(items) != peers:
+        yield (
+            f"{name} has {len(items)} items, but --peer-router-ips "
+            f"has {peers}; give one for each router, in the same order, empty where there is none"
+        )
+
+
+def _read(flag: str, path: str) -> tuple[str, str]:
+    """What the file says, and what is wrong with it: one of them is empty."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LONGEST_FILE)
+    except OSError as error:
+        return "", f"--{flag} {path!r} cannot be read: {error.strerror}; correct the path"
+    except ValueError as error:
+        return "", f"--{flag} {path!r} cannot be read: {error}; correct the path"
+    return content.decode(errors="replace"), ""
 
 
 def _families(options: Options) -> Iterator[str]:
@@ -23,6 +75,8 @@ def _is_enabled(options: Options, network: IPNetwork) -> bool:
 def _cluster_ip_range(options: Options) -> Iterator[str]:
     ranges = options.service_cluster_ip_range
     shown = ",".join(map(str, ranges))
+    if not ranges and options.enable_ipv4:
+        yield "--service-cluster-ip-range is empty; give the range that the cluster has"
     if len(ranges) > 2:
         yield (
             f"--service-cluster-ip-range {shown!r} has {len(ranges)} CIDRs; "

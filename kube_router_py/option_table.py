@@ -129,7 +129,9 @@ class Options:
         kind.NETWORKS,
         (),
         PROXY,
-        "Virtual servers inside belong to someone else: never changed, never removed.",
+        "Virtual servers inside may be someone else's: none is ever removed for want of a Service, "
+        "and those of no Service are never changed. A Service that asks for an address inside is "
+        "programmed all the same.",
     )
     masquerade_all: bool = flag(
         kind.SWITCH, False, PROXY, "Source-NAT all traffic that IPVS load-balances."

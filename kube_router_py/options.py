@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kube_router_py.errors import ConfigurationError
-from kube_router_py.option_checks import check
+from kube_router_py.option_checks import check, check_files
 from kube_router_py.option_flag import Flag
 from kube_router_py.option_table import FLAGS, Options
 
@@ -26,6 +26,7 @@ __all__ = ["FLAGS", "Flag", "Options", "Request", "given_text", "parse", "scan",
 _BY_NAME = {flag.name: flag for flag in FLAGS}
 _BY_SHORT = {flag.short: flag for flag in FLAGS if flag.short}
 _REQUESTS = {"--help": "help", "-h": "help", "--version": "version", "-V": "version"}
+_REQUESTS |= {f"{name}=true": asked for name, asked in _REQUESTS.items() if name[:2] == "--"}
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -103,8 +104,11 @@ def _not_a_flag(argument: str) -> str:
     )
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """Checked options. Raises ConfigurationError with one message for each mistake."""
+def parse(argv: Sequence[str], environ: Mapping[str, str], *, files: bool = False) -> Options:
+    """Checked options. Raises ConfigurationError with one message for each mistake.
+
+    ``files``: the files that flags name are looked at, too; the agent needs them, others do not.
+    """
     request = scan(argv)
     errors = list(request.errors)
     values: dict[str, Any] = {}
@@ -134,6 +138,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
             ),
         )
     errors += check(options)
+    if files:
+        errors += check_files(options)
     if errors:
         raise ConfigurationError(*errors)
     return options

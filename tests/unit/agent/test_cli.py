@@ -14,6 +14,7 @@ import pytest
 
 import kube_router_py
 from kube_router_py import cli
+from kube_router_py.errors import KernelError
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFEST = """\
@@ -33,9 +34,11 @@ def _environment_without_flags(monkeypatch):
             monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("argument", ["--version", "-V", "version"])
-def test_the_version_goes_to_stdout(argument, capsys):
-    assert cli.main([argument]) == 0
+@pytest.mark.parametrize(
+    "argument", ["--version", "-V", "version", "--version=true", "cleanup --version", "render -V"]
+)
+def test_the_version_goes_to_stdout_and_nothing_else_happens(argument, capsys):
+    assert cli.main(argument.split()) == 0
     out, err = capsys.readouterr()
     assert out == f"kube-router-py {kube_router_py.__version__}\n"
     assert err == ""
@@ -81,10 +84,52 @@ def test_mistakes_exit_with_2_and_go_to_stderr(argv, words, capsys):
         assert word in err
 
 
+def test_the_agent_looks_at_the_files_it_needs_and_tells_all_mistakes_at_once(tmp_path, capsys):
+    missing = str(tmp_path / "none")
+    flags = [f"--kubeconfig={missing}", f"--peer-router-passwords-file={missing}", "--bgp-port=0"]
+    assert cli.main(flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "--bgp-port",
+        "--kubeconfig",
+        "--peer-router-passwords-file",
+    ]
+    assert all("No such file" in line for line in lines[1:])
+
+
+def test_a_refused_start_is_an_error_in_the_journal(tmp_path):
+    """journalctl -p warning must show why the service does not start."""
+    with (tmp_path / "journal").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        done = subprocess.run(
+            [sys.executable, "-m", "kube_router_py", "--nonsense", "--overlay-type=a\nb"],
+            stderr=stream,
+            env={**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"},
+            check=False,
+            timeout=60,
+            cwd=REPOSITORY,
+        )
+        stream.seek(0)
+        lines = stream.read().splitlines()
+    assert done.returncode == 2
+    assert len(lines) == 2
+    assert all(line.startswith("<3>kube-router-py: --") for line in lines)
+
+
+def test_a_kernel_that_refuses_cleanup_is_no_traceback(monkeypatch, capsys):
+    def refuse(*_):
+        raise KernelError("netlink is out of order")
+
+    monkeypatch.setattr("kube_router_py.host.check_capabilities", refuse)
+    assert cli.main(["cleanup"]) == 1
+    assert "netlink is out of order" in capsys.readouterr().err
+
+
 def test_render_takes_agent_flags_among_its_own(tmp_path, capsys):
     file = tmp_path / "web.yaml"
     file.write_text(MANIFEST)
     argv = ["render", "--ipvs-sync-period", "1m", "-f", str(file), "-v", "2", "--node=n1"]
+    argv += ["--kubeconfig=/on/the/node/only"]
     assert cli.main([*argv, "--hairpin-mode", "-o", "json"]) == 0
     assert '"10.96.0.10"' in capsys.readouterr().out
 

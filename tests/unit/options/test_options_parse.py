@@ -99,6 +99,7 @@ def test_a_boolean_does_not_take_the_next_argument():
         (["--service-node-port-range=1-70000"], ["--service-node-port-range"]),
         (["--service-cluster-ip-range=10.0.0.0/16,10.1.0.0/16"], ["one address family"]),
         (["--service-cluster-ip-range=10.0.0.0/16,fd00::/112"], ["--enable-ipv6"]),
+        (["--service-cluster-ip-range="], ["--service-cluster-ip-range", "empty"]),
         (["--enable-ipv4=false"], ["no address family"]),
         (["--router-id=1.2.3"], ["--router-id", "generate"]),
         (["--health-addr=here"], ["--health-addr", "IP address"]),
@@ -197,6 +198,50 @@ def test_passwords_are_decoded_and_never_shown():
     assert "hunter2" not in str(given_text(options))
     (message,) = mistakes(*argv, "--peer-router-passwords=hunter2!,")
     assert "hunter2" not in message
+
+
+PEERS = ("--peer-router-ips=192.0.2.1,192.0.2.2", "--peer-router-asns=65001,65001")
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "fragments"),
+    [
+        (b"cGFzcw==,\n", PEERS, []),
+        (b"cGFzcw==", (), []),
+        (b"pass!,cGFzcw==", PEERS, ["item number 1", "base64"]),
+        (b"\xff\xfe", (), ["item number 1"]),
+        (b"cGFzcw==", PEERS, ["1 items", "has 2"]),
+        (b"cGFzcw==", (*PEERS, "--peer-router-passwords=cGFzcw==,"), []),
+        (None, PEERS, ["cannot be read", "correct the path"]),
+    ],
+)
+def test_a_file_of_passwords_is_checked_at_the_start(tmp_path, content, flags, fragments):
+    path = tmp_path / "passwords"
+    if content is not None:
+        path.write_bytes(content)
+    argv = [*flags, f"--peer-router-passwords-file={path}"]
+    if not fragments:
+        parse(argv, {}, files=True)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        parse(argv, {}, files=True)
+    (message,) = caught.value.messages
+    assert "pass!" not in message
+    for fragment in ("--peer-router-passwords-file", str(path), *fragments):
+        assert fragment in message
+
+
+@pytest.mark.parametrize(("content", "word"), [(None, "No such file"), ("", "is empty")])
+def test_a_kubeconfig_is_looked_at_only_where_it_is_needed(tmp_path, content, word):
+    path = tmp_path / "config"
+    if content is not None:
+        path.write_text(content)
+    argv = [f"--kubeconfig={path}"]
+    assert parse(argv, {}).kubeconfig == str(path)
+    with pytest.raises(ConfigurationError, match=word):
+        parse(argv, {}, files=True)
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        parse([f"--kubeconfig={tmp_path}"], {}, files=True)
 
 
 def test_a_cluster_without_ipv4_needs_no_range_by_flag():

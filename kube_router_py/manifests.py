@@ -4,13 +4,11 @@ Syntax that cannot be read stops everything (``ManifestError``); an object that 
 becomes a Problem; kinds the agent does not read are skipped.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
-import yaml
 
 from kube_router_py.cluster.decode import Item, ObjectDecoder
 from kube_router_py.cluster.defaults import with_defaults
@@ -23,6 +21,7 @@ from kube_router_py.cluster.objects import (
     Service,
 )
 from kube_router_py.errors import KubeRouterError
+from kube_router_py.manifest_text import SyntaxProblem, documents
 from kube_router_py.problem import Problem
 
 T = TypeVar("T")
@@ -41,16 +40,6 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 
 class ManifestError(KubeRouterError):
     """A file cannot be read, or is neither YAML nor JSON; the message names it."""
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as Kubernetes reads it: what looks like a date is text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
 
 
 class Manifests:
@@ -84,7 +73,12 @@ class Manifests:
                     item = {"apiVersion": version, "kind": kind.removesuffix("List"), **item}
                 self.add(item, f"{where} items[{index}]", primary_family)
             return
-        struct = _KINDS.get((str(document.get("apiVersion")), kind))
+        version = document.get("apiVersion")
+        if not isinstance(version, str) or not version:
+            reason = f"is absent or no text: which version of {kind} is this?"
+            self.problems.append(Problem(where, "apiVersion", reason))
+            return
+        struct = _KINDS.get((version, kind))
         if struct is not None:
             self._decode(struct, document, where, primary_family)
 
@@ -100,7 +94,7 @@ class Manifests:
             document = {**document, "metadata": {**metadata, "namespace": "default"}}
         try:
             raw = msgspec.json.encode(document)
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             self.problems.append(Problem(where, "", f"cannot be decoded: {error}"))
             return
         item: Item[Any] = ObjectDecoder(struct).item(raw)
@@ -135,21 +129,14 @@ def _read(files: Iterable[str], stdin: IO[str]) -> Iterator[tuple[str, str]]:
                     each for each in path.iterdir() if each.suffix in _SUFFIXES and each.is_file()
                 )
             for each in paths:
-                yield str(each), each.read_text(encoding="utf-8")
+                yield str(each), each.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ManifestError(f"{name} cannot be read: {reason}") from error
 
 
 def _parse(name: str, text: str) -> list[Any]:
-    # JSON may be indented by tabs, which YAML does not take.
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            return [json.loads(text)]
-        except (json.JSONDecodeError, RecursionError) as error:
-            if name.endswith(".json"):
-                raise ManifestError(f"{name} is not JSON: {error}") from error
     try:
-        return list(yaml.load_all(text, Loader=_Loader))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ManifestError(f"{name} is neither YAML nor JSON: {error}") from error
+        return documents(text, is_json=name.endswith(".json"))
+    except SyntaxProblem as error:
+        raise ManifestError(f"{name} is {error}") from error

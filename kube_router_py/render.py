@@ -7,8 +7,8 @@ adds its own keys; those of a subsystem that is switched off are absent.
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from itertools import groupby
-from socket import inet_ntop
 from typing import IO, Any
 
 from kube_router_py.cluster.node import node_view
@@ -125,7 +125,10 @@ def _compile(
     for service in manifests.list(Service):
         key = service.metadata.key
         desired.update(key, compile_service(service, slices.get(key, ()), node, options))
-        if is_proxied(service) and any(port.node_port for port in service.spec.ports or ()):
+        has_node_ports = service.spec.type in ("NodePort", "LoadBalancer") and any(
+            port.node_port for port in service.spec.ports or ()
+        )
+        if has_node_ports and is_proxied(service):
             with_node_ports.append(key)
     problems.update(desired.problems())
     missing = [FAMILY_NAMES[f] for f in options.families if f not in node.addresses]
@@ -162,7 +165,7 @@ def _virtual_server(
         "port_name": origin.port_name,
         "kind": str(origin.kind),
         "protocol": _PROTOCOL_NAMES[key.protocol],
-        "address": inet_ntop(key.family, key.address),
+        "address": str(ip_address(key.address)),
         "port": key.port,
         "fwmark": key.fwmark or None,
         "scheduler": state.config.scheduler,
@@ -183,7 +186,7 @@ def _virtual_server(
 
 def _real_server(key: RealServerKey, value: RealServer) -> dict[str, Any]:
     return {
-        "address": inet_ntop(key.family, key.address),
+        "address": str(ip_address(key.address)),
         "port": key.port,
         "weight": value.weight,
     }

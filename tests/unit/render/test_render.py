@@ -96,6 +96,102 @@ def test_broken_syntax_is_exit_1_and_nothing_on_stdout(
     assert "standard input" in errors
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 200_000, "levels deep"),
+        ("- " * 200_000, "levels deep"),
+        ("&a\nkind: List\nitems: [*a]\n", "contains itself"),
+        ("kind: Service\nmetadata: &m {name: x, labels: *m}\n", "contains itself"),
+        ('{"spec": ' + "9" * 5000 + "}", "digits"),
+    ],
+)
+def test_a_hostile_text_is_exit_1(
+    text: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document, errors = run(capsys, "-", stdin=text)
+    assert (code, document) == (1, "")
+    assert reason in errors
+
+
+def test_a_few_lines_of_aliases_do_not_fill_the_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    lines += ["apiVersion: v1", "kind: Service", "metadata: {name: x, annotations: {all: *a9}}"]
+    code, document, errors = run(capsys, "-", stdin="\n".join(lines))
+    assert (code, document) == (1, "")
+    assert "aliases" in errors
+
+
+def test_aliases_that_are_meant_well_are_followed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, labels: &labels {app: web}}
+spec: {clusterIP: 10.96.0.1, selector: *labels, ports: [&port {port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other}
+spec: {clusterIP: 10.96.0.2, ports: [{<<: &again {port: 81}, protocol: TCP}]}
+"""
+    _, document, _ = run(capsys, "-", stdin=text)
+    assert servers(document) == ["default/other", "default/web"]
+
+
+def test_scalars_are_read_as_kubernetes_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML 1.1 has numbers to the base 60 and a scalar ``=`` of a type of its own."""
+    text = """
+apiVersion: v1
+kind: ConfigMap
+data: {operator: =}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, creationTimestamp: 2024-01-01T00:00:00Z}
+spec: {clusterIP: 2001:10:0:5:1:2:3:4, ports: [{port: 0x50}]}
+"""
+    code, document, _ = run(capsys, "-", stdin=text, flags=("--enable-ipv6=true",))
+    (entry,) = json.loads(document)["virtual_servers"]
+    assert (code, entry["address"], entry["port"]) == (0, "2001:10:0:5:1:2:3:4", 80)
+
+
+@pytest.mark.parametrize("given", ["::102:304", "0:0::0102:304"])
+def test_ipv6_addresses_in_canonical_form(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    service = {**SERVICE, "spec": {**SERVICE["spec"], "clusterIP": given}}
+    _, document, _ = run(capsys, "-", stdin=json.dumps(service), flags=("--enable-ipv6=true",))
+    (entry,) = json.loads(document)["virtual_servers"]
+    assert entry["address"] == "::102:304"
+
+
+@pytest.mark.parametrize("version", [None, 1, ""])
+def test_an_object_that_does_not_say_its_version_is_told(
+    version: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document, _ = run(capsys, "-", stdin=json.dumps({**SERVICE, "apiVersion": version}))
+    (problem,) = json.loads(document)["problems"]
+    assert (code, problem["field"]) == (0, "apiVersion")
+
+
+def test_a_byte_order_mark_and_an_empty_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.json").write_text(json.dumps(SERVICE), encoding="utf-8-sig")
+    (tmp_path / "2.json").write_text("")
+    code, document, _ = run(capsys, str(tmp_path))
+    assert (code, servers(document)) == (0, ["default/web"])
+
+
+def test_a_left_over_node_port_of_a_cluster_ip_service_needs_no_node(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = {**SERVICE["spec"], "ports": [{"port": 80, "nodePort": 30080}]}
+    _, document, _ = run(capsys, "-", stdin=json.dumps({**SERVICE, "spec": spec}))
+    assert json.loads(document)["problems"] == []
+
+
 def test_unreadable_files_are_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, errors = run(capsys, str(tmp_path / "missing.yaml"))
     assert (code, document) == (1, "")

@@ -1,6 +1,7 @@
 """One suite, two worlds: every contract test runs on the fake and on the real kernel.
 
-``world`` is ``"fake"`` or ``"real"``. In the real one (marker ``kernel``) the test's thread is in
+``world`` is ``"fake"`` or ``"real"``. In the real one (marker ``kernel``, or ``netfilter`` where a
+kernel without IPVS will do) the test's thread is in
 a fresh network namespace of its own, and so are the adapters and child processes it makes.
 """
 

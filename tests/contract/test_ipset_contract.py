@@ -10,6 +10,10 @@ from kube_router_py.kernel.fake_host import FakeIpsetKernel, FakeIpsets
 from kube_router_py.kernel.ipset import IpsetProgram
 from kube_router_py.kernel.ports import Ipsets, IpsetSpec
 
+pytestmark = pytest.mark.parametrize(
+    "world", ["fake", pytest.param("real", marks=pytest.mark.netfilter)], indirect=True
+)
+
 LOCAL = IpsetSpec("kube-router-local-cidrs", "hash:net", "inet")
 LOCAL6 = IpsetSpec("inet6:kube-router-local-cidrs", "hash:net", "inet6")
 

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.parametrize(
     ("world", "variant"),
     [
         ("fake", "fake"),
-        pytest.param("real", "iptables-nft", marks=pytest.mark.kernel),
-        pytest.param("real", "iptables-legacy", marks=pytest.mark.kernel),
+        pytest.param("real", "iptables-nft", marks=pytest.mark.netfilter),
+        pytest.param("real", "iptables-legacy", marks=pytest.mark.netfilter),
     ],
     indirect=["world"],
 )

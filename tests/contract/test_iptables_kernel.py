@@ -12,7 +12,7 @@ from kube_router_py.kernel.ports import Jump, TableRules
 VARIANTS = ("iptables-nft", "iptables-legacy")
 
 pytestmark = [
-    pytest.mark.kernel,
+    pytest.mark.netfilter,
     pytest.mark.parametrize("world", ["real"], indirect=True),
     pytest.mark.parametrize("variant", VARIANTS),
 ]
@@ -116,6 +116,7 @@ def test_a_jump_from_an_own_chain_of_another_loop_stays(world: str, variant: str
     assert iptables.ensure("inet", "filter", caller) == ()
 
 
+@pytest.mark.kernel  # xt_ipvs
 def test_a_rule_that_matches_ipvs_stands_as_written(world: str, variant: str) -> None:
     match = "-m ipvs --vdir ORIGINAL --vmethod MASQ"
     chains = {"KUBE-ROUTER-NAT": (f"{match} -j MASQUERADE --random-fully",)}

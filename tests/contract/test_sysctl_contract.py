@@ -7,6 +7,10 @@ from kube_router_py.kernel.fake import FakeSysctls
 from kube_router_py.kernel.ports import Sysctls
 from kube_router_py.kernel.sysctl import ProcSysctls
 
+pytestmark = pytest.mark.parametrize(
+    "world", ["fake", pytest.param("real", marks=pytest.mark.netfilter)], indirect=True
+)
+
 FORWARD = "net/ipv4/ip_forward"
 
 

@@ -227,11 +227,12 @@ class Client:
                 ):
                     break
                 continue
-            if response.status in (502, 503, 504) and method == "GET" and not last:
+            absent = response.status in (502, 503, 504)
+            if absent and method == "GET" and not last:
                 failures.append(f"{self.addresses[index]}: HTTP {response.status}")
                 response.close()
                 continue
-            if index != first:
+            if index != first and not absent:
                 self._current = index
                 _log.warning(
                     "API server changed from=%s to=%s", self.addresses[first], self.address

@@ -6,7 +6,9 @@ machine and several in emulation.
 """
 
 import copy
+import ipaddress
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -17,6 +19,8 @@ from kube_router_py.errors import ApiError, ConfigurationError
 T = TypeVar("T")
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+_HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?\.?")
 
 # An exec plugin may talk to a cloud; one that takes longer than this hangs.
 _PLUGIN_TIMEOUT_S = 60.0
@@ -112,6 +116,12 @@ class Credentials:
             )
         configuration = Configuration()
         load_kube_config(self._kubeconfig, client_configuration=configuration, persist_config=False)
+        server = urlsplit(configuration.host)
+        if server.scheme not in ("http", "https") or not server.hostname:
+            raise ConfigurationError(
+                f"--kubeconfig {self._kubeconfig}: the server of the current context is"
+                f" {configuration.host!r}; write it like https://ADDRESS:PORT"
+            )
         return configuration
 
     def _load_service_account(self) -> Any:
@@ -165,7 +175,25 @@ def _addresses_from_environment(environ: Mapping[str, str]) -> tuple[str, ...]:
             "no API server is known: give --kubeconfig or --master, or run in a pod, where"
             " KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are set"
         )
-    return tuple(f"https://[{h}]:{port}" if ":" in h else f"https://{h}:{port}" for h in hosts)
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigurationError(
+            f"KUBERNETES_SERVICE_PORT {port!r} is no port; write a number from 1 to 65535"
+        )
+    return tuple(f"https://{_host_in_url(host)}:{port}" for host in hosts)
+
+
+def _host_in_url(text: str) -> str:
+    """An entry of KUBERNETES_SERVICE_HOST, which people like to write as a URL or with a port."""
+    try:
+        address = ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        if not _HOST.fullmatch(text):
+            raise ConfigurationError(
+                f"KUBERNETES_SERVICE_HOST has {text!r}, which is neither an IP address nor a name;"
+                f" write it without scheme, the port into KUBERNETES_SERVICE_PORT"
+            ) from None
+        return text
+    return f"[{text.strip('[]')}]" if address.version == 6 else text
 
 
 def _bounded(call: Callable[[], T], what: str) -> T:

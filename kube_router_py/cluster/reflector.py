@@ -123,7 +123,7 @@ class Reflector(Generic[T]):
         self._failures = 0
         self._refused_resumptions = 0
         self._last_reason = ""
-        self._failing = ""
+        self._told: set[str] = set()  # reasons logged since the last time that a watch stood
         self._stopping = threading.Event()
         self._stream_lock = threading.Lock()
         self._stream: Stream | None = None
@@ -330,12 +330,13 @@ class Reflector(Generic[T]):
             self._refused_resumptions += 1
         if failure.relist or self._incomplete or self._refused_resumptions > _RESUMPTIONS:
             self._revision = None
-        if failure.reason != self._failing:
+        if failure.reason not in self._told:
+            # Once per reason and outage: reasons may take turns as long as a server is coming up.
             # To be too late for a watch is everyday life after an interruption.
             level = logging.INFO if failure.reason == "expired" else logging.WARNING
             text = "API server trouble kind=%s reason=%s error=%s"
             _log.log(level, text, self.name, failure.reason, failure)
-            self._failing = failure.reason
+            self._told.add(failure.reason)
         state = RetryCallState(self._retrying, None, (), {})
         state.attempt_number = min(self._failures, 32)
         self._stopping.wait(max(self._wait(state), min(failure.retry_after_s, 60.0)))
@@ -344,9 +345,9 @@ class Reflector(Generic[T]):
         """A watch stands, on top of a list: say so if the last word was trouble."""
         self._cache.connected(self.kind)
         self._refused_resumptions = 0
-        if self._failing:
+        if self._told:
             _log.info("API server in contact again kind=%s", self.name)
-            self._failing = ""
+            self._told.clear()
 
 
 def _failure_of(error: ApiError, *, relist: bool, reason: str | None = None) -> _Failure:

@@ -107,6 +107,33 @@ def test_without_flags_the_environment_tells(account: Path) -> None:
 
     assert found("192.0.2.1") == ("https://192.0.2.1:6443",)
     assert found("192.0.2.1, fd00::1") == ("https://192.0.2.1:6443", "https://[fd00::1]:6443")
+    assert found("[fd00::1],api.example") == ("https://[fd00::1]:6443", "https://api.example:6443")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "named"),
+    [
+        ("https://192.0.2.1", "6443", "KUBERNETES_SERVICE_HOST"),
+        ("192.0.2.1:6443", "6443", "KUBERNETES_SERVICE_HOST"),
+        ("192.0.2.1/path", "6443", "KUBERNETES_SERVICE_HOST"),
+        ("192.0.2.1 192.0.2.2", "6443", "KUBERNETES_SERVICE_HOST"),
+        ("192.0.2.1", "https", "KUBERNETES_SERVICE_PORT"),
+        ("192.0.2.1", "65536", "KUBERNETES_SERVICE_PORT"),
+    ],
+)
+def test_an_environment_that_makes_no_address_is_refused(
+    account: Path, host: str, port: str, named: str
+) -> None:
+    env = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+    with pytest.raises(ConfigurationError, match=f"{named}.*write"):
+        addresses(account=str(account), **env)
+
+
+@pytest.mark.parametrize("server", ["", "192.0.2.1:6443", "ftp://192.0.2.1"])
+def test_a_kubeconfig_without_a_usable_server_is_refused(server: str, tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "config", server, {"token": "t"})
+    with pytest.raises(ConfigurationError, match="server of the current context"):
+        addresses(kubeconfig=str(path))
 
 
 def test_master_alone_replaces_the_host_of_the_environment(account: Path) -> None:
@@ -241,6 +268,21 @@ def test_a_gateway_error_leads_to_the_next_server_for_reads_only(
     api.faults.append(api.answer(503))
     client.get("/api/v1/services")
     assert client.address == other.url
+
+
+def test_servers_that_all_refuse_are_not_told_as_a_change_each_time(
+    api: Any, new_api: Any, connect_to: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = new_api()
+    other.start()
+    client = connect_to(f"{api.url},{other.url}")
+    for _ in range(2):
+        api.faults.append(api.answer(503))
+        other.faults.append(other.answer(503))
+        with pytest.raises(RefusedError, match="503"):
+            client.get("/api/v1/services")
+    assert client.address == api.url
+    assert "API server changed" not in caplog.text
 
 
 def test_a_write_that_may_have_arrived_is_not_sent_twice(

@@ -242,6 +242,23 @@ def test_an_absent_server_removes_nothing_and_is_found_again(
     assert cache.stats()[Service].relists == 1
 
 
+def test_reasons_that_take_turns_are_logged_once_per_outage(
+    api: Any, cache: Cache, start: Start, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kube_router_py")
+    for _ in range(4):
+        api.faults += [api.answer(503), api.answer(429)]
+    start()
+    until(lambda: api.watching["Service"])
+    assert cache.stats()[Service].errors == {"server": 4, "refused": 4}
+    assert caplog.text.count("API server trouble") == 2
+    assert caplog.text.count("in contact again") == 1
+    api.faults.append(api.answer(503))
+    api.disconnect()
+    until(lambda: caplog.text.count("in contact again") == 2)
+    assert caplog.text.count("API server trouble") == 4
+
+
 def test_a_server_that_is_back_and_compacted_is_listed_without_the_pauses_of_its_absence(
     api: Any, cache: Cache, start: Start, until: Any
 ) -> None:

@@ -14,10 +14,10 @@ connections go on, and the next agent takes over. Exit code 0, or 1 where a loop
 
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -37,6 +37,7 @@ from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
 from kube_router_py.option_flag import BGP, FIREWALL, LOADBALANCER, PEERS, POD_NETWORK
+from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
 from kube_router_py.proxy.controller import KINDS, ServiceProxy
 from kube_router_py.proxy.settings import proxy_options
@@ -61,6 +62,7 @@ _WITHOUT_EFFECT = frozenset(
         "ipvs-permit-all",
         "nodeport-bindon-all-ip",
         "runtime-endpoint",
+        "service-node-port-range",
     )
 )
 
@@ -87,8 +89,20 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
 
 
 def node_name(options: Options, environ: Mapping[str, str]) -> str:
-    """This node's name: the flag, else NODE_NAME, else the host's own."""
-    return options.hostname_override or environ.get("NODE_NAME") or socket.gethostname().lower()
+    """This node's name: the flag, else NODE_NAME, else the host's own in small letters, as the
+    kubelet has it. Raises ConfigurationError for what no Node can be called."""
+    if options.hostname_override:
+        return options.hostname_override
+    source, name = "NODE_NAME", environ.get("NODE_NAME", "").strip()
+    if not name:
+        source, name = "the host's name", socket.gethostname().lower()
+    try:
+        check_node_name(name)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{source} {name!r} {error}, as --hostname-override or NODE_NAME"
+        ) from None
+    return name
 
 
 def not_running(options: Options) -> Iterator[str]:
@@ -123,7 +137,9 @@ class Agent:
     ) -> None:
         self._options = options
         self._environ = environ
-        self._ending = threading.Event()
+        # Whoever puts a word here ends the agent. Not an Event: a signal may arrive while the main
+        # thread holds an Event's lock, and its handler would wait for that lock for ever.
+        self._ending: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lost = ""
         self.node = node_name(options, environ)
         self.client = client or connect(options, environ)
@@ -189,7 +205,7 @@ class Agent:
 
     def _on_dead(self, loop: str, reason: str) -> None:
         self._lost = f"{loop}: {reason}"
-        self._ending.set()
+        self.end()
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Begin to stop; a second signal ends the process at once."""
@@ -198,8 +214,8 @@ class Agent:
         self.end()
 
     def end(self) -> None:
-        """Make ``run`` return. For any thread."""
-        self._ending.set()
+        """Make ``run`` return. For any thread and for signal handlers."""
+        self._ending.put("end")
 
     def run(self) -> int:
         """Start everything, wait until told to end, stop everything; returns the exit code."""
@@ -212,14 +228,14 @@ class Agent:
             loop.start()
         notify(self._environ, "READY=1", f"STATUS=serving {self.node}")
         self._watch_sync(started)
-        self._ending.wait()
+        self._ending.get()
         return self._stop()
 
     def _watch_sync(self, started: float) -> None:
         """Tell how the first lists go, until they are complete or the agent ends."""
         timeout_s = self._options.cache_sync_timeout
         told_at = started
-        while not self._ending.is_set():
+        while self._ending.empty():
             # Short waits: a signal must not have to wait for the cache.
             if self.cache.wait_synced(KINDS, 0.2):
                 _log.info("caches synced after_s=%.1f", time.monotonic() - started)

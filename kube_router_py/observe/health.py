@@ -2,8 +2,8 @@
 
 ``/healthz`` and ``/livez`` fail only when a loop no longer turns: then a restart may help, and it
 costs nothing that works. ``/readyz`` fails when the node is not served as the cluster wants it:
-caches that never synced, a loop that does not succeed. An API server that is away does not count;
-how long nothing was heard of it is shown as ``stale_s``.
+caches that never synced, a Node object that does not exist, a loop that does not succeed. An API
+server that is away does not count: ``failing`` says why, ``stale_s`` for how long.
 """
 
 import threading
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from msgspec import json
 
 from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.objects import Node
 from kube_router_py.loop_model import LoopStatus
 from kube_router_py.observe.serve import Answer, Page
 
@@ -57,7 +58,14 @@ class Health:
         statuses = [loop.status() for loop in self._loops]
         applied = self._apply_revision((s.revision for s in caches.values()), statuses)
         unsynced = sorted(kind.__name__ for kind, stats in caches.items() if not stats.synced)
-        reasons = [f"waiting for the first list of {', '.join(unsynced)}"] if unsynced else []
+        reasons: list[str] = []
+        if unsynced:
+            reasons.append(f"waiting for the first list of {', '.join(unsynced)}")
+        elif self._is_nobody():
+            reasons.append(
+                f"there is no Node {self._node!r}; is the name right (--hostname-override, "
+                "NODE_NAME)?"
+            )
         reasons += [f"{s.name}: {s.reason}" for s in statuses if s.reason]
         return {
             "ready": not reasons,
@@ -71,12 +79,17 @@ class Health:
                     "synced": stats.synced,
                     "revision": stats.revision,
                     "objects": stats.objects,
+                    "failing": stats.failing,
                     "stale_s": _rounded(stats.stale_s),
                 }
                 for kind, stats in caches.items()
             },
             "problems": _problems(self._cache.problems()),
         }
+
+    def _is_nobody(self) -> bool:
+        """A wrong name: without its Node the agent serves neither NodePorts nor source NAT."""
+        return Node in self._cache.kinds and self._cache.get(Node, self._node) is None
 
     def _apply_revision(
         self, revisions: Iterable[str], statuses: Sequence[LoopStatus]

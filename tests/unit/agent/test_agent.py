@@ -3,6 +3,7 @@
 import http.server
 import json
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -402,7 +403,40 @@ def test_the_node_name_comes_from_flag_then_variable_then_host():
     environ = {"NODE_NAME": "from-env"}
     assert node_name(Options(hostname_override="from-flag"), environ) == "from-flag"
     assert node_name(Options(), environ) == "from-env"
-    assert node_name(Options(), {}) == socket.gethostname().lower()
+    assert node_name(Options(), {"NODE_NAME": "from-env\n"}) == "from-env"
+
+
+def test_the_hosts_name_is_taken_in_small_letters_and_only_if_a_node_can_have_it(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "Worker-1.Example")
+    assert node_name(Options(), {}) == "worker-1.example"
+    monkeypatch.setattr(socket, "gethostname", lambda: "my_host")
+    with pytest.raises(ConfigurationError, match=r"my_host.*--hostname-override"):
+        node_name(Options(), {})
+    with pytest.raises(ConfigurationError, match=r"NODE_NAME 'Worker-1'.*kubectl get nodes"):
+        node_name(Options(), {"NODE_NAME": "Worker-1"})
+
+
+def test_a_signal_may_interrupt_the_main_thread_anywhere(api):
+    """Its handler runs between any two lines, those of waiting for the end included, and must not
+    wait for a lock that the interrupted code holds."""
+    options = parse(["--health-port=0"], {})
+    agent = Agent(options, {"NODE_NAME": "node1"}, FakeHost().open, client=connect_to(api))
+    interrupted = 0
+
+    def interrupt(frame, event, argument):
+        nonlocal interrupted
+        interrupted += 1
+        agent.end()
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        code = agent.run()
+    finally:
+        sys.settrace(before)
+    assert code == 0
+    assert interrupted > 10
 
 
 def test_the_start_up_log_says_what_is_not_running():

@@ -209,6 +209,14 @@ def make_health():
     return cache, loop, Health(node="node1", version="1.2.3", cache=cache, loops=[loop])
 
 
+NODE1 = Node(metadata=ObjectMeta(name="node1", resource_version="9"))
+
+
+def sync(cache):
+    cache.replace(Service, [], "10")
+    cache.replace(Node, [NODE1], "10")
+
+
 def answer(page):
     found = page()
     return found.status, json.loads(found.body)
@@ -217,12 +225,13 @@ def answer(page):
 def test_ready_when_everything_is():
     cache, _, health = make_health()
     cache.replace(Service, [], "12")
-    cache.replace(Node, [], "10")
+    cache.replace(Node, [NODE1], "10")
     status, body = answer(health.ready)
     assert status == 200
     assert (body["ready"], body["node"], body["version"]) == (True, "node1", "1.2.3")
     assert body["applied_revision"] == 10
     assert body["caches"]["Service"]["revision"] == "12"
+    assert body["caches"]["Service"]["failing"] == ""
     assert body["loops"]["service-proxy"]["last_success_s"] == 1.2
 
 
@@ -236,10 +245,31 @@ def test_not_ready_before_the_caches_are_synced_and_says_which():
     assert answer(health.live)[0] == 200
 
 
+def test_each_kind_shows_why_it_is_failing():
+    cache, _, health = make_health()
+    sync(cache)
+    cache.failed(Node, "refused", "HTTP 403: nodes is forbidden")
+    status, body = answer(health.ready)
+    assert status == 200, "what the kernel has goes on serving"
+    assert body["caches"]["Node"]["failing"] == "HTTP 403: nodes is forbidden"
+    cache.connected(Node)
+    assert answer(health.ready)[1]["caches"]["Node"]["failing"] == ""
+
+
+def test_not_ready_under_a_name_that_no_node_has():
+    cache, _, health = make_health()
+    sync(cache)
+    cache.delete(Node, "node1", "11")
+    status, body = answer(health.ready)
+    assert status == 503
+    assert "there is no Node 'node1'" in body["reason"]
+    assert "--hostname-override" in body["reason"]
+    assert answer(health.live)[0] == 200
+
+
 def test_not_ready_where_a_loop_is_not_and_shows_its_problems():
     cache, loop, health = make_health()
-    for kind in (Service, Node):
-        cache.replace(kind, [], "10")
+    sync(cache)
     problem = Problem("Service default/web", "spec", "is bad")
     loop.values.update(ready=False, reason="failing: default/web", problems=(problem,))
     status, body = answer(health.ready)
@@ -261,8 +291,7 @@ def test_a_loop_that_does_not_turn_fails_the_liveness_probe():
 
 def test_the_applied_revision_stands_still_while_work_goes_on():
     cache, loop, health = make_health()
-    for kind in (Service, Node):
-        cache.replace(kind, [], "10")
+    sync(cache)
     assert health.report()["applied_revision"] == 10
     loop.values["settled"] = False
     cache.put(Service, Service(metadata=ObjectMeta(name="a", resource_version="20")))

@@ -32,7 +32,8 @@ test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
 	@.ci/in-kernel .ci/real-tests e2e
 
 bench: setup ## Measured ratios, each table within one run
-	@.ci/in-kernel $(BIN)/python tests/bench/bench_ipvs.py
+	@$(TIMED) "informer cache" $(BIN)/python tests/bench/bench_cache.py
+	@$(TIMED) "IPVS" .ci/in-kernel $(BIN)/python tests/bench/bench_ipvs.py
 
 fmt: setup ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -201,7 +201,10 @@ class Agent:
 
     def _on_turn(self, turn: Turn) -> None:
         for observe in self._observers:
-            observe(turn)
+            try:
+                observe(turn)
+            except Exception:  # noqa: BLE001 - who only looks on must not end the loop
+                _log.exception("a turn was not observed loop=%s", turn.loop)
 
     def _on_dead(self, loop: str, reason: str) -> None:
         self._lost = f"{loop}: {reason}"

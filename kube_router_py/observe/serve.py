@@ -1,5 +1,6 @@
 """A small HTTP server for probes and scrapes: fixed paths, GET only, everything with a timeout."""
 
+import contextlib
 import http.server
 import logging
 import socket
@@ -61,13 +62,18 @@ class HttpServer:
 def _server_class(address: str) -> type[http.server.ThreadingHTTPServer]:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     both = address == "" and socket.has_dualstack_ipv6()
+    clients: dict[object, None] = {}  # open connections, the oldest first
+    lock = threading.Lock()
+
+    def forget(request: object) -> None:
+        with lock:
+            clients.pop(request, None)
 
     class Server(http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if both else family
         daemon_threads = True
         block_on_close = False
         request_queue_size = 64
-        _places = threading.BoundedSemaphore(_CLIENTS)
 
         def server_bind(self) -> None:
             if both:
@@ -77,21 +83,26 @@ def _server_class(address: str) -> type[http.server.ThreadingHTTPServer]:
             self.server_name, self.server_port = "kube-router-py", self.server_address[1]
 
         def process_request(self, request: object, client_address: object) -> None:
-            # Clients that say nothing must not pile up threads: beyond some, they are turned away.
-            if not self._places.acquire(blocking=False):
-                self.shutdown_request(request)  # type: ignore[arg-type]
-                return
+            # Clients that say little or nothing must neither pile up threads nor keep the kubelet
+            # away, which would restart the agent: for a new client beyond some the oldest goes.
+            with lock:
+                clients[request] = None
+                if len(clients) > _CLIENTS:
+                    oldest = next(iter(clients))
+                    del clients[oldest]
+                    with contextlib.suppress(OSError):  # it is just ending by itself
+                        oldest.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
             try:
                 super().process_request(request, client_address)  # type: ignore[arg-type]
             except BaseException:
-                self._places.release()
+                forget(request)
                 raise
 
         def process_request_thread(self, request: object, client_address: object) -> None:
             try:
                 super().process_request_thread(request, client_address)  # type: ignore[arg-type]
             finally:
-                self._places.release()
+                forget(request)
 
         def handle_error(self, request: object, client_address: object) -> None:
             _log.debug("request failed client=%s", client_address, exc_info=True)

@@ -381,6 +381,17 @@ def test_metrics_are_served_when_asked_for(api, start):
         assert line in text
 
 
+def test_metrics_that_fail_end_no_loop(api, start, monkeypatch, caplog):
+    def fail(self, turn):
+        raise RuntimeError("no more buckets")
+
+    monkeypatch.setattr("kube_router_py.observe.metrics.Metrics.on_turn", fail)
+    running = start(f"--metrics-port={free_port()}", "--metrics-addr=127.0.0.1")
+    until(lambda: ready(running)["ready"], "the agent")
+    assert ask(running, "/healthz")[0] == 200
+    assert "a turn was not observed loop=service-proxy" in caplog.text
+
+
 def test_a_port_that_is_taken_is_the_operators_mistake(api):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -23,7 +23,7 @@ import random
 import threading
 from collections.abc import Callable, Hashable, Iterable
 
-from kube_router_py.errors import KubeRouterError
+from kube_router_py.loop_log import log_escaped, shown, tell_problems, told
 from kube_router_py.loop_model import Clock, Controller, LoopStatus, MonotonicClock, Outcome, Turn
 from kube_router_py.problem import Problem
 
@@ -32,7 +32,6 @@ __all__ = ["Clock", "Controller", "Loop", "LoopStatus", "MonotonicClock", "Outco
 _log = logging.getLogger(__name__)
 
 _READY_POLL_S = 0.1  # seconds
-_SHOWN_KEYS = 10
 
 
 class Loop:
@@ -161,7 +160,7 @@ class Loop:
             return self._dead
         if not turning:
             return f"no turn ended for {now - self._stamp:.0f} s"
-        failing = self._error or (f"failing: {_shown(self._failed)}" if self._failed else "")
+        failing = self._error or (f"failing: {shown(self._failed)}" if self._failed else "")
         if self._last_success is None:
             return failing or "no turn has succeeded yet"
         if self._failing_since is not None and now - self._failing_since > self._unready_after_s:
@@ -234,8 +233,8 @@ class Loop:
         try:
             outcome = self._controller.reconcile(keys, full)
         except Exception as caught:  # noqa: BLE001 - whatever it was, the other loops go on
-            error = _told(caught)
-            _log_escaped(self.name, caught, keys)
+            error = told(caught)
+            log_escaped(self.name, caught, keys)
             self._close()
         ended = self._clock.now()
         with self._changed:
@@ -257,10 +256,10 @@ class Loop:
         try:
             self._controller.open()
         except Exception as caught:  # noqa: BLE001 - as above
-            _log_escaped(self.name, caught, frozenset(), "cannot start")
+            log_escaped(self.name, caught, frozenset(), "cannot start")
             with contextlib.suppress(Exception):
                 self._controller.close()
-            self._after_failed_open(_told(caught))
+            self._after_failed_open(told(caught))
             return False
         with self._changed:
             self._open = True
@@ -275,7 +274,7 @@ class Loop:
         try:
             self._controller.close()
         except Exception as caught:  # noqa: BLE001 - it is being thrown away anyway
-            _log_escaped(self.name, caught, frozenset(), "cannot be closed")
+            log_escaped(self.name, caught, frozenset(), "cannot be closed")
 
     # --- after a turn, under the lock ----------------------------------------------------------
 
@@ -294,7 +293,9 @@ class Loop:
         if outcome.wake_after_s is not None:
             wake_at = now + max(outcome.wake_after_s, self._min_interval_s)
             self._wake_at = wake_at if self._wake_at is None else min(self._wake_at, wake_at)
-        self._tell_problems(outcome.problems)
+        if outcome.problems != self._problems:
+            tell_problems(self.name, self._problems, outcome.problems)
+            self._problems = outcome.problems
         if not self._failed:
             if before or self._failing_since is not None:
                 _log.info("recovered loop=%s failures=%d", self.name, self._attempts)
@@ -314,7 +315,7 @@ class Loop:
                 "some keys failed and will be tried again loop=%s count=%d keys=%r retry_in_s=%.1f",
                 self.name,
                 len(self._failed),
-                _shown(self._failed),
+                shown(self._failed),
                 self._retry_at - now,
             )
 
@@ -356,42 +357,3 @@ class Loop:
         """Doubles with each attempt, and is up to a quarter shorter, at random."""
         delay_s = self._retry_min_s * 2.0 ** min(self._attempts - 1, 30)
         return min(delay_s, self._retry_max_s) * (1 - self._jitter() / 4)
-
-    def _tell_problems(self, problems: tuple[Problem, ...]) -> None:
-        if problems == self._problems:
-            return
-        known = frozenset(self._problems)
-        for problem in problems:
-            if problem not in known:
-                _log.warning("problem loop=%s %s", self.name, problem)
-        for problem in known.difference(problems):
-            _log.info("problem solved loop=%s %s", self.name, problem)
-        self._problems = problems
-
-
-def _shown(keys: Iterable[Hashable]) -> str:
-    texts = sorted(map(str, keys))
-    more = f" and {len(texts) - _SHOWN_KEYS} more" if len(texts) > _SHOWN_KEYS else ""
-    return ", ".join(texts[:_SHOWN_KEYS]) + more
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, KubeRouterError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _log_escaped(
-    name: str, error: Exception, keys: frozenset[Hashable], what: str = "failed and is restarted"
-) -> None:
-    """Errors raised on purpose say all there is to say; others need the place where they arose."""
-    on_purpose = isinstance(error, KubeRouterError)
-    concerned = f" count={len(keys)} keys={_shown(keys)!r}" if keys else ""
-    _log.error(
-        "%s %s%s error=%r",
-        name,
-        what,
-        concerned,
-        _told(error),
-        exc_info=None if on_purpose else error,
-    )

@@ -97,6 +97,7 @@ class Client:
         self._lock = threading.Lock()
         self._current = 0
         self._reloaded_at = clock() - _RELOAD_INTERVAL_S
+        self._not_renewed = ""  # what was logged last about that
         self._transports = self._build()
 
     @property
@@ -251,8 +252,11 @@ class Client:
             try:
                 self._credentials.reload()
             except ApiError as error:
-                _log.warning("credentials not renewed error=%s", error)
+                if str(error) != self._not_renewed:
+                    self._not_renewed = str(error)
+                    _log.warning("credentials not renewed error=%r", self._not_renewed)
                 return False
+            self._not_renewed = ""
             old, self._transports = self._transports, self._build()
         for transport in old:
             transport.close()

@@ -334,8 +334,8 @@ class Reflector(Generic[T]):
             # Once per reason and outage: reasons may take turns as long as a server is coming up.
             # To be too late for a watch is everyday life after an interruption.
             level = logging.INFO if failure.reason == "expired" else logging.WARNING
-            text = "API server trouble kind=%s reason=%s error=%s"
-            _log.log(level, text, self.name, failure.reason, failure)
+            text = "API server trouble kind=%s reason=%s error=%r"
+            _log.log(level, text, self.name, failure.reason, str(failure))
             self._told.add(failure.reason)
         state = RetryCallState(self._retrying, None, (), {})
         state.attempt_number = min(self._failures, 32)

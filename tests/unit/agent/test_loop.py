@@ -321,6 +321,21 @@ def test_problems_are_told_once_and_solved_once(caplog):
     assert told[1].startswith("problem solved")
 
 
+def test_very_many_problems_are_told_in_few_lines(caplog):
+    caplog.set_level("INFO")
+    controller, clock, loop = started()
+    problems = tuple(Problem(f"Service ns/s{n:04}", "spec", "is bad") for n in range(5000))
+    for some in (problems, ()):
+        controller.answers.append(Outcome(problems=some))
+        loop.mark(["a"])
+        assert loop.turn_if_due()
+        clock.advance(1)
+    assert loop.status().problems == ()
+    lines = [r.getMessage() for r in caplog.records if "problem" in r.getMessage()]
+    assert len(lines) == 42
+    assert sum("more=4980" in line for line in lines) == 2
+
+
 def test_a_change_is_never_settled_before_it_is_applied():
     controller, _, loop = started()
     seen = []

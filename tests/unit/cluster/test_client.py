@@ -356,6 +356,27 @@ def test_vanished_credentials_are_an_error_and_nothing_else(
         client.get("/api/v1/services")
 
 
+def test_credentials_that_stay_away_are_told_once_and_once_more_after_a_recovery(
+    api: Any, account: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = SimpleNamespace(master=api.url, kubeconfig="")
+    now = [0.0]
+    client = Client(Credentials(options, {}, str(account)), clock=lambda: now[0])
+    token = (account / "token").read_text()
+
+    def ask(token: str) -> None:
+        (account / "token").write_text(token)
+        now[0] += 60
+        with pytest.raises(RefusedError, match="401"):
+            client.get("/api/v1/services")
+
+    api.intercept = accept_only("second")
+    for content, lines in (("", 1), ("", 1), (token, 1), ("", 2)):
+        ask(content)
+        assert caplog.text.count("credentials not renewed") == lines
+    client.close()
+
+
 def test_the_token_goes_to_every_address_and_the_host_stays(
     api: Any, absent: str, account: Path, connect_to: Connect
 ) -> None:

@@ -91,6 +91,8 @@ class ServiceProxy:
         )
         self._applied = Applied()
         self._broken: dict[str, Problem] = {}
+        # What stood at the start and may belong to something that could not be read so far.
+        self._held: set[VirtualServerKey | Vip] = set()
 
     def subscribe(self, cache: Cache, loop: Marks) -> None:
         """Have every event mark the Service, or the node, whose desired state it can change."""
@@ -150,6 +152,8 @@ class ServiceProxy:
     def _turn(self, ports: HostPorts, dirty: frozenset[Hashable], full: bool) -> None:
         now_s = self._clock()
         has_moved = (full or OWN_NODE in dirty) and self._follow_node()
+        # What was held can now be judged, by one look at the kernel.
+        full = full or bool(self._held and self._is_complete())
         if full or OWN_NODE in dirty:
             problems, self._host_is_settled = settle_host(ports, self._node, self._options)
             self._node_problems += problems
@@ -157,13 +161,13 @@ class ServiceProxy:
         keys = self._all_keys() if everything else {str(key) for key in dirty - {OWN_NODE}}
         servers, vips = self._compile(keys)
         if full:
-            self._applied.read(ports, self._is_ours)
+            self._read(ports)
             servers = {*self._desired.servers(), *self._applied.servers}
-        if everything:
+        if everything or OWN_NODE in dirty:
             vips = {*self._desired.vips(), *self._applied.vips}
         servers |= self._draining.poll(ports.ipvs.read_connections, now_s)
-        servers -= self._applied.refused.keys()
-        vips -= self._applied.refused_vips.keys()
+        servers = self._applied.take_up(servers)
+        vips = (vips | self._applied.withheld) - self._applied.refused_vips.keys()
         if vips:
             live = ports.links.node_addresses()
             self._node_addresses = frozenset(each.address for each in live)
@@ -188,6 +192,43 @@ class ServiceProxy:
         if full:
             self._applied.share(targets)
 
+    def _read(self, ports: HostPorts) -> None:
+        """Read the kernel back; the first time, take over no more than can be judged.
+
+        A Node that is not there yet, or a Service that cannot be understood, may be what a virtual
+        server is for that nothing else asks for: it is held as it is, until everything is there.
+        """
+        if self._is_complete():
+            self._held.clear()
+        may_hold = not self._applied.was_read and not self._is_complete()
+
+        def is_ours(key: VirtualServerKey) -> bool:
+            if self._desired.owner(key) is not None:
+                self._held.discard(key)
+            elif may_hold:
+                self._held.add(key)
+            return self._is_ours(key)
+
+        def is_our_vip(vip: Vip) -> bool:
+            if self._desired.vip_claimants(vip):
+                self._held.discard(vip)
+            elif may_hold:
+                self._held.add(vip)
+            return vip not in self._held
+
+        self._applied.read(ports, is_ours, is_our_vip)
+        if may_hold and self._held:
+            _log.warning(
+                "%d virtual servers and addresses that nothing asks for are kept until this "
+                "node's Node and every Service can be read",
+                len(self._held),
+            )
+
+    def _is_complete(self) -> bool:
+        """Whether all is known that could ask for a virtual server."""
+        unread = any(each.object.startswith("Service ") for each in self._cache.problems())
+        return not (unread or self._broken) and bool(self._node.addresses)
+
     # --- desired -------------------------------------------------------------------------------
 
     def _follow_node(self) -> bool:
@@ -201,8 +242,11 @@ class ServiceProxy:
             return False
         view, problems = node_view(node)
         self._node_problems = tuple(problems)
-        before, self._node = self._node, this_node(view)
-        return before != self._node
+        before, found = self._node, this_node(view)
+        if before.addresses and not found.addresses:
+            return False  # a moment without any, as cloud providers know it, changes nothing either
+        self._node = found
+        return before != found
 
     def _all_keys(self) -> set[str]:
         listed = {service.metadata.key for service in self._cache.list(Service)}
@@ -231,10 +275,10 @@ class ServiceProxy:
         return servers, vips
 
     def _is_ours(self, key: VirtualServerKey) -> bool:
-        """What is inside --excluded-cidrs is none of ours, unless a Service asks for it."""
-        return self._desired.owner(key) is not None or not is_inside(
-            key.address, self._options.excluded_cidrs
-        )
+        """What is in --excluded-cidrs, or held, is none of ours unless a Service asks for it."""
+        if self._desired.owner(key) is not None:
+            return True
+        return key not in self._held and not is_inside(key.address, self._options.excluded_cidrs)
 
     def _targets(
         self, keys: Iterable[VirtualServerKey], now_s: float

@@ -68,6 +68,9 @@ def settle_host(
     links = {each.link for each in ports.links.node_addresses() if each.address in addresses}
     wanted = sysctls(options, links, kernel_version())
     problems = settle_sysctls(ports.sysctls, wanted, node.name)
+    if not node.addresses:
+        # The Node is not there yet, or says nothing: rules from before the start are kept.
+        return tuple(problems), not problems
     try:
         random_fully = ports.iptables.random_fully()
     except KernelError as error:

@@ -7,12 +7,15 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointPort, EndpointSlice, Node, Service, ServicePort
 from kube_router_py.errors import StateUnknownError
 from kube_router_py.kernel.ports import NodeAddress
 from kube_router_py.loop import Outcome
+from kube_router_py.problem import Problem
 from kube_router_py.proxy import controller
 from kube_router_py.proxy.controller import OWN_NODE, ServiceProxy
 from kube_router_py.proxy.model import (
@@ -471,3 +474,196 @@ def test_open_after_a_crash_trusts_nothing(rig: Rig) -> None:
     rig.proxy.open()
     rig.turn()
     assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.1.2": 1}}
+
+
+def test_a_refused_endpoint_keeps_neither_the_address_nor_the_others_away(rig: Rig) -> None:
+    bad = rig.make.real("10.244.6.6")
+    rig.host.ipvs.inject(errno.EINVAL, lambda operation: operation.real_server == bad)
+    rig.put(rig.make.service(), rig.make.slice("10.244.6.6", "10.244.6.7"))
+    assert rig.turn(full=True).failed == {"default/web"}
+    assert rig.vips() == {"10.96.0.10"}
+    rig.put(rig.make.slice("10.244.6.6", "10.244.6.8"))
+    assert rig.turn().failed == {"default/web"}
+    assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.6.7": 0, "10.244.6.8": 1}}
+    rig.now_s += 1.0
+    rig.turn()
+    assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.6.8": 1}}
+
+
+def test_a_repaired_service_recovers_without_waiting_for_the_retry(rig: Rig) -> None:
+    bad = rig.make.real("10.244.6.6")
+    rig.host.ipvs.inject(errno.EINVAL, lambda operation: operation.real_server == bad)
+    rig.put(rig.make.service(), rig.make.slice("10.244.6.6", "10.244.6.7"))
+    rig.turn(full=True)
+    rig.put(rig.make.slice("10.244.6.7", "10.244.6.8"))
+    outcome = rig.turn()
+    assert (outcome.failed, outcome.problems) == (frozenset(), ())
+    assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.6.7": 1, "10.244.6.8": 1}}
+
+
+def test_one_service_refused_leaves_a_shared_address_to_the_others(rig: Rig) -> None:
+    bad = rig.make.key("203.0.113.1", 81)
+    rig.host.ipvs.inject(errno.ENOMEM, lambda operation: operation.key == bad)
+    rig.put(
+        rig.make.service("a", ("10.96.0.1",), 80, external_ips=("203.0.113.1",)),
+        rig.make.service("b", ("10.96.0.2",), 81, external_ips=("203.0.113.1",)),
+    )
+    assert rig.turn(full=True).failed == {"default/b"}
+    assert rig.vips() == {"10.96.0.1", "10.96.0.2", "203.0.113.1"}
+
+
+def test_an_address_is_put_once_one_of_its_virtual_servers_stands(rig: Rig) -> None:
+    rig.host.ipvs.inject(errno.ENOMEM, lambda operation: operation.config is not None)
+    rig.put(rig.make.service(), rig.make.slice("10.244.1.2"))
+    rig.turn(full=True)
+    assert rig.vips() == set()
+    rig.host.ipvs.heal()
+    rig.put(rig.make.slice("10.244.1.3"))
+    assert rig.turn().failed == frozenset()
+    assert rig.vips() == {"10.96.0.10"}
+    assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.1.3": 1}}
+
+
+def test_foreign_changes_that_an_incremental_turn_meets_are_repaired_and_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.put(rig.make.service(), rig.make.slice("10.244.1.2"))
+    rig.put(rig.make.service("b", ("10.96.0.2",)), rig.make.slice("10.244.2.2", service="b"))
+    rig.turn(full=True)
+    rig.host.ipvs.drop(rig.make.key("10.96.0.10"))
+    state = VirtualServerState(
+        VirtualServer(),
+        {rig.make.real(f"10.244.2.{number}"): RealServer(weight=9) for number in (2, 3)},
+    )
+    rig.host.ipvs.put(rig.make.key("10.96.0.2"), state)
+    rig.put(
+        rig.make.slice("10.244.1.2", "10.244.1.3"),
+        rig.make.slice("10.244.2.2", "10.244.2.3", service="b"),
+    )
+    assert rig.turn().failed == {"default/web", "default/b"}
+    caplog.clear()
+    assert rig.turn(full=True).failed == frozenset()
+    assert rig.table() == {
+        "TCP 10.96.0.10:80": {"10.244.1.2": 1, "10.244.1.3": 1},
+        "TCP 10.96.0.2:80": {"10.244.2.2": 1, "10.244.2.3": 1},
+    }
+    told = "\n".join(record.getMessage() for record in caplog.records)
+    assert "repaired: add virtual server TCP 10.96.0.10:80" in told
+    assert "repaired: set real server TCP 10.96.0.2:80 -> 10.244.2.2:8080 weight 1" in told
+
+
+def test_what_was_in_flight_when_replies_were_lost_is_no_repair(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.put(rig.make.service(), rig.make.service("b", ("10.96.0.2",)))
+    rig.put(rig.make.service("c", ("10.96.0.3",)))
+    rig.turn(full=True)
+    rig.cache.delete(Service, "default/b")
+    rig.put(rig.make.slice("10.244.1.2"))
+    rig.host.ipvs.break_next(StateUnknownError("replies were lost", errno.ENOBUFS))
+    rig.turn()
+    rig.host.ipvs.drop(rig.make.key("10.96.0.3"))
+    caplog.clear()
+    assert rig.turn(full=True).failed == frozenset()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["repaired: add virtual server TCP 10.96.0.3:80 scheduler rr"]
+
+
+@pytest.mark.parametrize("what", ["Node", "address"])
+def test_a_start_without_this_nodes_node_removes_nothing(rig: Rig, what: str) -> None:
+    rig.put(rig.make.service(node_port=30080), rig.make.slice("10.244.1.2"))
+    rig.turn(full=True)
+    table = rig.table()
+    rules = list(rig.host.iptables.chains("inet", "nat")["KUBE-ROUTER-MASQ"])
+    assert len(rules) == 1
+    if what == "Node":
+        rig.cache.delete(Node, "node1")
+    else:
+        rig.put(rig.make.node(addresses=()))
+    rig.restart()
+    rig.turn(full=True)
+    rig.turn(full=True)
+    assert rig.table() == table
+    assert rig.host.iptables.chains("inet", "nat")["KUBE-ROUTER-MASQ"] == rules
+    rig.cache.delete(Service, "default/web")
+    rig.turn()
+    assert set(rig.table()) == {"TCP 192.168.1.1:30080"}
+    rig.put(rig.make.node())
+    rig.turn()
+    assert rig.table() == {}
+
+
+def test_a_node_without_addresses_for_a_moment_changes_nothing(rig: Rig) -> None:
+    rig.put(rig.make.service(node_port=30080), rig.make.slice("10.244.1.2"))
+    rig.turn(full=True)
+    before = rig.host.writes
+    rig.put(rig.make.node(addresses=()))
+    assert [problem.field for problem in rig.turn().problems] == ["status.addresses"]
+    assert rig.host.writes == before
+
+
+def test_a_start_with_a_service_that_cannot_be_read_removes_nothing(rig: Rig) -> None:
+    rig.put(rig.make.service(), rig.make.service("b", ("10.96.0.2",)))
+    rig.turn(full=True)
+    rig.cache.delete(Service, "default/b")
+    problem = Problem("Service default/b", "spec.ports[0].port", "cannot be decoded")
+    rig.cache.report(Service, "default/b", problem)
+    rig.restart()
+    rig.turn(full=True)
+    assert rig.vips() == {"10.96.0.10", "10.96.0.2"}
+    assert set(rig.table()) == {"TCP 10.96.0.10:80", "TCP 10.96.0.2:80"}
+    # A stray from after the start is none of what that Service had.
+    rig.host.ipvs.put(rig.make.key("10.96.9.9"), VirtualServerState(VirtualServer(), {}))
+    rig.turn(full=True)
+    assert set(rig.table()) == {"TCP 10.96.0.10:80", "TCP 10.96.0.2:80"}
+    rig.cache.delete(Service, "default/b")
+    rig.turn(full=True)
+    assert set(rig.table()) == {"TCP 10.96.0.10:80"}
+    assert rig.vips() == {"10.96.0.10"}
+
+
+def test_a_changed_node_looks_at_its_addresses_again(rig: Rig) -> None:
+    rig.put(rig.make.service(external_ips=("203.0.113.1",)))
+    rig.turn(full=True)
+    floating = NodeAddress(2, bytes([203, 0, 113, 1]), 32, "eth0")
+    rig.host.links.addresses.append(floating)
+    rig.put(rig.make.node(addresses=("192.168.1.1", "203.0.113.1")))
+    rig.turn()
+    assert rig.vips() == {"10.96.0.10"}
+    rig.host.links.addresses.remove(floating)
+    rig.put(rig.make.node())
+    rig.turn()
+    assert rig.vips() == {"10.96.0.10", "203.0.113.1"}
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_after_any_refusals_what_is_taken_to_stand_does(make: Any, data: st.DataObject) -> None:
+    host = make.Host()
+    rig = Rig(make, host)
+    pods = st.lists(st.sampled_from([f"10.244.1.{n}" for n in range(2, 7)]), unique=True)
+    for _ in range(data.draw(st.integers(1, 6))):
+        for number in data.draw(st.sets(st.integers(1, 3))):
+            scheduler = data.draw(st.sampled_from(["rr", "lc"]))
+            rig.put(
+                make.service(
+                    f"s{number}",
+                    (f"10.96.0.{number}",),
+                    annotations={"kube-router.io/service.scheduler": scheduler},
+                ),
+                make.slice(*data.draw(pods), service=f"s{number}"),
+            )
+        refused = data.draw(st.sets(st.integers(0, 60)))
+        code = data.draw(st.sampled_from([errno.ENOMEM, errno.EINVAL, errno.EEXIST]))
+        count = iter(range(10_000))
+        host.ipvs.heal()
+        host.ipvs.inject(code, lambda _, count=count, refused=refused: next(count) in refused)
+        rig.turn(full=data.draw(st.booleans()))
+        applied = rig.proxy._applied
+        taken = {k: v for k, v in applied.servers.items() if k not in applied.unknown}
+        stands = {k: v for k, v in host.ipvs.read().items() if k not in applied.unknown}
+        assert taken == stands
+        rig.now_s += data.draw(st.sampled_from([0.0, 2.0]))
+    host.ipvs.heal()
+    assert rig.turn(full=True).failed == frozenset()
+    assert rig.turn().failed == frozenset()

@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from kube_router_py.kernel.ports import HostPorts, OperationFailure
 from kube_router_py.proxy.model import (
@@ -85,7 +85,7 @@ class Applied:
         self._in_flight.update(each.key for each in (*planned.grow, *planned.shrink))
         self._in_flight.update(planned.put_vips, planned.remove_vips)
         failures = ports.ipvs.apply(planned.grow) if planned.grow else []
-        self._note(planned.grow, failures, targets)
+        self._note(planned.grow, failures, targets, {each.key for each in planned.shrink})
         if planned.put_vips or planned.remove_vips:
             self._apply_vips(ports, planned)
         shrink = planned.shrink
@@ -93,7 +93,7 @@ class Applied:
             kept = {key for key in self.refused if self._must_keep(key, targets.get(key))}
             shrink = tuple(each for each in shrink if each.key not in kept)
         late = ports.ipvs.apply(shrink) if shrink else []
-        self._note(shrink, late, targets)
+        self._note(shrink, late, targets, ())
         self._in_flight = set(self.refused_vips)
         self.is_known = was_known
         return [*failures, *late]
@@ -114,8 +114,12 @@ class Applied:
         operations: Iterable[IpvsOperation],
         failures: list[OperationFailure],
         targets: Mapping[VirtualServerKey, VirtualServerState],
+        unfinished: Container[VirtualServerKey],
     ) -> None:
-        """Bring ``servers`` up to date with what was carried out."""
+        """Bring ``servers`` up to date with what was carried out.
+
+        Those that are not ``unfinished``, and to which nothing was refused, are as wanted.
+        """
         concerned: dict[VirtualServerKey, list[OperationFailure]] = {}
         for failure in failures:
             # Of several on one virtual server the first says it all.
@@ -124,7 +128,7 @@ class Applied:
         partly: dict[VirtualServerKey, list[IpvsOperation]] = {}
         for operation in operations:
             key = operation.key
-            if key in self.refused:
+            if key in self.refused or key in unfinished:
                 partly.setdefault(key, []).append(operation)
             elif operation.verb is Verb.DELETE_VIRTUAL_SERVER:
                 self.servers.pop(key, None)

@@ -14,7 +14,7 @@ setup: ## Install what is missing: Debian packages, virtual environment, VM kern
 	@.ci/setup
 
 lab: setup ## Build a two-node cluster on this machine and take the guided tour
-	@$(BIN)/kube-router-py lab
+	@$(BIN)/kube-router-py lab --tour
 
 test: setup ## Everything: static checks, unit tests, real kernel, packets through the lab
 	@$(TIMED) "static checks" $(MAKE) --no-print-directory check-only

@@ -23,14 +23,19 @@ def kernel_version(release: str | None = None) -> tuple[int, int]:
         return 0, 0
 
 
-def settle_sysctls(port: Sysctls, wanted: Iterable[Sysctl], node_name: str) -> list[Problem]:
-    """Set what differs; returns what the kernel lacks or refuses."""
+def settle_sysctls(
+    port: Sysctls, wanted: Iterable[Sysctl], node_name: str
+) -> tuple[list[Problem], list[Problem]]:
+    """Set what differs; returns what the kernel lacks or refuses, and what it had better have."""
     problems: list[Problem] = []
+    advice: list[Problem] = []
     for sysctl in wanted:
         try:
             found = port.read(sysctl.name)
             if found is None:
-                if not sysctl.is_optional:
+                if sysctl.advice:
+                    advice.append(Problem(f"Node {node_name}", sysctl.name, sysctl.advice))
+                elif not sysctl.is_optional:
                     reason = "the kernel has no such parameter; is its module loaded?"
                     problems.append(Problem(f"Node {node_name}", sysctl.name, reason))
             elif found != sysctl.value and sysctl.only_from in (None, found):
@@ -38,7 +43,7 @@ def settle_sysctls(port: Sysctls, wanted: Iterable[Sysctl], node_name: str) -> l
                 _log.info("set sysctl=%s from=%s to=%s", sysctl.name, found, sysctl.value)
         except KernelError as error:
             problems.append(Problem(f"Node {node_name}", sysctl.name, str(error)))
-    return problems
+    return problems, advice
 
 
 def settle_masquerade(
@@ -67,15 +72,15 @@ def settle_host(
     addresses = set(node.addresses.values())
     links = {each.link for each in ports.links.node_addresses() if each.address in addresses}
     wanted = sysctls(options, links, kernel_version())
-    problems = settle_sysctls(ports.sysctls, wanted, node.name)
+    problems, advice = settle_sysctls(ports.sysctls, wanted, node.name)
     if not node.addresses:
         # The Node is not there yet, or says nothing: rules from before the start are kept.
-        return tuple(problems), not problems
+        return (*problems, *advice), not problems
     try:
         random_fully = ports.iptables.random_fully()
     except KernelError as error:
         problems.append(Problem(f"Node {node.name}", "", f"source NAT: {error}"))
-        return tuple(problems), False
+        return (*problems, *advice), False
     masquerade, incomplete = compile_masquerade(node, options, random_fully=random_fully)
     problems += settle_masquerade(ports.ipsets, ports.iptables, masquerade, node.name)
-    return (*problems, *incomplete), not problems
+    return (*problems, *advice, *incomplete), not problems

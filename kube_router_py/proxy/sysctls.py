@@ -8,18 +8,25 @@ from kube_router_py.proxy.settings import ProxyOptions
 
 VIP_LINK = "kube-dummy-if"
 _BRIDGE = "kube-bridge"
+# A bridge hands the reply of one of its pods to another directly, past IPVS, unless told not to.
+_NO_BRIDGE_FILTER = (
+    "the kernel has no such parameter: if pods of this node share a bridge, they cannot reach each "
+    "other by service addresses; load the module (modprobe br_netfilter)"
+)
 
 
 class Sysctl(Struct, frozen=True):
     """``name`` below /proc/sys gets ``value``: always, or only where it reads ``only_from``.
 
     ``is_optional``: the kernel may well be without it, and then it is not needed either.
+    ``advice``: the same, but some nodes need it; what to tell them where it is absent.
     """
 
     name: str
     value: str
     only_from: str | None = None
     is_optional: bool = False
+    advice: str = ""
 
 
 def sysctls(
@@ -49,7 +56,7 @@ def sysctls(
                 Sysctl(f"net/ipv4/conf/{link}/rp_filter", "2", only_from="1", is_optional=True)
                 for link in ("all", _BRIDGE, VIP_LINK, *links)
             ),
-            Sysctl("net/bridge/bridge-nf-call-iptables", "1", is_optional=True),
+            Sysctl("net/bridge/bridge-nf-call-iptables", "1", advice=_NO_BRIDGE_FILTER),
         ]
     if options.ipv6:
         found += [
@@ -60,6 +67,6 @@ def sysctls(
                 for link in links
             ),
             Sysctl("net/ipv6/conf/all/forwarding", "1"),
-            Sysctl("net/bridge/bridge-nf-call-ip6tables", "1", is_optional=True),
+            Sysctl("net/bridge/bridge-nf-call-ip6tables", "1", advice=_NO_BRIDGE_FILTER),
         ]
     return tuple(found)

@@ -80,6 +80,7 @@ def cache() -> Cache:
 
 @pytest.fixture
 def node(new_namespace: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    sh("modprobe br_netfilter")
     with new_namespace():
         sh("ip link set lo up")
         yield

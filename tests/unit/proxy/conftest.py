@@ -77,6 +77,8 @@ class FakeHost:
             "net/ipv4/conf/all/arp_announce": "0",
             "net/ipv4/conf/all/rp_filter": "0",
             "net/ipv4/conf/eth0/rp_filter": "1",
+            "net/bridge/bridge-nf-call-iptables": "0",
+            "net/bridge/bridge-nf-call-ip6tables": "0",
             "net/ipv6/conf/all/forwarding": "0",
             "net/ipv6/conf/eth0/accept_ra": "1",
         }

@@ -364,6 +364,16 @@ def test_a_missing_parameter_is_told(make: Any, host: Any) -> None:
     assert [problem.field for problem in outcome.problems] == ["net/ipv4/vs/conntrack"]
 
 
+def test_a_kernel_that_does_not_filter_bridges_is_told_and_no_failure(make: Any, host: Any) -> None:
+    Rig(make, host).turn(full=True)
+    assert host.sysctls["net/bridge/bridge-nf-call-iptables"] == "1"
+    del host.sysctls["net/bridge/bridge-nf-call-iptables"]
+    outcome = Rig(make, host).turn(full=True)
+    assert outcome.failed == frozenset()
+    assert [problem.field for problem in outcome.problems] == ["net/bridge/bridge-nf-call-iptables"]
+    assert "modprobe br_netfilter" in outcome.problems[0].reason
+
+
 def test_a_service_that_breaks_the_compiler_keeps_what_it_had(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,8 @@ class Loop:
     """Runs one controller in one thread. See the module docstring.
 
     ``ready`` says whether the caches that the controller reads are synced; until then no turn runs.
-    ``unready_after_s``: how long something may be failing before the loop counts as not ready.
+    ``unready_after_s``: how long something may be failing, or a turn take, before the loop counts
+    as not ready.
     ``stall_after_s``: how long a single turn may take before the loop counts as stuck.
     """
 
@@ -163,6 +164,8 @@ class Loop:
         failing = self._error or (f"failing: {shown(self._failed)}" if self._failed else "")
         if self._last_success is None:
             return failing or "no turn has succeeded yet"
+        if now - self._stamp > self._unready_after_s:
+            return f"a turn has not ended for {now - self._stamp:.0f} s"
         if self._failing_since is not None and now - self._failing_since > self._unready_after_s:
             return f"for {now - self._failing_since:.0f} s: {failing}"
         return ""

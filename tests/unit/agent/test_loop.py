@@ -267,22 +267,25 @@ def test_a_loop_whose_first_turn_fails_is_not_ready():
     assert status.turning
 
 
-def test_a_stuck_turn_shows_in_liveness():
+def test_a_stuck_turn_shows_in_readiness_and_then_in_liveness():
     controller, clock, loop = started()
     seen = []
 
     def stuck(dirty, full):
-        clock.advance(181)
-        seen.append(loop.status())
+        for seconds in (29, 2, 150):
+            clock.advance(seconds)
+            seen.append(loop.status())
         return Outcome()
 
     controller.reconcile = stuck
     loop.mark("a")
     loop.turn_if_due()
-    assert not seen[0].turning
-    assert not seen[0].ready
-    assert seen[0].busy
+    assert [status.turning for status in seen] == [True, True, False]
+    assert [status.ready for status in seen] == [True, False, False]
+    assert "has not ended for 31 s" in seen[1].reason
+    assert all(status.busy for status in seen)
     assert loop.status().turning
+    assert loop.status().ready
 
 
 def test_a_controller_that_cannot_be_opened_is_given_up_after_many_tries_over_a_long_time():

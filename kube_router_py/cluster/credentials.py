@@ -170,6 +170,11 @@ def _master_url(text: str) -> str:
 def _addresses_from_environment(environ: Mapping[str, str]) -> tuple[str, ...]:
     hosts = [h.strip() for h in environ.get("KUBERNETES_SERVICE_HOST", "").split(",") if h.strip()]
     port = environ.get("KUBERNETES_SERVICE_PORT", "").strip()
+    if not hosts and "KUBERNETES_SERVICE_HOST" in environ:
+        raise ConfigurationError(
+            "KUBERNETES_SERVICE_HOST is empty: write an address of the API server there that nodes"
+            " reach without Services (api-host in the ConfigMap of the manifests)"
+        )
     if not hosts or not port:
         raise ConfigurationError(
             "no API server is known: give --kubeconfig or --master, or run in a pod, where"

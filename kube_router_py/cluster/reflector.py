@@ -209,7 +209,7 @@ class Reflector(Generic[T]):
                 relist=True,
             )
         for problem in set(problems.values()).difference(self._cache.problems()):
-            _log.warning("object not decodable problem=%s", problem)
+            _log.warning("object not decodable problem=%r", str(problem))
         self._cache.replace(self.kind, objects.values(), page.revision, problems, complete=complete)
         self._revision = page.revision
         self._incomplete = not complete
@@ -293,7 +293,7 @@ class Reflector(Generic[T]):
             self._cache.put(self.kind, item.object, item.revision)
         elif item.problem is not None:
             if self._cache.report(self.kind, item.key, item.problem, item.revision):
-                _log.warning("object not decodable problem=%s", item.problem)
+                _log.warning("object not decodable problem=%r", str(item.problem))
             if not item.key:
                 raise _Failure("undecodable", str(item.problem), relist=True)
         self._reach(item.revision)

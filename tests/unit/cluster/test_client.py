@@ -152,6 +152,7 @@ def test_the_kubeconfig_comes_first(tmp_path: Path) -> None:
     [
         ({}, "--kubeconfig or --master"),
         ({"KUBERNETES_SERVICE_HOST": "192.0.2.1"}, "KUBERNETES_SERVICE_PORT"),
+        ({"KUBERNETES_SERVICE_HOST": "", "KUBERNETES_SERVICE_PORT": "6443"}, "api-host"),
         ({"master": "https://192.0.2.1"}, "/nonexistent/token"),
         ({"master": "ftp://192.0.2.1"}, "--master"),
         ({"master": "https://192.0.2.1:port"}, "--master"),

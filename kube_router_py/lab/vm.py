@@ -29,7 +29,10 @@ from kube_router_py.errors import PreflightError
 
 MEMORY = "4G"
 BOOT_DEADLINE_S = 300.0
-REMEDY = "install them: apt-get install linux-image-amd64 qemu-system-x86, and the lab extra of pip"
+REMEDY = (
+    "install them: apt-get install linux-image-amd64 qemu-system-x86 busybox-static udev, "
+    "and the lab extra of pip"
+)
 
 # Coldplug would load these for the emulated devices; nothing here uses them and each costs time.
 UNUSED_MODULES = "kvm,kvm_amd,kvm_intel,powernow_k8,psmouse,iTCO_wdt,i6300esb,pcspkr,sr_mod,ahci"
@@ -101,7 +104,9 @@ def run_in_vm(
     """
     cwd = (cwd or Path.cwd()).resolve()
     kernel = guest_kernel()
-    missing = [program for program in ("vng", "qemu-system-x86_64") if not _which(program)]
+    missing = [
+        program for program in ("vng", "qemu-system-x86_64", "busybox") if not _which(program)
+    ]
     if missing:
         raise PreflightError(f"{' and '.join(missing)} not found; {REMEDY}")
     # The guest cannot write byte code back; compiling under emulation at each start is slow.

@@ -30,6 +30,11 @@ _PRIORITIES = (
 )
 _SHOWN_FRAMES = 6
 
+# Objects are written by strangers: what they say must neither begin a line of its own nor move the
+# cursor of a terminal that shows it.
+_HARMLESS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_HARMLESS |= {ord("\n"): " ", ord("\t"): " ", 0x2028: " ", 0x2029: " "}
+
 
 class LineFormatter(logging.Formatter):
     """Formats a record as one line, or as several where a whole traceback is wanted."""
@@ -40,14 +45,15 @@ class LineFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(record.getMessage().split("\n"))
+        text = record.getMessage().translate(_HARMLESS)
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             text += f' at="{origin(error)}"'
         lines = [f"{record.levelname} {_short_name(record.name)}: {text}"]
         if error is not None and self._tracebacks:
             for part in traceback.format_exception(error):
-                lines += [f"  {line}" for line in part.rstrip("\n").split("\n")]
+                shown = (line.translate(_HARMLESS) for line in part.rstrip("\n").split("\n"))
+                lines += [f"  {line}" for line in shown]
         if self._journal:
             prefix = f"<{priority(record.levelno)}>"
         else:

@@ -61,6 +61,17 @@ def test_an_event_is_one_line_even_with_an_exception():
     assert "raised" in line
 
 
+def test_what_strangers_write_can_neither_forge_a_line_nor_move_the_cursor():
+    evil = "web\n<0>CRITICAL all: is lost\r\x1b[2J\x9b1m\x00\u2028next"
+    line = log.LineFormatter(journal=True, tracebacks=True).format(
+        record(logging.WARNING, "problem %s", evil)
+    )
+    assert line.isprintable()
+    assert line.splitlines() == [line]
+    assert "web <0>CRITICAL" in line
+    assert "\\x1b[2J" in line
+
+
 def test_every_line_of_a_traceback_carries_the_priority():
     text = log.LineFormatter(journal=True, tracebacks=True).format(
         record(logging.ERROR, "failed", error=raised())

@@ -229,7 +229,7 @@ class Agent:
             reflector.start()
         for loop in self.loops:
             loop.start()
-        notify(self._environ, "READY=1", f"STATUS=serving {self.node}")
+        notify(self._environ, "READY=1", "STATUS=waiting for the first lists of the API server")
         self._watch_sync(started)
         self._ending.get()
         return self._stop()
@@ -242,6 +242,7 @@ class Agent:
             # Short waits: a signal must not have to wait for the cache.
             if self.cache.wait_synced(KINDS, 0.2):
                 _log.info("caches synced after_s=%.1f", time.monotonic() - started)
+                notify(self._environ, f"STATUS=following the API server as {self.node}")
                 self._check_way_to_api()
                 return
             if time.monotonic() - told_at >= timeout_s:

@@ -349,6 +349,22 @@ def test_without_the_api_the_agent_lives_unready_and_says_why(api, start, caplog
     until(lambda: ready(running)["ready"], "the recovery")
 
 
+def test_systemd_hears_what_the_agent_is_doing(api, start, tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.settimeout(60)
+        api.status = 503
+        running = start(environ={"NOTIFY_SOCKET": path})
+        assert listener.recv(200) == (
+            b"READY=1\nSTATUS=waiting for the first lists of the API server"
+        )
+        api.status = 200
+        assert listener.recv(200) == b"STATUS=following the API server as node1"
+        running.agent.end()
+        assert listener.recv(200) == b"STOPPING=1"
+
+
 def test_a_host_that_cannot_be_opened_shows_in_readiness_not_in_liveness(api, start):
     host = FakeHost()
     host.refuse = PreflightError("no ip_vs in this kernel; load the module")

@@ -25,7 +25,9 @@ from kube_router_py.problem import Problem
 
 T = TypeVar("T")
 
-# kubectl stores the whole manifest here a second time; nobody reads it.
+# Annotations of others are as large as their authors like (256 kB each object), and nobody here
+# reads them. kubectl stores the whole manifest in one of them a second time.
+_ANNOTATION_DOMAINS = ("kube-router.io", "kubernetes.io")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 # msgspec raises RecursionError for JSON nested more deeply than the interpreter allows.
@@ -162,8 +164,8 @@ class ObjectDecoder(Generic[T]):
         if not meta.name:
             problem = Problem(f"{self.name} ?", "metadata.name", "the object has no name")
             return Item("", meta.resource_version, None, problem)
-        if meta.annotations and _LAST_APPLIED in meta.annotations:
-            kept = {k: v for k, v in meta.annotations.items() if k != _LAST_APPLIED}
+        if meta.annotations and not all(map(_is_of_interest, meta.annotations)):
+            kept = {k: v for k, v in meta.annotations.items() if _is_of_interest(k)}
             decoded = structs.replace(  # type: ignore[type-var]
                 decoded, metadata=structs.replace(meta, annotations=kept)
             )
@@ -203,6 +205,11 @@ def status(body: Raw | bytes) -> Status:
         return _STATUS.decode(body)
     except _UNREADABLE:
         return Status()
+
+
+def _is_of_interest(annotation: str) -> bool:
+    domain = annotation.partition("/")[0]
+    return domain.endswith(_ANNOTATION_DOMAINS) and annotation != _LAST_APPLIED
 
 
 def _without_nulls(value: Any) -> Any:

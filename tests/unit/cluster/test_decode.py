@@ -114,7 +114,10 @@ def test_what_nobody_needs_is_not_kept() -> None:
                     "managedFields": [{"manager": secret}],
                     "annotations": {
                         "kubectl.kubernetes.io/last-applied-configuration": secret,
-                        "mine": "1",
+                        "kube-router.io/service.scheduler": "sh",
+                        "service.kubernetes.io/topology-mode": "Auto",
+                        "example.com/story": secret,
+                        "mine": secret,
                     },
                 },
                 spec={"containers": [{"name": "c", "env": [{"value": secret}], "image": secret}]},
@@ -124,7 +127,10 @@ def test_what_nobody_needs_is_not_kept() -> None:
     )
     assert item.object is not None
     assert secret not in repr(item.object)
-    assert item.object.metadata.annotations == {"mine": "1"}
+    assert item.object.metadata.annotations == {
+        "kube-router.io/service.scheduler": "sh",
+        "service.kubernetes.io/topology-mode": "Auto",
+    }
 
 
 def test_watch_envelope_and_bookmark() -> None:

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 # So many lines tell a story; of a flushed table with 60,000 entries the number says enough.
 _MOST_LINES = 20
+_NAMES_A_LINE = 50
 
 
 class Applied:
@@ -178,17 +179,14 @@ class Applied:
         self._before = None
         in_flight, self._in_flight = self._in_flight, set()
         lines: list[str] = []
+        strange: list[VirtualServerKey] = []
         for operation in (*planned.grow, *planned.shrink):
             key = operation.key
             if key in in_flight:
                 continue
             if operation.verb is Verb.DELETE_VIRTUAL_SERVER:
                 if before is None or key not in before[0]:
-                    lines.append(
-                        f"removed: {key} (scheduler {self.servers[key].config.scheduler}), which "
-                        "no Service asked for since the start; name its network in "
-                        "--excluded-cidrs to keep it"
-                    )
+                    strange.append(key)
             elif before is not None and before[0].get(key) != self.servers.get(key):
                 lines.append(f"repaired: {_words(operation)}")
         if before is not None:
@@ -206,7 +204,16 @@ class Applied:
         for line in lines[:_MOST_LINES]:
             _log.warning("%s", line)
         if len(lines) > _MOST_LINES:
-            _log.warning("removed or repaired: %d more", len(lines) - _MOST_LINES)
+            _log.warning("repaired: %d more", len(lines) - _MOST_LINES)
+        # Somebody may have to make these again: every one is named.
+        names = [f"{key} (scheduler {self.servers[key].config.scheduler})" for key in strange]
+        at_once = 1 if len(names) <= _MOST_LINES else _NAMES_A_LINE
+        for first in range(0, len(names), at_once):
+            _log.warning(
+                "removed: %s, which no Service asked for since the start; name its network in "
+                "--excluded-cidrs to keep it",
+                ", ".join(names[first : first + at_once]),
+            )
 
 
 def _words(operation: IpvsOperation) -> str:

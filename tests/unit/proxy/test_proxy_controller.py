@@ -189,9 +189,31 @@ def test_drift_is_repaired_and_told(rig: Rig, caplog: pytest.LogCaptureFixture) 
         "repaired: add virtual server TCP 10.96.0.53:80",
         "repaired: set virtual server TCP 10.96.0.10:80",
         "repaired: set real server TCP 10.96.0.10:80 -> 10.244.1.2:8080 weight 1",
-        "removed: TCP 10.96.9.9:80 (scheduler rr)",
         "repaired: put address 10.96.0.53",
+        "removed: TCP 10.96.9.9:80 (scheduler rr)",
     ]
+
+
+def test_every_removed_stranger_is_named_and_repairs_are_counted(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(1, 31):
+        rig.put(rig.make.service(f"s{number}", (f"10.96.1.{number}",)))
+    rig.turn(full=True)
+    for number in range(1, 31):
+        rig.host.ipvs.drop(rig.make.key(f"10.96.1.{number}"))
+    for number in range(1, 121):
+        rig.host.ipvs.put(
+            rig.make.key(f"10.99.0.{number}"), VirtualServerState(VirtualServer(), {})
+        )
+    caplog.clear()
+    rig.turn(full=True)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "repaired: 10 more" in told
+    removed = [line for line in told if line.startswith("removed: ")]
+    assert len(removed) == 3
+    text = "".join(removed)
+    assert all(f"TCP 10.99.0.{number}:80 " in text for number in range(1, 121))
 
 
 def test_an_ordinary_change_seen_at_a_resync_is_no_repair(

@@ -1,4 +1,4 @@
-"""For all tests: where capabilities are required, a skip is a failure; no example has a deadline."""
+"""For all tests: where capabilities are required, a skip fails; no example has a deadline."""
 
 import os
 from collections.abc import Generator

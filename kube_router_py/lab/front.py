@@ -43,7 +43,6 @@ class Backstage:
         self._progress = progress
         self._keeper = 0
         self._life_line = -1
-        self._made_netns_directory = False
         self._pid_namespace = ""
         self.directory = state.BASE / secrets.token_hex(3)
         self.environment: dict[str, str] = {}
@@ -52,7 +51,7 @@ class Backstage:
         """Raises LabError with the server's reason when it cannot come up."""
         state.sweep()
         load_bridge_netfilter()
-        self.directory.mkdir(parents=True, mode=0o755)
+        state.make_directory(self.directory)
         for name in ("logs", "nodes", "bin"):
             (self.directory / name).mkdir()
         _write_program(self.directory / "bin" / "kube-router-py")
@@ -60,8 +59,6 @@ class Backstage:
         life, self._life_line = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self._made_netns_directory = not state.NETNS_DIRECTORY.exists()
-        state.NETNS_DIRECTORY.mkdir(exist_ok=True)
         self._keeper = os.fork()
         if self._keeper == 0:
             os.close(news)
@@ -128,21 +125,15 @@ class Backstage:
 
     def stop(self) -> None:
         """Take everything down; safe to call at any time and more than once."""
+        if self._keeper > 0 and self._pid_namespace:
+            self.state.end_visitors()
         if self._life_line >= 0:
             os.close(self._life_line)
             self._life_line = -1
         if self._keeper > 0:
             _reap(self._keeper, STOP_DEADLINE_S)
             self._keeper = 0
-        shutil.rmtree(self.directory, ignore_errors=True)
-        for directory in (
-            state.BASE,
-            *([state.NETNS_DIRECTORY] if self._made_netns_directory else []),
-        ):
-            try:
-                directory.rmdir()
-            except OSError:
-                pass  # another lab, or somebody else, uses it
+        state.remove_directory(self.directory)
 
 
 def load_bridge_netfilter() -> None:

@@ -5,11 +5,16 @@ socket, a kubeconfig and logs. ``KUBE_ROUTER_LAB`` names the directory; without 
 lab is meant.
 """
 
+import fcntl
 import json
 import os
+import select
 import shutil
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,10 @@ from kube_router_py.lab.errors import LabError
 BASE = Path("/run/kube-router-lab")
 # Where `ip` looks for named namespaces; in the lab's mount namespace it is the lab's own.
 NETNS_DIRECTORY = Path("/run/netns")
+MADE_NETNS = "made-netns"
 VARIABLE = "KUBE_ROUTER_LAB"
 CONTROL_TIMEOUT_S = 600.0
+VISITOR_GRACE_S = 3.0
 SPECIAL_NAMES = ("router", "client", "apiserver")
 
 
@@ -81,6 +88,34 @@ class LabState:
         known = ", ".join([*self.nodes, *SPECIAL_NAMES])
         raise LabError(f"{target!r} is none of {known} and no NAMESPACE/POD")
 
+    def end_visitors(self) -> None:
+        """End what still runs in the lab's networks from outside: a forgotten ``lab exec ... &``.
+
+        It would keep its namespace alive. SIGTERM first, so that a packet capture is written out.
+        """
+        root = Path(f"/proc/{self.pid}/root{NETNS_DIRECTORY}")
+        try:
+            own = os.stat(f"/proc/{self.pid}/ns/pid_for_children").st_ino
+            networks = {file.stat().st_ino for file in root.iterdir()}
+        except OSError:
+            return  # the lab has ended already
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if (entry / "ns" / "pid").stat().st_ino == own:
+                    continue  # the lab's own go with it
+                if (entry / "ns" / "net").stat().st_ino in networks:
+                    found.append(os.pidfd_open(int(entry.name)))
+            except OSError:
+                continue  # ended meanwhile
+        end = time.monotonic() + VISITOR_GRACE_S
+        for descriptor in found:
+            _signal(descriptor, signal.SIGTERM)
+        for descriptor in found:
+            select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
+            _signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
     def enter(self, target: str, argv: Sequence[str]) -> list[str]:
         """``argv`` prefixed so that it runs in the network of ``target``."""
         return ["nsenter", f"--net={self.netns_path(self.resolve(target))}", "--", *argv]
@@ -133,6 +168,52 @@ def attach(environ: Mapping[str, str]) -> LabState:
         names = ", ".join(str(lab.directory) for lab in labs)
         raise LabError(f"several labs are running: set {VARIABLE} to one of {names}")
     return labs[0]
+
+
+def _signal(descriptor: int, number: signal.Signals) -> None:
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        pass  # ended
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other lab makes or removes directories meanwhile."""
+    descriptor = os.open(BASE.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: Path) -> None:
+    """A lab's directory below BASE, and the mount point of its namespaces."""
+    with _alone():
+        directory.mkdir(parents=True, mode=0o755)
+        if not NETNS_DIRECTORY.exists():
+            NETNS_DIRECTORY.mkdir()
+            (BASE / MADE_NETNS).touch()
+
+
+def remove_directory(directory: Path) -> None:
+    """Undo ``make_directory``; what labs share goes with the last of them.
+
+    Removing the mount point earlier would detach the mounts that other labs have there.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    with _alone():
+        sweep()
+        if not BASE.is_dir() or any(entry.is_dir() for entry in BASE.iterdir()):
+            return
+        made_netns = (BASE / MADE_NETNS).exists()
+        shutil.rmtree(BASE, ignore_errors=True)
+        if made_netns:
+            try:
+                NETNS_DIRECTORY.rmdir()
+            except OSError:
+                pass  # others have put namespaces there
 
 
 def sweep() -> None:

@@ -94,3 +94,21 @@ def test_lab_json_is_plain(tmp_path: Path) -> None:
     directory = make_lab(tmp_path / "lab", 1, 2)
     assert json.loads((directory / "lab.json").read_text())["nodes"] == ["node1"]
     assert state.read(directory).nodes == ("node1",)
+
+
+def test_what_labs_share_goes_with_the_last_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, netns = tmp_path / "labs", tmp_path / "netns"
+    monkeypatch.setattr(state, "BASE", base)
+    monkeypatch.setattr(state, "NETNS_DIRECTORY", netns)
+    state.make_directory(base / "a")
+    state.make_directory(base / "b")
+    state.remove_directory(base / "a")
+    assert netns.is_dir(), "the other lab's mounts are there"
+    state.remove_directory(base / "b")
+    assert list(tmp_path.iterdir()) == []
+    netns.mkdir()
+    state.make_directory(base / "c")
+    state.remove_directory(base / "c")
+    assert list(tmp_path.iterdir()) == [netns], "it was there before any lab"

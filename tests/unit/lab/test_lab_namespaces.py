@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +116,16 @@ backstage.start()
 print(backstage.directory, backstage.state.pid, flush=True)
 time.sleep(600)
 """
+
+
+def test_what_was_left_running_in_a_namespace_ends_with_the_lab() -> None:
+    with lab("ipv4") as backstage:
+        argv = backstage.state.enter("node1", ["sh", "-c", "echo in; exec sleep 1000"])
+        visitor = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert visitor.stdout is not None
+        assert visitor.stdout.readline() == b"in\n"
+    visitor.stdout.close()
+    assert visitor.wait(timeout=5) == -signal.SIGTERM
 
 
 def test_killing_the_front_takes_everything_down_and_the_next_lab_sweeps() -> None:

@@ -1,10 +1,12 @@
 """A small load generator that says what it did: run inside a namespace, prints one JSON line.
 
     python3 -I -S load.py ADDRESS PORT [--protocol tcp|udp|sctp] [--count N] [--seconds S]
-                          [--rate R] [--concurrency C] [--timeout S] [--stream INTERVAL]
+                          [--rate R] [--concurrency C] [--timeout S] [--minimum N]
+                          [--stream INTERVAL]
 
 Requests go out at ``--rate`` a second together, each on its own connection, until ``--count`` or
-``--seconds`` is reached or SIGTERM arrives; there is always an end. ``--stream`` instead holds one
+``--seconds`` is reached or SIGTERM arrives; there is always an end. After SIGTERM it still brings
+the number of requests to ``--minimum``, at the same rate. ``--stream`` instead holds one
 connection and counts the lines that arrive; it prints a first line with its own address at once.
 The result: ``attempts, failures, errors, pods, clients, seconds, rate, concurrency``.
 """
@@ -89,10 +91,13 @@ class Load:
             "concurrency": self._arguments.concurrency,
         }
 
+    def _is_over(self) -> bool:
+        return self.stop.is_set() and self._started >= self._arguments.minimum
+
     def _next(self) -> float | None:
         """When the next request starts, in seconds since the start; None when it is over."""
         with self._lock:
-            if self.stop.is_set() or self._started >= self._arguments.count:
+            if self._is_over() or self._started >= self._arguments.count:
                 return None
             start = self._started / self._arguments.rate if self._arguments.rate else 0.0
             if max(start, time.monotonic() - self._began) >= self._arguments.seconds:
@@ -103,9 +108,11 @@ class Load:
     def _work(self) -> None:
         given = self._arguments
         while (start := self._next()) is not None:
-            wait_s = start - (time.monotonic() - self._began)
-            if wait_s > 0 and self.stop.wait(wait_s):
-                return
+            while (wait_s := start - (time.monotonic() - self._began)) > 0:
+                if self.stop.is_set():
+                    time.sleep(min(wait_s, 0.2))
+                else:
+                    self.stop.wait(wait_s)
             asked = time.monotonic()
             error, answer = "", {}
             try:
@@ -172,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="requests/s; 0: as fast as can be")
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=5.0)
+    parser.add_argument("--minimum", type=int, default=0, metavar="N")
     parser.add_argument("--stream", type=float, default=0.0, metavar="INTERVAL")
     arguments = parser.parse_args()
     load = Load(arguments)

@@ -28,6 +28,8 @@ RATE = 20
 CONCURRENCY = 4
 STREAM_INTERVAL_S = 0.1
 LINGER_S = 3.0
+# How many requests of each source must cross a change before its zero failures mean something.
+CROSSING = 100
 DEADLINE_S = 120.0
 
 Object = dict[str, Any]
@@ -240,6 +242,7 @@ class Tour:
     def _background(self) -> dict[str, Load]:
         """Continuous requests from outside to the NodePort and from a node to the ClusterIP."""
         options = ("--rate", str(RATE / 2), "--concurrency", str(CONCURRENCY), "--seconds", "300")
+        options += ("--minimum", str(CROSSING))
         first, last = self._lab.nodes[0], self._lab.nodes[-1]
         address = self._node_address(first)
         return {
@@ -253,7 +256,7 @@ class Tour:
         for who, load in loads.items():
             found = self._finish(load)
             self._check(
-                found["failures"] == 0 and found["attempts"] >= 20,
+                found["failures"] == 0 and found["attempts"] >= CROSSING,
                 f"{who} {meanwhile}: {found['attempts']} requests at {found['rate']}/s, "
                 f"concurrency {found['concurrency']}, {found['failures']} failures, "
                 f"slowest {found['slowest_s']} s",
@@ -277,6 +280,7 @@ class Tour:
                 f"scaled to {replicas}: {self._lab.nodes[0]} balances over {replicas} pods",
                 str(found),
             )
+            time.sleep(LINGER_S)  # requests must reach the new set, too
         self._check_background(loads, "while scaling")
 
     def _restart_agent(self) -> None:

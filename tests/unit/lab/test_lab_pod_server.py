@@ -1,5 +1,6 @@
 """The pods' server and the load generator, over the loopback."""
 
+import argparse
 import json
 import signal
 import socket
@@ -133,6 +134,23 @@ def test_the_load_generator_counts_failures() -> None:
     found = run_load("127.0.0.1", str(free_port()), "--count", "5", "--timeout", "1")
     assert (found["attempts"], found["failures"], found["pods"]) == (5, 5, {})
     assert "ConnectionRefusedError" in str(found["errors"])
+
+
+def test_the_load_generator_goes_on_to_its_minimum_when_told_to_end(server: Running) -> None:
+    given = argparse.Namespace(
+        address="127.0.0.1",
+        port=server.port,
+        protocol="tcp",
+        count=1000,
+        seconds=60.0,
+        rate=200.0,
+        concurrency=4,
+        timeout=10.0,
+        minimum=30,
+    )
+    running = load.Load(given)
+    running.stop.set()
+    assert running.run()["attempts"] == 30
 
 
 def test_a_stream_that_breaks_is_a_failure(server: Running) -> None:

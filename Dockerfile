@@ -2,6 +2,8 @@
 # Versions of Python packages are those of .ci/requirements.lock, which the tests ran with.
 
 FROM python:3.11-slim-bookworm AS build
+# python-iptables is published as source with a small C extension.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY .ci/requirements.lock ./
 # Constraints may not carry hashes; the lock file also holds what only tests need.

@@ -65,17 +65,33 @@ def cache() -> Cache:
             "ports": [{"port": 80, "nodePort": node_port}],
         }
         services.append(make(Service, {"metadata": metadata, "spec": spec}))
-        labels = {"kubernetes.io/service-name": name}
-        one = {
-            "metadata": {**metadata, "labels": labels},
-            "addressType": "IPv4",
-            "ports": [{"port": 8080}],
-            "endpoints": [{"addresses": [backend]}],
-        }
-        slices.append(make(EndpointSlice, one))
+        slices.append(slice_of(name, backend))
     found.replace(Service, services, "1")
     found.replace(EndpointSlice, slices, "1")
     return found
+
+
+def slice_of(service: str, *addresses: str) -> EndpointSlice:
+    found: EndpointSlice = make(
+        EndpointSlice,
+        {
+            "metadata": {
+                "name": service,
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": service},
+            },
+            "addressType": "IPv4",
+            "ports": [{"port": 8080}],
+            "endpoints": [{"addresses": [address]} for address in addresses],
+        },
+    )
+    return found
+
+
+def table(vip: str) -> set[str]:
+    """The real servers of a ClusterIP's port 80, as ipvsadm prints them."""
+    lines = (line.split() for line in sh("ipvsadm -Sn").splitlines())
+    return {words[4] for words in lines if words[:3] == ["-a", "-t", f"{vip}:80"]}
 
 
 @pytest.fixture
@@ -122,6 +138,35 @@ def test_a_restart_with_nothing_to_change_writes_nothing(
         f"-A KUBE-ROUTER-MASQ -m set ! --match-set {local} src -m set ! --match-set {local} dst "
         "-j SNAT --to-source 192.168.1.1 --random-fully",
     ]
+
+
+@pytest.mark.usefixtures("node")
+def test_a_refused_endpoint_and_foreign_deletes_hold_nothing_else_up(cache: Cache) -> None:
+    """The kernel takes no broadcast address of a link for a real server: it refuses that alone."""
+    sh("ip link add eth0 type dummy", "ip link set eth0 up", "ip addr add 192.168.1.1/24 dev eth0")
+    sh("ip -6 addr add fd00:1::1/64 dev eth0 nodad")
+    cache.put(EndpointSlice, slice_of("s0", "192.168.1.255", "192.168.1.8"))
+    proxy = ServiceProxy(
+        cache, ProxyOptions(ipv6=True), "node1", lambda: open_host(families=("inet", "inet6"))
+    )
+    proxy.open()
+    with closing(proxy):
+        assert proxy.reconcile(frozenset(), True).failed == {"default/s0"}
+        vip = "10.96.0.1"
+        assert table(vip) == {"192.168.1.8:8080"}
+        assert f"local {vip} dev kube-dummy-if" in sh("ip route show table local")
+        # The mistake is mended: nothing waits for a retry.
+        cache.put(EndpointSlice, slice_of("s0", "192.168.1.7", "192.168.1.8"))
+        assert proxy.reconcile(frozenset({"default/s0"}), False).failed == frozenset()
+        assert table(vip) == {"192.168.1.7:8080", "192.168.1.8:8080"}
+        # Somebody empties the table; the next change of one Service meets that.
+        before = sh("ipvsadm -Sn")
+        sh("ipvsadm -C")
+        cache.put(EndpointSlice, slice_of("s0", "192.168.1.7", "192.168.1.8", "192.168.1.9"))
+        assert proxy.reconcile(frozenset({"default/s0"}), False).failed == {"default/s0"}
+        assert proxy.reconcile(frozenset({"default/s0"}), True).failed == frozenset()
+        assert len(table(vip)) == 3
+        assert len(sh("ipvsadm -Sn").splitlines()) == len(before.splitlines()) + 2
 
 
 class Peer:

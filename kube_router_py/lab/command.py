@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kube_router_py.errors import KubeRouterError
@@ -114,7 +115,9 @@ def _start(argv: Sequence[str]) -> int:
     if command == []:
         parser.error("nothing follows --: give a command, or leave the -- away")
     if given.apiserver == "real":
-        _check_real_apiserver()
+        from kube_router_py.lab.apiserver.real import find_programs
+
+        find_programs(os.environ)
     for file in given.files:
         if not file.exists():
             raise LabError(f"cannot read {file}: there is no such file or directory")
@@ -152,16 +155,6 @@ def _mode(given: argparse.Namespace, command: list[str] | None) -> str:
         return "command"
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     return "shell" if on_terminal and not given.tour else "tour"
-
-
-def _check_real_apiserver() -> None:
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    if not assets or not all((Path(assets) / n).exists() for n in ("kube-apiserver", "etcd")):
-        raise LabError(
-            "--apiserver real needs KUBEBUILDER_ASSETS to name a directory with kube-apiserver and "
-            "etcd; `--apiserver lab` needs nothing"
-        )
-    raise LabError("--apiserver real: this version only runs its own API server")
 
 
 def _needs_vm(wanted: str) -> bool:
@@ -212,14 +205,13 @@ def _run(
         nodes=given.nodes,
         ip_family=given.ip_family,
         agent_args=tuple(given.agent_arg),
+        apiserver=given.apiserver,
     )
     names = [f"node{number}" for number in range(1, given.nodes + 1)]
     if mode == "tour" and not options.files:
         from kube_router_py.lab.tour import EXAMPLE
 
-        options = LabOptions(
-            (EXAMPLE,), options.nodes, options.ip_family, options.agent_args, options.with_agents
-        )
+        options = replace(options, files=(EXAMPLE,))
 
     def interrupted(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)

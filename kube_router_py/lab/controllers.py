@@ -1,7 +1,7 @@
 """The controllers a workload needs: deployments, replica sets, endpoint slices, garbage.
 
-They live in the API server's event loop and are told of every write before it returns; the work
-itself happens right after, in small synchronous steps, so no two controllers interleave.
+They live in the lab's event loop and are told of every own write before it returns; the work itself
+happens right after, in small synchronous steps, so no two controllers interleave.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from kube_router_py.lab import deployments, endpoints
 from kube_router_py.lab.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from kube_router_py.lab.apiserver.store import Event, Store
+    from kube_router_py.lab.apiserver.interface import ObjectStore
+    from kube_router_py.lab.apiserver.storage import Event
 
 Object = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def controller_of(obj: Object, kind: str) -> str | None:
 class DeploymentController:
     """Keeps one ReplicaSet per pod template and shifts replicas to the newest."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.queue = WorkQueue("deployment", self._reconcile)
 
@@ -83,7 +84,7 @@ class DeploymentController:
 class ReplicaSetController:
     """Creates and deletes pods until their number is right."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.queue = WorkQueue("replicaset", self._reconcile)
 
@@ -141,7 +142,7 @@ class ReplicaSetController:
 class EndpointSliceController:
     """Keeps the EndpointSlices of every Service with a selector."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.queue = WorkQueue("endpointslice", self._reconcile)
 
@@ -214,13 +215,13 @@ def _labels(obj: Object | None) -> dict[str, str]:
 
 
 def _shape(obj: Object) -> tuple[str, str]:
-    return obj["addressType"], str(obj.get("ports") or [])
+    return obj["addressType"], str([sorted(port.items()) for port in obj.get("ports") or []])
 
 
 class GarbageCollector:
     """Deletes objects whose last owner is gone."""
 
-    def __init__(self, store: Store, resources: tuple[str, ...]) -> None:
+    def __init__(self, store: ObjectStore, resources: tuple[str, ...]) -> None:
         self._store = store
         self._resources = resources
         self.queue = WorkQueue("garbage", self._collect)
@@ -253,7 +254,7 @@ class GarbageCollector:
 class Controllers:
     """All of them, subscribed to one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         dependents = ("replicasets", "pods", "endpointslices")
         self._parts = (
             DeploymentController(store),

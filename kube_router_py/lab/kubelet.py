@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kube_router_py.lab import processes
+from kube_router_py.lab.apiserver.status import StatusError
 from kube_router_py.lab.cni import Wiring
 from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.fabric import LabNode
 from kube_router_py.lab.netns import Namespaces
 from kube_router_py.lab.pod_status import compile_status, node_object
+from kube_router_py.lab.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from kube_router_py.lab.apiserver.store import Event, Store
+    from kube_router_py.lab.apiserver.interface import ObjectStore
+    from kube_router_py.lab.apiserver.storage import Event
 
 Object = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -80,7 +83,12 @@ class Kubelet:
     """Runs the pods bound to one node. ``open`` registers the node, ``close`` ends all pods."""
 
     def __init__(
-        self, store: Store, node: LabNode, namespaces: Namespaces, wiring: Wiring, logs: Path
+        self,
+        store: ObjectStore,
+        node: LabNode,
+        namespaces: Namespaces,
+        wiring: Wiring,
+        logs: Path,
     ) -> None:
         self._store = store
         self._node = node
@@ -88,6 +96,9 @@ class Kubelet:
         self._wiring = wiring
         self._logs = logs
         self._runs: dict[str, PodRun] = {}
+        self._finished: dict[str, PodRun] = {}
+        # Writes wait here: an API server that is away must not cost a pod its status or its end.
+        self._writes = WorkQueue(f"kubelet of {node.name}", self._write)
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] = lambda: None
         self._closed = False
@@ -95,7 +106,8 @@ class Kubelet:
     @property
     def is_idle(self) -> bool:
         """No pod is on its way up (pods that end take as long as their clients like)."""
-        return not any(run.is_starting and not run.ending.is_set() for run in self._runs.values())
+        starting = any(run.is_starting and not run.ending.is_set() for run in self._runs.values())
+        return not starting and self._writes.is_idle
 
     def netns_of(self, namespace: str, name: str) -> str | None:
         """The namespace of a pod that runs here."""
@@ -112,6 +124,7 @@ class Kubelet:
         """Kill the pods; their objects stay, as when a node loses power."""
         self._closed = True
         self._unsubscribe()
+        self._writes.close()
         for run in self._runs.values():
             processes.send(run.process, signal.SIGKILL)
         for task in self._tasks:
@@ -142,7 +155,7 @@ class Kubelet:
         if pod["metadata"].get("deletionTimestamp"):
             self._end(run, int(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
         elif annotations_changed:
-            asyncio.get_running_loop().call_soon(self._publish, run)
+            self._writes.mark(uid)
 
     def _end(self, run: PodRun, grace_s: int) -> None:
         """SIGTERM now, SIGKILL later; a shorter grace period than before is honoured, too."""
@@ -164,7 +177,7 @@ class Kubelet:
             run.is_serving = run.is_starting = False
             if not run.ending.is_set():
                 run.restarts += 1
-                self._publish(run)
+                self._writes.mark(run.uid)
                 try:
                     await asyncio.wait_for(run.ending.wait(), RESTART_S)
                 except TimeoutError:
@@ -175,7 +188,8 @@ class Kubelet:
             _log.warning("pod %s/%s: %s", run.namespace, run.name, error)
         del self._runs[run.uid]
         if not run.removed:
-            self._store.delete("pods", run.name, run.namespace, grace_period_s=0, uid=run.uid)
+            self._finished[run.uid] = run
+            self._writes.mark(run.uid)
 
     async def _serve(self, run: PodRun) -> None:
         """Start the server, publish it, and stay until it ends."""
@@ -204,7 +218,7 @@ class Kubelet:
             run.is_serving = (await processes.read_line(process)).startswith(b"ready")
             if run.is_serving and not run.ending.is_set():
                 run.is_starting = False
-                self._publish(run)
+                self._writes.mark(run.uid)
             code = await processes.wait_exit(process)
         finally:
             processes.send(process, signal.SIGKILL)
@@ -240,6 +254,22 @@ class Kubelet:
                     self._namespaces.delete(run.netns)
 
         await self._namespaces.call(unwire)
+
+    def _write(self, uid: str) -> None:
+        """Tell the API what has become of a pod; called again until that succeeds."""
+        if run := self._finished.get(uid):
+            self._remove(run)
+        elif run := self._runs.get(uid):
+            self._publish(run)
+
+    def _remove(self, run: PodRun) -> None:
+        """The final deletion, of this very pod and not of a later one of its name."""
+        try:
+            self._store.delete("pods", run.name, run.namespace, grace_period_s=0, uid=run.uid)
+        except StatusError as error:
+            if error.code not in (404, 409):
+                raise
+        del self._finished[run.uid]
 
     def _publish(self, run: PodRun) -> None:
         """Write the pod's status if it says something new."""

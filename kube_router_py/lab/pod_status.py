@@ -57,7 +57,7 @@ def compile_status(
     )
     status: Object = {
         "phase": "Running" if addresses else "Pending",
-        "qosClass": "BestEffort",
+        "qosClass": old.get("qosClass") or "BestEffort",
         "startTime": start,
         "conditions": [
             _condition(conditions, "PodScheduled", True),

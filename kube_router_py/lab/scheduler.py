@@ -9,7 +9,8 @@ from kube_router_py.lab.endpoints import is_pod_finished
 from kube_router_py.lab.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from kube_router_py.lab.apiserver.store import Event, Store
+    from kube_router_py.lab.apiserver.interface import ObjectStore
+    from kube_router_py.lab.apiserver.storage import Event
 
 Object = dict[str, Any]
 
@@ -57,7 +58,7 @@ def choose_node(pod: Object, nodes: Iterable[Object], pods: Sequence[Object]) ->
 class Scheduler:
     """Binds pending pods; a pod that fits nowhere is tried again when a node changes."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.queue = WorkQueue("scheduler", self._reconcile)
         self._unsubscribe = store.subscribe(self._notice, "pods", "nodes")
@@ -85,5 +86,4 @@ class Scheduler:
             return
         node = choose_node(pod, self._store.list("nodes"), self._store.list("pods"))
         if node is not None:
-            patch = {"spec": {"nodeName": node}}
-            self._store.patch("pods", name, patch, namespace=namespace)
+            self._store.bind(name, namespace, node)

@@ -19,6 +19,7 @@ from typing import Any
 from . import deletion, managed_fields, patches, status
 from .allocation import Allocator
 from .defaulting import default
+from .interface import ObjectStore
 from .metadata import check_revision, complete_metadata, own, timestamp
 from .resources import BY_KIND, BY_NAME, Resource
 from .selectors import Match, label_selector
@@ -217,6 +218,10 @@ class Store:
             kind.name, name, patch, namespace=namespace, form="strategic", lenient=lenient
         )
 
+    def bind(self, pod: str, namespace: str, node: str) -> Object:
+        """Give a pod its node."""
+        return self.patch("pods", pod, {"spec": {"nodeName": node}}, namespace=namespace)
+
     def delete(
         self,
         resource: str,
@@ -346,7 +351,7 @@ class Store:
         return last
 
 
-def load(store: Store, objects: Iterable[Object], *, lenient: bool = False) -> Objects:
+def load(store: ObjectStore, objects: Iterable[Object]) -> Objects:
     """Apply many objects; Namespaces first, as files may name them in any order."""
     ordered = sorted(objects, key=lambda obj: obj.get("kind") != "Namespace")
-    return [store.apply(obj, lenient=lenient) for obj in ordered]
+    return [store.apply(obj) for obj in ordered]

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from kube_router_py.errors import PreflightError
-from kube_router_py.lab.apiserver.real import apiserver_command, etcd_command, find_programs
+from kube_router_py.lab.apiserver.real import (
+    apiserver_command,
+    etcd_command,
+    find_programs,
+    token_file,
+)
 
 
 def test_etcd_listens_on_loopback_only() -> None:
@@ -22,16 +27,32 @@ def test_apiserver_arguments() -> None:
         Path("/opt/kube-apiserver"),
         Path("/data"),
         2379,
-        "10.0.0.1",
+        ["10.0.0.1"],
         6443,
         ("10.96.0.0/16", "fd00:96::/112"),
     )
     assert "--etcd-servers=http://127.0.0.1:2379" in command
     assert "--bind-address=10.0.0.1" in command
+    assert "--advertise-address=10.0.0.1" in command
     assert "--secure-port=6443" in command
     assert "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112" in command
     assert "--authorization-mode=RBAC" in command
     assert "--token-auth-file=/data/tokens.csv" in command
+
+
+def test_two_families_need_the_wildcard() -> None:
+    addresses = ["fd00::1", "10.0.0.1"]
+    command = apiserver_command(Path("/k"), Path("/data"), 1, addresses, 2, ("fd00:96::/112",))
+    assert "--bind-address=::" in command
+    assert "--advertise-address=fd00::1" in command
+
+
+def test_the_token_file_names_accounts_as_authorisation_does() -> None:
+    lines = token_file("abc", {("kube-system", "agent"): "def"}).splitlines()
+    assert lines[0] == 'abc,kubernetes-admin,admin,"system:masters"'
+    name = "system:serviceaccount:kube-system:agent"
+    groups = "system:serviceaccounts,system:serviceaccounts:kube-system"
+    assert lines[1] == f'def,{name},{name},"{groups}"'
 
 
 def test_missing_programs_are_named(tmp_path: Path) -> None:

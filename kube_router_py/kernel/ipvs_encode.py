@@ -50,13 +50,17 @@ _HEAD = Struct("=IHHIIBBH")
 _codes, (_AF_HEADER, _PROTOCOL_HEADER, _ADDR_HEADER, _PORT_HEADER) = uapi.layout(
     (uapi.S_AF, "H"), (uapi.S_PROTOCOL, "H"), (uapi.S_ADDR, "16s"), (uapi.S_PORT, "H")
 )
-_ADDRESS_KEY = Struct("=" + _codes)
+_ADDRESS_KEY = Struct("=HH" + _codes)  # with the header of the nest
+_SERVICE_NEST = uapi.SERVICE | NLA_F_NESTED
+_NEST = Struct("=HH")
 _codes, (_, _FWMARK_HEADER) = uapi.layout((uapi.S_AF, "H"), (uapi.S_FWMARK, "I"))
 _FWMARK_KEY = Struct("=" + _codes)
 _codes, (_D_ADDR_HEADER, _D_PORT_HEADER, _D_FAMILY_HEADER) = uapi.layout(
     (uapi.D_ADDR, "16s"), (uapi.D_PORT, "H"), (uapi.D_FAMILY, "H")
 )
 _DEST_KEY = Struct("=HH" + _codes)  # with the header of the nest
+_DEST_NEST = uapi.DEST | NLA_F_NESTED
+_VERSION = uapi.GENL_VERSION
 
 
 def encode(
@@ -68,30 +72,53 @@ def encode(
     reason is put into ``refused`` under its sequence number.
     """
     key: VirtualServerKey | None = None
-    server = nest = b""
-    head_bytes = _HEAD.size
+    real: RealServer | None = None
+    nest = parameters = b""
+    head_bytes, dest_bytes = _HEAD.size, _DEST_KEY.size
+    pack_head, pack_dest, htons = _HEAD.pack, _DEST_KEY.pack, socket.htons
+    commands, address_bytes = _COMMANDS, ADDRESS_BYTES
+    delete_service, delete_dest = uapi.CMD_DEL_SERVICE, uapi.CMD_DEL_DEST
     for number, operation in enumerate(operations, seq):
-        command = _COMMANDS[operation.verb]
+        command = commands[operation.verb]
         try:
             if operation.key is not key:
                 key = None
-                check_virtual_server_key(operation.key)
-                server = _virtual_server_key(operation.key)
-                nest = attribute(uapi.SERVICE | NLA_F_NESTED, server)
+                nest = _virtual_server_nest(operation.key)
                 key = operation.key
-            if command > uapi.CMD_DEL_SERVICE:
-                body = nest + _real_server(operation, command)
-            elif command == uapi.CMD_DEL_SERVICE:
+            if command > delete_service:
+                # Nearly all operations come here, and nearly all parameters are one shared value:
+                # no call of ours for them.
+                if command == delete_dest:
+                    real, parameters = None, b""
+                elif operation.real is not real or real is None:
+                    real, parameters = None, _real_server_parameters(operation.real)
+                    real = operation.real
+                name = operation.real_server
+                if name is None or len(name.address) != address_bytes.get(name.family):
+                    raise Refused(errno.EINVAL, "no real server, or address and family differ")
+                body = (
+                    nest
+                    + pack_dest(
+                        dest_bytes + len(parameters),
+                        _DEST_NEST,
+                        _D_ADDR_HEADER,
+                        name.address,
+                        _D_PORT_HEADER,
+                        htons(name.port),
+                        _D_FAMILY_HEADER,
+                        name.family,
+                    )
+                    + parameters
+                )
+            elif command == delete_service:
                 body = nest
             else:
-                body = _virtual_server(operation, server)
+                body = _virtual_server(operation, nest)
         except (Refused, StructError, OverflowError) as error:
             refused[number] = _reason(operation, error)
             continue
         size = head_bytes + len(body)
-        yield (
-            _HEAD.pack(size, family, NLM_F_REQUEST, number, 0, command, uapi.GENL_VERSION, 0) + body
-        )
+        yield pack_head(size, family, NLM_F_REQUEST, number, 0, command, _VERSION, 0) + body
 
 
 def _reason(operation: IpvsOperation, error: Exception) -> Refused:
@@ -103,11 +130,17 @@ def _reason(operation: IpvsOperation, error: Exception) -> Refused:
     return Refused(errno.EINVAL, f"cannot be encoded: {error}")
 
 
-def _virtual_server_key(key: VirtualServerKey) -> bytes:
-    """The attributes that name a virtual server."""
+def _virtual_server_nest(key: VirtualServerKey) -> bytes:
+    """The service nest with the attributes that name a virtual server, after checking them."""
     if key.fwmark:
-        return _FWMARK_KEY.pack(_AF_HEADER, key.family, _FWMARK_HEADER, key.fwmark)
+        check_virtual_server_key(key)
+        named = _FWMARK_KEY.pack(_AF_HEADER, key.family, _FWMARK_HEADER, key.fwmark)
+        return attribute(_SERVICE_NEST, named)
+    if len(key.address) != ADDRESS_BYTES.get(key.family) or not 0 <= key.protocol <= 0xFF:
+        check_virtual_server_key(key)
     return _ADDRESS_KEY.pack(
+        _ADDRESS_KEY.size,
+        _SERVICE_NEST,
         _AF_HEADER,
         key.family,
         _PROTOCOL_HEADER,
@@ -119,39 +152,14 @@ def _virtual_server_key(key: VirtualServerKey) -> bytes:
     )
 
 
-def _virtual_server(operation: IpvsOperation, server: bytes) -> bytes:
+def _virtual_server(operation: IpvsOperation, nest: bytes) -> bytes:
     """The service nest of an operation that carries parameters."""
     if operation.config is None:
         raise Refused(errno.EINVAL, "incomplete operation")
     check_protocol(operation.key)
     parameters = _virtual_server_parameters(operation.key.family, operation.config)
-    return attribute(uapi.SERVICE | NLA_F_NESTED, server + parameters)
-
-
-def _real_server(operation: IpvsOperation, command: int) -> bytes:
-    """The destination nest of an operation."""
-    key = operation.real_server
-    if key is None or len(key.address) != ADDRESS_BYTES.get(key.family):
-        raise Refused(errno.EINVAL, "no real server, or address and family differ")
-    if command == uapi.CMD_DEL_DEST:
-        parameters = b""
-    elif operation.real is None:
-        raise Refused(errno.EINVAL, "incomplete operation")
-    else:
-        parameters = _real_server_parameters(operation.real)
-    return (
-        _DEST_KEY.pack(
-            _DEST_KEY.size + len(parameters),
-            uapi.DEST | NLA_F_NESTED,
-            _D_ADDR_HEADER,
-            key.address,
-            _D_PORT_HEADER,
-            socket.htons(key.port),
-            _D_FAMILY_HEADER,
-            key.family,
-        )
-        + parameters
-    )
+    size = len(nest) + len(parameters)
+    return _NEST.pack(size, _SERVICE_NEST) + nest[_NEST.size :] + parameters
 
 
 @lru_cache(maxsize=4096)
@@ -173,7 +181,9 @@ def _virtual_server_parameters(family: int, config: VirtualServer) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _real_server_parameters(real: RealServer) -> bytes:
+def _real_server_parameters(real: RealServer | None) -> bytes:
+    if real is None:
+        raise Refused(errno.EINVAL, "incomplete operation")
     check_real_server(real)
     # The thresholds are mandatory; without tunnel attributes the kernel takes them as 0.
     encoded = (
@@ -193,9 +203,7 @@ def _real_server_parameters(real: RealServer) -> bytes:
 
 def real_servers_request(key: VirtualServerKey) -> bytes:
     """The payload that asks for the real servers of one virtual server, unsound keys included."""
-    return uapi.command(uapi.CMD_GET_DEST) + attribute(
-        uapi.SERVICE | NLA_F_NESTED, _virtual_server_key(key)
-    )
+    return uapi.command(uapi.CMD_GET_DEST) + _virtual_server_nest(key)
 
 
 def timeouts_request(timeouts: tuple[int, int, int]) -> bytes:

@@ -164,7 +164,9 @@ class Tour:
         pods = self._running_pods()
         nodes = sorted({pod["spec"]["nodeName"] for pod in pods})
         self._check(len(pods) == 3, f"3 pods run, on {', '.join(nodes)}")
-        self._check(True, "IPVS was empty on every node when the agents started")
+        said = f"IPVS is empty on {', '.join(self._lab.nodes)}"
+        log = (self._lab.logs / "lab.log").read_text()
+        self._check(said in log, "IPVS was empty on every node when the agents started")
 
     def _show_ipvs(self) -> None:
         self._title("What the agents wrote into each node's kernel")
@@ -241,8 +243,10 @@ class Tour:
 
     def _background(self) -> dict[str, Load]:
         """Continuous requests from outside to the NodePort and from a node to the ClusterIP."""
-        options = ("--rate", str(RATE / 2), "--concurrency", str(CONCURRENCY), "--seconds", "300")
-        options += ("--minimum", str(CROSSING))
+        options = (
+            *("--rate", str(RATE / 2), "--concurrency", str(CONCURRENCY)),
+            *("--seconds", "300", "--minimum", str(CROSSING)),
+        )
         first, last = self._lab.nodes[0], self._lab.nodes[-1]
         address = self._node_address(first)
         return {

@@ -10,6 +10,7 @@ by the lab and the tests where the host's kernel lacks ip_vs or the caller is no
 import argparse
 import compileall
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,8 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -29,13 +31,31 @@ from kube_router_py.errors import PreflightError
 
 MEMORY = "4G"
 BOOT_DEADLINE_S = 300.0
+# How long the command may go on after nobody reads what it prints.
+UNREAD_GRACE_S = 30.0
+BROKEN_PIPE = 128 + signal.SIGPIPE
 REMEDY = (
-    "install them: apt-get install linux-image-amd64 qemu-system-x86 busybox-static udev, "
+    "install them: apt-get install linux-image-amd64 qemu-system-x86 busybox-static file udev, "
     "and the lab extra of pip"
 )
 
 # Coldplug would load these for the emulated devices; nothing here uses them and each costs time.
 UNUSED_MODULES = "kvm,kvm_amd,kvm_intel,powernow_k8,psmouse,iTCO_wdt,i6300esb,pcspkr,sr_mod,ahci"
+
+# Should we be killed outright, nobody else would end the VM: this shell, first of the VM's process
+# group, sees its pipe close.
+GUARD = """\
+trap '' TERM INT HUP
+read -r _
+kill -TERM 0
+sleep 1
+rm -rf -- "$1"
+kill -KILL 0
+"""
+# These paths go through a shell and the kernel's command line.
+SHAREABLE = re.compile(r"[A-Za-z0-9/._+-]+")
+# bash refuses to set these.
+READ_ONLY = {"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"}
 
 # The 9p mount made at boot asks the host for every block again. A second one that caches serves
 # what programs are loaded from; it is about twice as fast to start Python from.
@@ -105,15 +125,23 @@ def run_in_vm(
     cwd = (cwd or Path.cwd()).resolve()
     kernel = guest_kernel()
     missing = [
-        program for program in ("vng", "qemu-system-x86_64", "busybox") if not _which(program)
+        program
+        for program in ("vng", "qemu-system-x86_64", "busybox", "file")
+        if not _which(program)
     ]
     if missing:
         raise PreflightError(f"{' and '.join(missing)} not found; {REMEDY}")
+    for path in read_write:
+        if not SHAREABLE.fullmatch(str(path.resolve())):
+            raise PreflightError(
+                f"{path}: a VM cannot share a directory with blanks or special characters in its "
+                "name; choose another"
+            )
     # The guest cannot write byte code back; compiling under emulation at each start is slow.
     compileall.compile_dir(str(Path(__file__).parent.parent), quiet=2, workers=0)
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with tempfile.TemporaryDirectory(prefix="krp-vm-") as name:
+    with tempfile.TemporaryDirectory(prefix="krp-vm-", ignore_cleanup_errors=True) as name:
         control = Path(name)
         (control / "run.sh").write_text(_guest_script(argv, cwd, env, control, interactive))
         shared = [control, *(path.resolve() for path in read_write)]
@@ -163,7 +191,7 @@ def _guest_script(
         *(
             f"export {name}={shlex.quote(value)}"
             for name, value in variables.items()
-            if name.isidentifier()
+            if name.isidentifier() and name not in READ_ONLY
         ),
         f"cd {shlex.quote(str(cwd))} || exit 1",
         f"exec {command}{redirect}",
@@ -191,9 +219,25 @@ def _supervise(
     command: Sequence[str], control: Path, interactive: bool, progress: Callable[[str], None]
 ) -> int:
     """Wait for the VM; end it if it does not come up, or when we are told to end."""
-    saved = termios.tcgetattr(sys.stdin) if interactive else None
     began = time.monotonic()
-    # Its own process group, so that one signal ends vng, virtme-run and QEMU together.
+    arrived, armed = 0, False
+
+    def stop(number: int, _frame: object) -> None:
+        nonlocal arrived
+        arrived = number
+        if armed:
+            raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    # A process group of their own, so that one signal ends vng, virtme-run and QEMU together.
+    guard = subprocess.Popen(
+        ["sh", "-c", GUARD, "sh", str(control)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
     # QEMU opens its standard output anew by path, which in a file would start over at offset 0:
     # hand it pipes and copy.
     process = subprocess.Popen(
@@ -202,72 +246,110 @@ def _supervise(
         stdout=None if interactive else subprocess.PIPE,
         stderr=None if interactive else subprocess.PIPE,
         env={**os.environ, "PATH": _path()},
-        process_group=None if interactive else 0,
+        process_group=guard.pid,
     )
+    unread = threading.Event()
     copies = [
-        threading.Thread(target=_copy, args=(source, target), daemon=True)
+        threading.Thread(target=_copy, args=(source, target, unread), daemon=True)
         for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         if source is not None
     ]
     for copy in copies:
         copy.start()
-
-    def stop(signum: int, _frame: object) -> None:
-        _end(process, interactive)
-        raise SystemExit(128 + signum)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        if saved is not None:
-            tty.setraw(sys.stdin)
-        started = False
-        while True:
-            try:
-                return process.wait(timeout=None if started else 0.2)
-            except subprocess.TimeoutExpired:
-                waited = time.monotonic() - began
-                if (control / "started").exists():
-                    started = True
-                    progress(f"VM is up after {waited:.0f} s")
-                elif waited > BOOT_DEADLINE_S:
-                    raise PreflightError(
-                        f"the VM did not start within {BOOT_DEADLINE_S:.0f} s; "
-                        "try again with `--verbose`, or on a machine whose kernel has ip_vs"
-                    ) from None
+        armed = True
+        if arrived:
+            raise SystemExit(128 + arrived)
+        with _lent_terminal(guard.pid if interactive else 0):
+            return _wait(process, control, began, unread, progress)
     finally:
-        if saved is not None:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
-        _end(process, interactive)
+        for number in numbers:  # a second ^C must not leave the VM behind
+            signal.signal(number, signal.SIG_IGN)
+        _end(process, guard)
         for copy in copies:
             copy.join(timeout=10)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _copy(source: IO[bytes], target: TextIO) -> None:
+def _wait(
+    process: subprocess.Popen[bytes],
+    control: Path,
+    began: float,
+    unread: threading.Event,
+    progress: Callable[[str], None],
+) -> int:
+    started, unread_since = False, 0.0
+    while True:
+        try:
+            return process.wait(timeout=0.5 if started else 0.2)
+        except subprocess.TimeoutExpired:
+            now = time.monotonic()
+            if unread.is_set():
+                unread_since = unread_since or now
+                if now - unread_since > UNREAD_GRACE_S:
+                    return BROKEN_PIPE
+            if not started and (control / "started").exists():
+                started = True
+                progress(f"VM is up after {now - began:.0f} s")
+            elif not started and now - began > BOOT_DEADLINE_S:
+                raise PreflightError(
+                    f"the VM did not start within {BOOT_DEADLINE_S:.0f} s; "
+                    "try again with `--verbose`, or on a machine whose kernel has ip_vs"
+                ) from None
+
+
+@contextmanager
+def _lent_terminal(group: int) -> Iterator[None]:
+    """Standard input, a terminal, belongs to process group ``group`` meanwhile and is raw."""
+    if not group:
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    saved = termios.tcgetattr(terminal)
+    try:
+        owner = os.tcgetpgrp(terminal)
+    except OSError:
+        owner = 0  # not the terminal that controls us: nobody is in its foreground
+    # Out of the foreground, changing the terminal would stop us.
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        if owner:
+            os.tcsetpgrp(terminal, group)
+        tty.setraw(terminal)
+        yield
+    finally:
+        try:
+            if owner:
+                os.tcsetpgrp(terminal, owner)
+            termios.tcsetattr(terminal, termios.TCSADRAIN, saved)
+        except (OSError, termios.error):
+            pass  # the terminal has gone
+        signal.signal(signal.SIGTTOU, before)
+
+
+def _copy(source: IO[bytes], target: TextIO, unread: threading.Event) -> None:
     while data := os.read(source.fileno(), 65536):
+        if unread.is_set():
+            continue  # our reader has gone; the command's exit code still counts
         try:
             target.buffer.write(data)
             target.buffer.flush()
-        except (BrokenPipeError, ValueError):
-            return  # our reader has gone; the command's exit code still counts
+        except (OSError, ValueError):
+            unread.set()
 
 
-def _end(process: subprocess.Popen[bytes], interactive: bool) -> None:
-    if process.poll() is not None:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _end(process: subprocess.Popen[bytes], guard: subprocess.Popen[bytes]) -> None:
+    """End the whole process group; the VM has nothing that needs time to end."""
+    if process.poll() is None:
+        os.killpg(guard.pid, signal.SIGTERM)
         try:
-            if interactive:
-                process.send_signal(number)
-            else:
-                os.killpg(process.pid, number)
             process.wait(timeout=10)
-        except ProcessLookupError:
-            return
         except subprocess.TimeoutExpired:
-            continue
-        return
+            pass
+    os.killpg(guard.pid, signal.SIGKILL)
+    process.wait()
+    guard.communicate()
 
 
 def main() -> int:

@@ -127,9 +127,14 @@ def _start(argv: Sequence[str]) -> int:
         if given.verbose or mode != "command":
             print(f"lab: {line}", file=sys.stderr, flush=True)
 
+    needs_vm = _needs_vm(given.vm)
+    if needs_vm:
+        _check_manifests(given.files)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     out, is_own_out = _out_directory()
     try:
-        if _needs_vm(given.vm):
+        if needs_vm:
             extra = ["--vm=never", *(["--tour"] if mode == "tour" else [])]
             tail = [] if command is None else ["--", *command]
             return vm.run_in_vm(
@@ -142,6 +147,20 @@ def _start(argv: Sequence[str]) -> int:
     finally:
         if is_own_out:
             _leave(out, progress)
+
+
+def _interrupted(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _check_manifests(files: Sequence[Path]) -> None:
+    """Raises LabError now rather than after a VM has booted for nothing."""
+    from kube_router_py.lab.manifests import read_files
+
+    for file in files:
+        if not (file.is_file() or file.is_dir()):
+            raise LabError(f"{file} is neither a file nor a directory: a VM cannot read it")
+    read_files(files)
 
 
 _REENTER = (
@@ -178,7 +197,10 @@ def _out_directory() -> tuple[Path, bool]:
     named = os.environ.get("LAB_OUT")
     if named:
         out = Path(named).resolve()
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LabError(f"LAB_OUT={named} is no directory to write to: {error}") from error
         return out, False
     return Path(tempfile.mkdtemp(prefix="kube-router-lab-out-")), True
 
@@ -213,11 +235,6 @@ def _run(
 
         options = replace(options, files=(EXAMPLE,))
 
-    def interrupted(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, interrupted) for number in numbers}
     began = time.monotonic()
     backstage = front.Backstage(lambda *rest: serve(options, *rest), names, progress)
     try:
@@ -247,11 +264,10 @@ def _run(
             return front.run_command([shell], environ)
         return front.run_command(command, environ)
     finally:
-        for number in numbers:  # a second ^C must not leave half a lab behind
+        # A second ^C must not leave half a lab behind.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         backstage.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _save_logs(directory: Path, out: Path) -> Path:

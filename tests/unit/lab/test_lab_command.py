@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,38 @@ def test_wrong_arguments_are_exit_code_2(
 def test_a_missing_file_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["-f", "/nowhere.yaml", "--", "true"]) == 1
     assert "/nowhere.yaml" in capsys.readouterr().err
+
+
+def test_broken_manifests_boot_no_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def boot(*_: object, **__: object) -> int:
+        raise AssertionError("a VM was started")
+
+    monkeypatch.setattr(vm, "run_in_vm", boot)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("kind: [\n")
+    assert command.main(["--vm=always", "-f", str(broken), "--", "true"]) == 1
+    assert f"{broken} is no valid YAML" in capsys.readouterr().err
+    assert command.main(["--vm=always", "-f", "/dev/null", "--", "true"]) == 1
+    assert "neither a file nor a directory" in capsys.readouterr().err
+
+
+def test_an_impossible_lab_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("LAB_OUT", str(file))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert command.main(["--vm=always", "--", "true"]) == 1
+    assert str(file) in capsys.readouterr().err
+    blanks = tmp_path / "two words"
+    monkeypatch.setenv("LAB_OUT", str(blanks))
+    monkeypatch.setattr(vm, "guest_kernel", lambda: "6.1.0")
+    monkeypatch.setattr(vm, "_which", lambda program: program)
+    assert command.main(["--vm=always", "--", "true"]) == 1
+    assert "blanks" in capsys.readouterr().err
 
 
 def test_a_kernel_without_ip_vs_needs_the_vm(monkeypatch: pytest.MonkeyPatch) -> None:

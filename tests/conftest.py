@@ -1,6 +1,9 @@
 """For all tests: where capabilities are required, a skip fails; no example has a deadline."""
 
+import json
 import os
+import shutil
+import subprocess
 from collections.abc import Generator
 
 import pytest
@@ -24,3 +27,18 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} may not be skipped here. {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def recent_kubectl() -> str:
+    """The path of a kubectl that speaks OpenAPI v3 and today's kustomize (1.27 or newer)."""
+    path = shutil.which("kubectl")
+    if path is None:
+        pytest.skip("missing capability: kubectl 1.27 or newer (none is installed)")
+    done = subprocess.run(
+        [path, "version", "--client", "-o", "json"], capture_output=True, timeout=60, check=True
+    )
+    found = json.loads(done.stdout)["clientVersion"]
+    if (int(found["major"]), int(found["minor"].rstrip("+"))) < (1, 27):
+        pytest.skip(f"missing capability: kubectl 1.27 or newer (found {found['gitVersion']})")
+    return path

@@ -2,7 +2,6 @@
 
 import configparser
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -112,11 +111,10 @@ def test_the_image_carries_this_version():
     assert f"kube-router-py:{kube_router_py.__version__}" in dockerfile_text()
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
 @pytest.mark.parametrize("directory", DIRECTORIES)
-def test_kustomize_builds_all_objects(directory):
+def test_kustomize_builds_all_objects(directory, recent_kubectl):
     done = subprocess.run(
-        ["kubectl", "kustomize", str(MANIFESTS / directory)],
+        [recent_kubectl, "kustomize", str(MANIFESTS / directory)],
         capture_output=True,
         text=True,
         check=False,

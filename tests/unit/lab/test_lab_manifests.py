@@ -1,7 +1,6 @@
 """Manifest files and the kustomization subset."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,13 @@ def by_key(objects: list[Any]) -> dict[tuple[str, str], Any]:
     return {(obj["kind"], obj["metadata"]["name"]): obj for obj in objects}
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_rendering_equals_kubectl_kustomize(name: str) -> None:
+def test_rendering_equals_kubectl_kustomize(name: str, recent_kubectl: str) -> None:
     done = subprocess.run(
-        ["kubectl", "kustomize", str(MANIFESTS / name)], capture_output=True, text=True, check=True
+        [recent_kubectl, "kustomize", str(MANIFESTS / name)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     expected = by_key(list(yaml.safe_load_all(done.stdout)))
     assert by_key(render_kustomization(MANIFESTS / name)) == expected
@@ -107,11 +108,10 @@ def test_patches_and_namespace(tmp_path: Path) -> None:
     assert (container["args"], container["env"]) == (["b", "c"], [{"name": "A", "value": "2"}])
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_patches_as_kubectl_kustomize(tmp_path: Path) -> None:
+def test_patches_as_kubectl_kustomize(tmp_path: Path, recent_kubectl: str) -> None:
     directory = write(tmp_path, KUSTOMIZATION)
     done = subprocess.run(
-        ["kubectl", "kustomize", str(directory)], capture_output=True, text=True, check=True
+        [recent_kubectl, "kustomize", str(directory)], capture_output=True, text=True, check=True
     )
     expected = by_key(list(yaml.safe_load_all(done.stdout)))
     assert by_key(render_kustomization(directory)) == expected

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import socket
 import subprocess
 import threading
@@ -81,7 +80,8 @@ def free_port() -> int:
 class Kubectl:
     """kubectl against one cluster."""
 
-    def __init__(self, cluster: Cluster, home: Path) -> None:
+    def __init__(self, cluster: Cluster, home: Path, program: str) -> None:
+        self._program = program
         self.environment = {
             "HOME": str(home),
             "KUBECONFIG": str(cluster.kubeconfig),
@@ -90,7 +90,7 @@ class Kubectl:
 
     def run(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["kubectl", *args],
+            [self._program, *args],
             input=stdin,
             env=self.environment,
             capture_output=True,
@@ -108,7 +108,7 @@ class Kubectl:
 
     def popen(self, *args: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["kubectl", *args],
+            [self._program, *args],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,12 +132,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def kubectl(cluster: Cluster, tmp_path: Path) -> Kubectl:
-    if shutil.which("kubectl", path="/usr/local/bin:/usr/bin:/bin") is None:
-        pytest.skip("kubectl is not installed")
+def kubectl(cluster: Cluster, tmp_path: Path, recent_kubectl: str) -> Kubectl:
     home = tmp_path / "home"
     home.mkdir()
-    return Kubectl(cluster, home)
+    return Kubectl(cluster, home, recent_kubectl)
 
 
 @pytest.fixture

@@ -93,7 +93,8 @@ def apiserver_command(
         f"--tls-cert-file={pki / 'server.crt'}",
         f"--tls-private-key-file={pki / 'server.key'}",
         f"--token-auth-file={directory / 'tokens.csv'}",
-        f"--service-account-key-file={pki / 'server.key'}",
+        # The certificate: of private keys only those in the older SEC 1 form are read here.
+        f"--service-account-key-file={pki / 'server.crt'}",
         f"--service-account-signing-key-file={pki / 'server.key'}",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-cluster-ip-range={','.join(service_cidrs)}",

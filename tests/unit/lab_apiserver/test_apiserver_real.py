@@ -38,6 +38,7 @@ def test_apiserver_arguments() -> None:
     assert "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112" in command
     assert "--authorization-mode=RBAC" in command
     assert "--token-auth-file=/data/tokens.csv" in command
+    assert "--service-account-key-file=/data/pki/server.crt" in command
 
 
 def test_two_families_need_the_wildcard() -> None:

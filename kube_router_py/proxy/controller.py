@@ -27,7 +27,7 @@ from typing import Protocol
 from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache, Event
-from kube_router_py.cluster.node import node_view
+from kube_router_py.cluster.node import NodeView, node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
@@ -104,8 +104,9 @@ class ServiceProxy:
                 found = (service_key_of(each) for each in (event.old, event.new) if each)
                 loop.mark({key for key in found if key})
             elif event.key == self._node_name:
-                # A kubelet writes its Node's status all the time; seldom anything that we read.
-                old, new = (each and node_view(each) for each in (event.old, event.new))
+                # A kubelet writes its Node's status all the time, others its annotations; seldom
+                # anything that we read.
+                old, new = (each and _own_facts(each) for each in (event.old, event.new))
                 if old != new:
                     loop.mark((OWN_NODE,))
 
@@ -128,9 +129,9 @@ class ServiceProxy:
 
     def close(self) -> None:
         """Close the adapters; the kernel keeps everything."""
-        if self.ports is not None:
-            self.ports.close()
-            self.ports = None
+        ports, self.ports = self.ports, None
+        if ports is not None:
+            ports.close()
 
     def reconcile(self, dirty: frozenset[Hashable], full: bool) -> Outcome:
         """One turn, over the dirty keys or (``full``) over everything, read from the kernel."""
@@ -342,3 +343,9 @@ class ServiceProxy:
                 subject = f"Service {claimant}" if claimant else f"Node {self._node_name}"
                 found.add(Problem(subject, "", message))
         return tuple(sorted(found))
+
+
+def _own_facts(node: Node) -> tuple[NodeView, list[Problem]]:
+    """The part of a Node that decides what its proxy does: no annotation does."""
+    view, problems = node_view(node)
+    return structs.replace(view, annotations={}), problems

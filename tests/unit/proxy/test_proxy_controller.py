@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointPort, EndpointSlice, Node, Service, ServicePort
@@ -652,6 +653,27 @@ def test_a_start_with_a_service_that_cannot_be_read_removes_nothing(rig: Rig) ->
     rig.turn(full=True)
     assert set(rig.table()) == {"TCP 10.96.0.10:80"}
     assert rig.vips() == {"10.96.0.10"}
+
+
+def test_an_annotation_of_the_node_is_no_work(rig: Rig) -> None:
+    rig.turn(full=True)
+    node = rig.make.node()
+    beat = structs.replace(node.metadata, annotations={"example.org/heartbeat": "1"})
+    rig.put(structs.replace(node, metadata=beat))
+    assert rig.dirty == set()
+    rig.put(rig.make.node(addresses=("192.168.1.9",)))
+    assert rig.dirty == {OWN_NODE}
+
+
+def test_a_host_that_fails_to_close_can_be_opened_again(rig: Rig) -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    rig.host.ipvs.close = fail
+    with pytest.raises(OSError, match="no"):
+        rig.proxy.close()
+    rig.proxy.open()
+    assert rig.turn(full=True).failed == frozenset()
 
 
 def test_a_changed_node_looks_at_its_addresses_again(rig: Rig) -> None:

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 import kube_router_py
+from kube_router_py.adapters import Host, check_capabilities, opener
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
 from kube_router_py.cluster.objects import Node, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError
-from kube_router_py.host import Host, check_capabilities, opener
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe import log

@@ -118,8 +118,8 @@ def _clean_up(arguments: Sequence[str]) -> int:
         print(CLEANUP_USAGE, end="")
         return OK
     options = parse(arguments, os.environ)
+    from kube_router_py.adapters import check_capabilities, opener
     from kube_router_py.cleanup import clean_up
-    from kube_router_py.host import check_capabilities, opener
 
     check_capabilities()
     ports = opener(options)()

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from kube_router_py.adapters import check_capabilities
 from kube_router_py.agent import Agent, node_name, not_running
 from kube_router_py.cleanup import clean_up
 from kube_router_py.cluster.decode import RESOURCES
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.errors import ConfigurationError, KernelError, PreflightError
-from kube_router_py.host import check_capabilities
 from kube_router_py.kernel.fake_host import (
     FakeIpsetKernel,
     FakeIpsets,

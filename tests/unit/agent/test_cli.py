@@ -120,7 +120,7 @@ def test_a_kernel_that_refuses_cleanup_is_no_traceback(monkeypatch, capsys):
     def refuse(*_):
         raise KernelError("netlink is out of order")
 
-    monkeypatch.setattr("kube_router_py.host.check_capabilities", refuse)
+    monkeypatch.setattr("kube_router_py.adapters.check_capabilities", refuse)
     assert cli.main(["cleanup"]) == 1
     assert "netlink is out of order" in capsys.readouterr().err
 

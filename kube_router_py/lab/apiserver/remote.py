@@ -232,7 +232,7 @@ class RemoteStore:
             self._forget(kind, last)
             return last, True
         answer = _typed(kind, answer)
-        if _is_terminating(kind, answer):
+        if _is_terminating(kind, answer, grace_period_s):
             return self._learn(kind, answer), False
         self._forget(kind, answer)
         return answer, True
@@ -290,18 +290,22 @@ class RemoteStore:
     # --- watching ------------------------------------------------------------------------------
 
     async def _follow(self, resource: str, session: aiohttp.ClientSession) -> None:
-        is_current = True
+        is_current, told = True, ""
         while True:
             try:
                 if not is_current:
                     self._relist(resource)
                     is_current = True
                 await self._watch(resource, session)
+                told = ""
             except _Expired:
                 is_current = False
+                continue
             except (aiohttp.ClientError, OSError, ValueError, StatusError) as error:
-                _log.info("watch of %s: %s: %s", resource, type(error).__name__, error)
-                await asyncio.sleep(RETRY_S)
+                if told != type(error).__name__:  # an absence is news once
+                    told = type(error).__name__
+                    _log.info("watch of %s: %s: %s", resource, told, error)
+            await asyncio.sleep(RETRY_S)
 
     async def _watch(self, resource: str, session: aiohttp.ClientSession) -> None:
         query = {
@@ -315,11 +319,16 @@ class RemoteStore:
                 raise _Expired
             answer.raise_for_status()
             tail = b""
-            async for chunk in answer.content.iter_any():
-                *lines, tail = (tail + chunk).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        self._receive(resource, msgspec.json.decode(line))
+            try:
+                async for chunk in answer.content.iter_any():
+                    *lines, tail = (tail + chunk).split(b"\n")
+                    for line in lines:
+                        if line.strip():
+                            self._receive(resource, msgspec.json.decode(line))
+            finally:
+                # A polite end of TLS would wait for the server, beyond the end of the loop.
+                if answer.connection is not None and answer.connection.transport is not None:
+                    answer.connection.transport.abort()
 
     def _receive(self, resource: str, event: Object) -> None:
         type_, obj = event["type"], event["object"]
@@ -340,11 +349,12 @@ def _typed(kind: Resource, obj: Object) -> Object:
     return {**own(obj), "apiVersion": kind.api_version, "kind": kind.kind}
 
 
-def _is_terminating(kind: Resource, obj: Object) -> bool:
+def _is_terminating(kind: Resource, obj: Object, grace_period_s: int | None) -> bool:
     """Whether an object in the answer to a deletion is still there."""
     metadata = obj["metadata"]
     if kind.name == "namespaces":
         return True  # its own finalizer comes off later
-    if not metadata.get("deletionTimestamp"):
-        return False
-    return bool(metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds"))
+    if not metadata.get("deletionTimestamp") or metadata.get("finalizers"):
+        return bool(metadata.get("finalizers"))
+    # With 0 the answer is the last state stored, still with the grace period of before.
+    return grace_period_s != 0 and bool(metadata.get("deletionGracePeriodSeconds"))

@@ -73,14 +73,17 @@ def lab(family: str = "ipv4", *files: Path) -> Iterator[Backstage]:
     try:
         backstage.start()
         yield backstage
+    except BaseException:
+        print(backstage.last_words())  # pytest shows it with the failure
+        raise
     finally:
         backstage.stop()
 
 
-def eventually(what: Callable[[], Any], why: Callable[[], str] = str) -> Any:
+def eventually(what: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + DEADLINE_S
     while not (found := what()):
-        assert time.monotonic() < deadline, why()
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
 
@@ -104,8 +107,7 @@ def test_a_deployment_lives_and_dies_through_a_restart(family: str, assets: Path
         assert api.call("GET", account)["metadata"]["name"] == "default"
 
         api.scale("website", 5)
-        ask({"op": "wait"})
-        assert len(endpoints(api)) == 5
+        eventually(lambda: len(endpoints(api)) == 5)  # a pod may need a second attempt
 
         ask({"op": "apiserver", "verb": "stop"})
         with pytest.raises(LabError):

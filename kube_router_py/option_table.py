@@ -145,6 +145,20 @@ class Options:
         PROXY,
         "Serve NodePorts on every address of the node, not on its InternalIP only.",
     )
+    nodeport_addresses: tuple[kind.IPNetwork, ...] = flag(
+        kind.NETWORKS,
+        (),
+        PROXY,
+        "Serve NodePorts on those of the node's addresses that lie in these networks, as "
+        "kube-proxy's flag of this name. Not together with --nodeport-bindon-all-ip.",
+    )
+    source_ranges_on_nodeports: bool = flag(
+        kind.SWITCH,
+        False,
+        PROXY,
+        "Apply loadBalancerSourceRanges to NodePorts, too. Balancers outside the cluster probe "
+        "and forward with addresses of their own: those have to be in the ranges then.",
+    )
     strict_external_ip_validation: bool = flag(
         kind.SWITCH,
         True,

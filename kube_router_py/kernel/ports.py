@@ -127,6 +127,13 @@ class Ipsets(Protocol):
         Returns the number of changes: one for each entry added or deleted, one for a new set.
         """
 
+    def change(self, spec: IpsetSpec, add: frozenset[str], remove: frozenset[str]) -> int:
+        """Add, then remove entries of a set that stands, without reading it; returns their number.
+
+        What is there already, or gone already, is no error. Raises KernelError if there is no such
+        set: then ``ensure`` is the remedy.
+        """
+
     def destroy(self, names: Iterable[str]) -> None:
         """Destroy sets by name; a missing one is no error."""
 

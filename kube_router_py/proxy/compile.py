@@ -18,6 +18,9 @@ from kube_router_py.problem import Problem
 from kube_router_py.proxy.endpoints import Endpoints, compile_endpoints
 from kube_router_py.proxy.model import (
     Flag,
+    Guard,
+    Hairpin,
+    HealthCheck,
     RealServer,
     RealServerKey,
     Vip,
@@ -80,7 +83,8 @@ class CompiledService(Struct, frozen=True):
 
     ``paused`` and ``terminating`` name listed endpoints that take no new connections: of a TCP
     virtual server they stay at weight 0 *if they are in the kernel*, a paused one as long as it is
-    listed, a terminating one until its connections or the grace period end.
+    listed, a terminating one until its connections or the grace period end. ``guards`` names the
+    virtual servers not everybody may reach.
     """
 
     key: str
@@ -91,6 +95,9 @@ class CompiledService(Struct, frozen=True):
     terminating: dict[VirtualServerKey, frozenset[RealServerKey]]
     vips: frozenset[Vip]
     problems: tuple[Problem, ...]
+    guards: dict[VirtualServerKey, Guard] = {}
+    hairpins: frozenset[Hairpin] = frozenset()
+    health_check: HealthCheck | None = None
 
 
 class _Address(Struct, frozen=True):

@@ -11,7 +11,13 @@ from msgspec import Struct
 
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.compile import CompiledService, Origin
-from kube_router_py.proxy.model import RealServerKey, Vip, VirtualServerKey, VirtualServerState
+from kube_router_py.proxy.model import (
+    Guard,
+    RealServerKey,
+    Vip,
+    VirtualServerKey,
+    VirtualServerState,
+)
 
 _NONE: frozenset[RealServerKey] = frozenset()
 
@@ -56,6 +62,7 @@ class Desired:
             if reordered
             or before.get(server) != after.get(server)
             or _paused(old, server) != _paused(compiled, server)
+            or _guard(old, server) != _guard(compiled, server)
         }
         for server in before.keys() | after.keys():
             if reordered or (server in before) != (server in after):
@@ -119,6 +126,15 @@ class Desired:
             return _NONE
         return self._services[owner].terminating.get(server, _NONE)
 
+    def guard(self, server: VirtualServerKey) -> Guard | None:
+        """Who is kept from a desired virtual server; None for nobody."""
+        owner = self._owner.get(server)
+        return _guard(self._services[owner], server) if owner is not None else None
+
+    def compiled(self, key: str) -> CompiledService | None:
+        """What Service ``key`` asks for."""
+        return self._services.get(key)
+
     def services(self) -> Iterable[str]:
         """Keys of all Services that ask for something or have a Problem."""
         return self._services.keys()
@@ -153,3 +169,7 @@ class Desired:
 
 def _paused(compiled: CompiledService | None, server: VirtualServerKey) -> frozenset[RealServerKey]:
     return compiled.paused.get(server, _NONE) if compiled else _NONE
+
+
+def _guard(compiled: CompiledService | None, server: VirtualServerKey) -> Guard | None:
+    return compiled.guards.get(server) if compiled else None

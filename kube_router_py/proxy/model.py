@@ -148,6 +148,34 @@ class Vip(Struct, frozen=True, order=True, gc=False):
         return socket.inet_ntop(self.family, self.address)
 
 
+class Guard(Struct, frozen=True, gc=False):
+    """Which clients' packets never get as far as a virtual server: dropped before IPVS sees them.
+
+    ``everyone``: internalTrafficPolicy Local and no local endpoint. ``outsiders``:
+    externalTrafficPolicy Local and no local endpoint, so that nobody but pods and nodes of the
+    cluster may use the endpoints of other nodes. ``source_ranges``: the CIDRs (canonical text, of
+    the server's family) that may connect; empty for nobody, None for no restriction.
+    """
+
+    everyone: bool = False
+    outsiders: bool = False
+    source_ranges: tuple[str, ...] | None = None
+
+
+class Hairpin(Struct, frozen=True, order=True, gc=False):
+    """An endpoint on this node that may reach itself through its own Service."""
+
+    protocol: int
+    real_server: RealServerKey
+
+
+class HealthCheck(Struct, frozen=True, gc=False):
+    """What a Service's healthCheckNodePort answers: ``port``, and ready endpoints on this node."""
+
+    port: int
+    local_endpoints: int
+
+
 def endpoint_text(family: int, address: bytes, port: int) -> str:
     """``10.0.0.1:80`` or ``[fd00::1]:80``; an impossible address in hexadecimal."""
     try:

@@ -27,6 +27,13 @@ class ProxyOptions(Struct, frozen=True):
     load_balancer_ranges: tuple[Network, ...] = ()
     excluded_cidrs: tuple[Network, ...] = ()
     masquerade_all: bool = False
+    hairpin_all: bool = False
+    permit_service_ports: bool = True
+    node_ports_everywhere: bool = False
+    node_port_ranges: tuple[Network, ...] = ()
+    source_ranges_on_node_ports: bool = False
+    # Whether this node's pods have addresses of its podCIDRs: the CNI is configured by this agent.
+    own_pod_network: bool = True
     tcp_timeout_s: int = 0
     tcp_fin_timeout_s: int = 0
     udp_timeout_s: int = 0
@@ -55,6 +62,12 @@ def proxy_options(options: "Options") -> ProxyOptions:
         load_balancer_ranges=options.loadbalancer_ip_range,
         excluded_cidrs=options.excluded_cidrs,
         masquerade_all=options.masquerade_all,
+        hairpin_all=options.hairpin_mode,
+        permit_service_ports=options.ipvs_permit_all,
+        node_ports_everywhere=options.nodeport_bindon_all_ip,
+        node_port_ranges=options.nodeport_addresses,
+        source_ranges_on_node_ports=options.source_ranges_on_nodeports,
+        own_pod_network=options.run_router,
         tcp_timeout_s=round(options.service_tcp_timeout),
         tcp_fin_timeout_s=round(options.service_tcpfin_timeout),
         udp_timeout_s=round(options.service_udp_timeout),
@@ -71,6 +84,11 @@ class ThisNode(Struct, frozen=True):
     name: str
     addresses: dict[int, bytes] = {}
     pod_cidrs: dict[int, tuple[str, ...]] = {}
+    # Where NodePorts are served; the primary addresses alone unless flags say otherwise.
+    node_port_addresses: dict[int, tuple[bytes, ...]] = {}
+    zone: str = ""
+    # Weights of real servers by the node they are on; nodes with the ordinary weight 1 are left out.
+    weights: dict[str, int] = {}
 
 
 def this_node(view: NodeView) -> ThisNode:

@@ -21,6 +21,7 @@ from kube_router_py.proxy.desired import Desired
 from kube_router_py.proxy.model import (
     Flag,
     Forward,
+    Guard,
     RealServer,
     RealServerKey,
     VirtualServerKey,
@@ -30,6 +31,7 @@ from kube_router_py.proxy.settings import (
     FAMILY_NAMES,
     ProxyOptions,
     ThisNode,
+    backend_weights,
     proxy_options,
     this_node,
 )
@@ -98,6 +100,8 @@ def render(manifests: Manifests, node_name: str, options: Options) -> dict[str, 
     if options.run_service_proxy:
         desired, more = _compile(manifests, node_name, proxy_options(options))
         document["virtual_servers"] = _virtual_servers(desired)
+        document["health_checks"] = _health_checks(desired)
+        document["hairpins"] = _hairpins(desired)
         problems |= more
     document["problems"] = [
         {"object": each.object, "field": each.field, "reason": each.reason}
@@ -115,7 +119,9 @@ def _compile(
     if found is not None:
         view, node_problems = node_view(found)
         problems.update(node_problems)
-        node = this_node(view)
+        weights, weight_problems = backend_weights(manifests.list(Node))
+        problems.update(weight_problems)
+        node = this_node(view, options, weights=weights)
     slices: dict[str, list[EndpointSlice]] = {}
     for each in manifests.list(EndpointSlice):
         if key := service_key_of(each):
@@ -178,10 +184,24 @@ def _virtual_server(
             if value.weight > 0
         ],
     }
+    if guard := desired.guard(key):
+        entry["guard"] = _guard(guard)
     leaving = desired.paused(key) | desired.terminating(key)
     if leaving:
         entry["draining"] = [_real_server(real, RealServer(weight=0)) for real in sorted(leaving)]
     return entry
+
+
+def _guard(guard: Guard) -> dict[str, Any]:
+    """Who does not get as far as the virtual server; only what applies."""
+    found: dict[str, Any] = {}
+    if guard.everyone:
+        found["dropped"] = "everyone: no endpoint on this node"
+    if guard.outsiders:
+        found["dropped"] = "clients outside the cluster: no endpoint on this node"
+    if guard.source_ranges is not None:
+        found["source_ranges"] = list(guard.source_ranges)
+    return found
 
 
 def _real_server(key: RealServerKey, value: RealServer) -> dict[str, Any]:
@@ -190,6 +210,29 @@ def _real_server(key: RealServerKey, value: RealServer) -> dict[str, Any]:
         "port": key.port,
         "weight": value.weight,
     }
+
+
+def _health_checks(desired: Desired) -> list[dict[str, Any]]:
+    return [
+        {"service": key, "port": found.port, "local_endpoints": found.local_endpoints}
+        for key in sorted(desired.services())
+        if (compiled := desired.compiled(key)) and (found := compiled.health_check)
+    ]
+
+
+def _hairpins(desired: Desired) -> list[dict[str, Any]]:
+    """Endpoints of this node that may reach themselves through their Service."""
+    return [
+        {
+            "service": key,
+            "protocol": _PROTOCOL_NAMES[each.protocol],
+            "address": str(ip_address(each.real_server.address)),
+            "port": each.real_server.port,
+        }
+        for key in sorted(desired.services())
+        if (compiled := desired.compiled(key))
+        for each in sorted(compiled.hairpins)
+    ]
 
 
 def render_text(document: dict[str, Any]) -> Iterator[str]:
@@ -203,10 +246,24 @@ def render_text(document: dict[str, Any]) -> Iterator[str]:
                 yield f"    -> {_place(real)} weight {real['weight']}"
             for real in entry.get("draining", ()):
                 yield f"    -> {_place(real)} draining"
-            if not entry["real_servers"]:
+            guard = entry.get("guard", {})
+            if "dropped" in guard:
+                yield f"    dropped: {guard['dropped']}"
+            if "source_ranges" in guard:
+                yield f"    only from: {', '.join(guard['source_ranges']) or 'nowhere'}"
+            if not entry["real_servers"] and "dropped" not in guard:
                 yield "    (no endpoint takes new connections: they are refused)"
     if "virtual_servers" in document and not servers:
         yield "No virtual servers."
+    for check in document.get("health_checks", ()):
+        answer = "200" if check["local_endpoints"] else "503"
+        yield (
+            f"Health check of Service {check['service']}: port {check['port']}, "
+            f"{check['local_endpoints']} endpoints here: {answer}"
+        )
+    for hairpin in document.get("hairpins", ()):
+        where = f"{hairpin['protocol']} {_place(hairpin)}"
+        yield f"Hairpin of Service {hairpin['service']}: {where}"
     if document["problems"]:
         yield "Problems"
         for problem in document["problems"]:

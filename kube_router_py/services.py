@@ -1,14 +1,17 @@
 """Facts about Services that several loops share: addresses, usable endpoints, traffic policy.
 
 Pure. Sources: Kubernetes API reference v1.3x (core/v1 Service, discovery.k8s.io/v1 EndpointSlice),
-KEP-1669 (terminating endpoints), KEP-1860 (ipMode), KEP-2086 (internalTrafficPolicy).
+KEP-1669 (terminating endpoints), KEP-1860 (ipMode), KEP-2086 (internalTrafficPolicy), KEP-4444 and
+KEP-3015 (traffic distribution).
 """
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import TypeVar
+
+from msgspec import Struct
 
 from kube_router_py.cluster.objects import EndpointConditions, EndpointSlice, Service
 
@@ -65,16 +68,54 @@ def usability(conditions: EndpointConditions | None) -> Usability:
     return Usability.SERVING_TERMINATING if conditions.serving else Usability.TERMINATING
 
 
-def usable(endpoints: Iterable[tuple[T, Usability]]) -> list[T]:
-    """The endpoints that receive new connections: ready ones, else serving-and-terminating ones."""
-    ready: list[T] = []
-    last_resort: list[T] = []
-    for endpoint, use in endpoints:
-        if use is Usability.READY:
-            ready.append(endpoint)
-        elif use is Usability.SERVING_TERMINATING:
-            last_resort.append(endpoint)
-    return ready or last_resort
+class Candidate(Struct, frozen=True, gc=False):
+    """One endpoint as the choice between endpoints sees it.
+
+    ``node`` is the name of its Node, ``""`` where the slice does not say. ``for_nodes`` and
+    ``for_zones`` are its topology hints; None where there are none.
+    """
+
+    usability: Usability
+    node: str = ""
+    for_nodes: frozenset[str] | None = None
+    for_zones: frozenset[str] | None = None
+
+
+def cluster_endpoints(candidates: Mapping[T, Candidate], node: str, zone: str) -> list[T]:
+    """The endpoints that traffic policy Cluster uses on a node in a zone (``""``: unknown).
+
+    Ready ones that the topology hints allow, else those that are going but still serve
+    (KEP-1669). Hints for nodes (KEP-3015) come before hints for zones (KEP-4444); either sort
+    counts only if every ready endpoint has it and one of them is meant for this node, or zone.
+    """
+    ready = {each: found for each, found in candidates.items() if _is_ready(found)}
+    if not ready:
+        return [each for each, found in candidates.items() if _is_last_resort(found)]
+    if all(found.for_nodes for found in ready.values()):
+        near = [each for each, found in ready.items() if node in (found.for_nodes or ())]
+        if near:
+            return near
+    if zone and all(found.for_zones for found in ready.values()):
+        near = [each for each, found in ready.items() if zone in (found.for_zones or ())]
+        if near:
+            return near
+    return [*ready]
+
+
+def local_endpoints(candidates: Mapping[T, Candidate], node: str) -> list[T]:
+    """The endpoints that traffic policy Local uses on a node: there is no other choice, so that
+    hints do not count. Ready ones, else those that are going but still serve (KEP-1669)."""
+    local = {each: found for each, found in candidates.items() if found.node == node}
+    ready = [each for each, found in local.items() if _is_ready(found)]
+    return ready or [each for each, found in local.items() if _is_last_resort(found)]
+
+
+def _is_ready(candidate: Candidate) -> bool:
+    return candidate.usability is Usability.READY
+
+
+def _is_last_resort(candidate: Candidate) -> bool:
+    return candidate.usability is Usability.SERVING_TERMINATING
 
 
 def is_proxied(service: Service) -> bool:

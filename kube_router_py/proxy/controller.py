@@ -35,13 +35,14 @@ from kube_router_py.kernel.ports import HostPorts, OperationFailure
 from kube_router_py.loop import Outcome
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.applied import Applied
-from kube_router_py.proxy.compile import DEFAULT_SCHEDULER, compile_service
+from kube_router_py.proxy.compile import compile_service
 from kube_router_py.proxy.desired import Desired
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.host import settle_host
 from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
-from kube_router_py.proxy.settings import ProxyOptions, ThisNode, this_node
+from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
+from kube_router_py.proxy.settings import ProxyOptions, ThisNode, backend_weights, this_node
 from kube_router_py.services import is_inside, service_key_of
 
 _log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class ServiceProxy:
 
     def _turn(self, ports: HostPorts, dirty: frozenset[Hashable], full: bool) -> None:
         now_s = self._clock()
-        has_moved = (full or OWN_NODE in dirty) and self._follow_node()
+        has_moved = (full or OWN_NODE in dirty) and self._follow_node(ports)
         # What was held can now be judged, by one look at the kernel.
         full = full or bool(self._held and self._is_complete())
         if full or OWN_NODE in dirty:
@@ -232,7 +233,7 @@ class ServiceProxy:
 
     # --- desired -------------------------------------------------------------------------------
 
-    def _follow_node(self) -> bool:
+    def _follow_node(self, ports: HostPorts) -> bool:
         """Take over this node's addresses; True if they changed. A Node that vanished from the API
         changes nothing: nobody's connections should end for it."""
         self._node_problems = ()
@@ -242,12 +243,20 @@ class ServiceProxy:
             self._node_problems = (Problem(f"Node {self._node_name}", "", reason),)
             return False
         view, problems = node_view(node)
-        self._node_problems = tuple(problems)
-        before, found = self._node, this_node(view)
+        weights, weight_problems = backend_weights(self._cache.list(Node))
+        self._node_problems = (*problems, *weight_problems)
+        before, found = self._node, this_node(view, self._options, self._live(ports), weights)
         if before.addresses and not found.addresses:
             return False  # a moment without any, as cloud providers know it, changes nothing either
         self._node = found
         return before != found
+
+    def _live(self, ports: HostPorts) -> list[tuple[str, bytes]]:
+        """The node's addresses as the kernel has them, where NodePorts go by them."""
+        options = self._options
+        if not options.node_ports_everywhere and not options.node_port_ranges:
+            return []
+        return [(each.link, each.address) for each in ports.links.node_addresses()]
 
     def _all_keys(self) -> set[str]:
         listed = {service.metadata.key for service in self._cache.list(Service)}

@@ -1,14 +1,22 @@
 """Compile the EndpointSlices of one Service to real servers, for one Service port and family."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from kube_router_py.cluster.objects import Endpoint, EndpointSlice
+from kube_router_py.cluster.objects import Endpoint, EndpointHints, EndpointSlice, ZoneHint
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.model import RealServerKey
-from kube_router_py.proxy.settings import FAMILY_NAMES
-from kube_router_py.services import Usability, parse_address, unusable_address, usability, usable
+from kube_router_py.proxy.settings import FAMILY_NAMES, ThisNode
+from kube_router_py.services import (
+    Candidate,
+    Usability,
+    cluster_endpoints,
+    local_endpoints,
+    parse_address,
+    unusable_address,
+    usability,
+)
 
 _PROTOCOL_NAMES = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
@@ -22,30 +30,63 @@ class EndpointGroup(Struct, frozen=True):
 
 
 class Endpoints:
-    """All listed endpoints of one port and family, grouped on demand by traffic policy."""
+    """All listed endpoints of one port and family, grouped on demand by traffic policy.
 
-    def __init__(self, listed: dict[RealServerKey, Usability], local: set[RealServerKey]) -> None:
-        self._listed, self._local = listed, local
-        self._groups: dict[bool, EndpointGroup] = {}
+    ``pods`` gives the UID of the pod behind an endpoint, where the slice names one.
+    """
 
-    def group(self, *, local: bool) -> EndpointGroup:
-        """The endpoints that policy Cluster, or policy Local (``local=True``), may use."""
-        if local not in self._groups:
-            self._groups[local] = self._group(local)
-        return self._groups[local]
+    def __init__(
+        self,
+        listed: dict[RealServerKey, Candidate],
+        pods: dict[RealServerKey, str],
+        node: ThisNode,
+    ) -> None:
+        self.pods: Mapping[RealServerKey, str] = pods
+        self._listed, self._node = listed, node
+        self._cluster: EndpointGroup | None = None
+        self._local: EndpointGroup | None = None
 
-    def _group(self, local: bool) -> EndpointGroup:
-        listed = [
-            (key, use) for key, use in self._listed.items() if not local or key in self._local
-        ]
-        chosen = tuple(sorted(usable(listed)))
-        taken = set(chosen)
-        rest = {key: use for key, use in listed if key not in taken}
-        return EndpointGroup(
-            usable=chosen,
-            paused=frozenset(key for key, use in rest.items() if use is Usability.PAUSED),
-            terminating=frozenset(key for key, use in rest.items() if use is not Usability.PAUSED),
-        )
+    @property
+    def cluster(self) -> EndpointGroup:
+        """What traffic policy Cluster uses."""
+        if self._cluster is None:
+            chosen = cluster_endpoints(self._listed, self._node.name, self._node.zone)
+            self._cluster = self._group(chosen, self._listed)
+        return self._cluster
+
+    @property
+    def local(self) -> EndpointGroup:
+        """What traffic policy Local uses."""
+        if self._local is None:
+            chosen = local_endpoints(self._listed, self._node.name)
+            self._local = self._group(chosen, self.on_this_node())
+        return self._local
+
+    def on_this_node(self) -> list[RealServerKey]:
+        """Every listed endpoint of this node, whatever its state."""
+        return [key for key, found in self._listed.items() if found.node == self._node.name]
+
+    def node_of(self, key: RealServerKey) -> str:
+        """The name of an endpoint's Node, ``""`` where the slice does not say."""
+        return self._listed[key].node
+
+    def is_ready(self, key: RealServerKey) -> bool:
+        """Whether an endpoint is ready, which one that is terminating never counts as."""
+        return self._listed[key].usability is Usability.READY
+
+    def _group(
+        self, chosen: Iterable[RealServerKey], scope: Iterable[RealServerKey]
+    ) -> EndpointGroup:
+        usable = tuple(sorted(chosen))
+        taken = set(usable)
+        paused: set[RealServerKey] = set()
+        terminating: set[RealServerKey] = set()
+        for key in scope:
+            use = self._listed[key].usability
+            if key in taken or use is Usability.READY:
+                continue  # ready and not taken: meant for others; it leaves as any endpoint does
+            (paused if use is Usability.PAUSED else terminating).add(key)
+        return EndpointGroup(usable, frozenset(paused), frozenset(terminating))
 
 
 def compile_endpoints(
@@ -53,7 +94,7 @@ def compile_endpoints(
     port_name: str,
     protocol: int,
     family: int,
-    node_name: str,
+    node: ThisNode,
     problems: list[Problem],
 ) -> Endpoints:
     """Merge the slices: one entry per (address, port), with its best usability.
@@ -61,8 +102,8 @@ def compile_endpoints(
     A pod may stand in two slices for a moment while the controller moves it, with different
     conditions. Appends to ``problems`` what is wrong with a slice.
     """
-    listed: dict[RealServerKey, Usability] = {}
-    local: set[RealServerKey] = set()
+    listed: dict[RealServerKey, Candidate] = {}
+    pods: dict[RealServerKey, str] = {}
     family_name = FAMILY_NAMES[family]
     for each in slices:
         if not each.endpoints or each.address_type not in ("", family_name):
@@ -76,11 +117,36 @@ def compile_endpoints(
             if packed is None:
                 continue
             key = RealServerKey(family, packed, port)
-            use = usability(endpoint.conditions)
-            listed[key] = max(use, listed.get(key, use))
-            if endpoint.node_name == node_name:
-                local.add(key)
-    return Endpoints(listed, local)
+            candidate = _candidate(endpoint)
+            known = listed.get(key)
+            listed[key] = candidate if known is None else _united(known, candidate)
+            if endpoint.target_ref is not None and endpoint.target_ref.kind == "Pod":
+                pods[key] = max(endpoint.target_ref.uid, pods.get(key, ""))
+    return Endpoints(listed, pods, node)
+
+
+def _candidate(endpoint: Endpoint) -> Candidate:
+    hints = endpoint.hints or EndpointHints()
+    return Candidate(
+        usability(endpoint.conditions),
+        endpoint.node_name or "",
+        _names(hints.for_nodes),
+        _names(hints.for_zones),
+    )
+
+
+def _names(hints: tuple[ZoneHint, ...] | None) -> frozenset[str] | None:
+    return frozenset(hint.name for hint in hints) if hints else None
+
+
+def _united(one: Candidate, other: Candidate) -> Candidate:
+    """Two entries for one endpoint: the better state, the hints of both. The same in any order."""
+    return Candidate(
+        max(one.usability, other.usability),
+        max(one.node, other.node),
+        (one.for_nodes or frozenset()) | (other.for_nodes or frozenset()) or None,
+        (one.for_zones or frozenset()) | (other.for_zones or frozenset()) or None,
+    )
 
 
 def _check_type(each: EndpointSlice, problems: list[Problem]) -> None:

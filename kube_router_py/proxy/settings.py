@@ -1,15 +1,22 @@
 """What the pure part of the service proxy takes as given: its options and this node."""
 
 import socket
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from kube_router_py.cluster.node import NodeView
-from kube_router_py.services import Network
+from kube_router_py.cluster.objects import Node
+from kube_router_py.problem import Problem
+from kube_router_py.services import Network, is_inside, unusable_address
 
 if TYPE_CHECKING:
     from kube_router_py.options import Options
+
+WEIGHT_ANNOTATION = "kube-router.io/backend-weight"
+# Larger ones the kernel takes, too, but they make wrr walk long cycles.
+MAX_WEIGHT = 65535
 
 FAMILY_NAMES = {int(socket.AF_INET): "IPv4", int(socket.AF_INET6): "IPv6"}
 
@@ -78,32 +85,89 @@ class ThisNode(Struct, frozen=True):
     """This node as the compiler sees it; both mappings are by family (socket.AF_*).
 
     ``addresses`` holds the primary address of each family, packed; empty while the Node object is
-    unknown, and then nothing that needs a node address is compiled.
+    unknown, and then nothing that needs a node address is compiled. NodePorts are served at
+    ``node_port_addresses``. ``weights`` are those of real servers, by the node they are on; nodes
+    with the ordinary weight 1 are left out.
     """
 
     name: str
     addresses: dict[int, bytes] = {}
     pod_cidrs: dict[int, tuple[str, ...]] = {}
-    # Where NodePorts are served; the primary addresses alone unless flags say otherwise.
     node_port_addresses: dict[int, tuple[bytes, ...]] = {}
     zone: str = ""
-    # Weights of real servers by the node they are on; nodes with the ordinary weight 1 are left out.
     weights: dict[str, int] = {}
 
 
-def this_node(view: NodeView) -> ThisNode:
-    """The part of a Node that virtual servers and source NAT depend on."""
+# Links whose addresses are not the node's: of container bridges and of dummies. As kube-router.
+_FOREIGN_LINKS = ("dummy", "kube", "docker")
+
+
+def this_node(
+    view: NodeView,
+    options: ProxyOptions | None = None,
+    live: Iterable[tuple[str, bytes]] = (),
+    weights: dict[str, int] | None = None,
+) -> ThisNode:
+    """The part of a Node that virtual servers and source NAT depend on.
+
+    ``live`` are (link, packed address) of what is configured in the kernel; without any, the
+    addresses that the Node object lists take their place.
+    """
+    options = options or ProxyOptions()
     best = ((int(socket.AF_INET), view.ipv4), (int(socket.AF_INET6), view.ipv6))
     cidrs = (
         (int(socket.AF_INET), view.pod_cidrs_ipv4),
         (int(socket.AF_INET6), view.pod_cidrs_ipv6),
     )
+    addresses = {family: address.packed for family, address in best if address is not None}
     return ThisNode(
         name=view.name,
-        addresses={family: address.packed for family, address in best if address is not None},
+        addresses=addresses,
         pod_cidrs={
             family: tuple(sorted(str(network) for network in networks))
             for family, networks in cidrs
             if networks
         },
+        node_port_addresses=_node_port_addresses(view, addresses, options, live),
+        zone=view.zone,
+        weights=weights or {},
     )
+
+
+def _node_port_addresses(
+    view: NodeView,
+    primary: dict[int, bytes],
+    options: ProxyOptions,
+    live: Iterable[tuple[str, bytes]],
+) -> dict[int, tuple[bytes, ...]]:
+    if not options.node_ports_everywhere and not options.node_port_ranges:
+        return {family: (packed,) for family, packed in primary.items()}
+    listed = [*live] or [("", address.packed) for address in view.addresses]
+    found: dict[int, set[bytes]] = {}
+    for link, packed in listed:
+        if options.node_port_ranges:
+            is_wanted = is_inside(packed, options.node_port_ranges)
+        else:
+            is_wanted = not any(word in link for word in _FOREIGN_LINKS)
+        # To a loopback address no reply comes back from another one.
+        if is_wanted and not unusable_address(packed):
+            family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+            found.setdefault(int(family), set()).add(packed)
+    return {family: tuple(sorted(packed)) for family, packed in found.items()}
+
+
+def backend_weights(nodes: Iterable[Node]) -> tuple[dict[str, int], tuple[Problem, ...]]:
+    """The weights that Nodes ask for by annotation, other than 1, and what is wrong with some."""
+    weights: dict[str, int] = {}
+    problems: list[Problem] = []
+    for node in nodes:
+        text = node.metadata.annotation(WEIGHT_ANNOTATION)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and int(text) <= MAX_WEIGHT):
+            reason = f"{text!r} is not a number within 0-{MAX_WEIGHT}; its endpoints have weight 1"
+            field = f"metadata.annotations[{WEIGHT_ANNOTATION}]"
+            problems.append(Problem(f"Node {node.metadata.name}", field, reason))
+        elif int(text) != 1:
+            weights[node.metadata.name] = int(text)
+    return weights, tuple(sorted(problems))

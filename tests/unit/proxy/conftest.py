@@ -195,17 +195,28 @@ class Make:
             status=NodeStatus(tuple(NodeAddress("InternalIP", text) for text in addresses)),
         )
 
-    def place(self, v4: str = "192.168.1.1", v6: str = "fd00:1::1") -> ThisNode:
+    def place(
+        self,
+        v4: str = "192.168.1.1",
+        v6: str = "fd00:1::1",
+        *,
+        zone: str = "",
+        weights: dict[str, int] | None = None,
+    ) -> ThisNode:
+        packed = {
+            int(socket.AF_INET): ipaddress.ip_address(v4).packed,
+            int(socket.AF_INET6): ipaddress.ip_address(v6).packed,
+        }
         return ThisNode(
             "node1",
-            {
-                int(socket.AF_INET): ipaddress.ip_address(v4).packed,
-                int(socket.AF_INET6): ipaddress.ip_address(v6).packed,
-            },
+            packed,
             {
                 int(socket.AF_INET): ("10.244.1.0/24",),
                 int(socket.AF_INET6): ("fd00:10:244:1::/64",),
             },
+            {family: (address,) for family, address in packed.items()},
+            zone,
+            weights or {},
         )
 
     def key(self, address: str, port: int = 80, protocol: str = "TCP") -> VirtualServerKey:

@@ -214,7 +214,12 @@ def test_nothing_is_allocated_and_that_is_noted_on_stderr(
     bare = {**SERVICE, "spec": {"ports": [{"port": 80}]}}
     code, document, errors = run(capsys, "-", stdin=json.dumps(bare))
     assert code == 0
-    assert json.loads(document) == {"virtual_servers": [], "problems": []}
+    assert json.loads(document) == {
+        "virtual_servers": [],
+        "health_checks": [],
+        "hairpins": [],
+        "problems": [],
+    }
     assert "default/web has no clusterIP" in errors
 
 

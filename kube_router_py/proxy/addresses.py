@@ -65,31 +65,30 @@ def compile_addresses(
 ) -> list[Address]:
     """ClusterIPs, external IPs and LB IPs that this node answers for, in the order of Kind.
 
-    ``report`` gets (field, reason) of what is wrong; ``refused`` that of an address which is fine
-    in itself but which the options do not admit.
+    ``report`` gets (field, reason) of a ClusterIP that is wrong; ``refused`` that of an external or
+    LB IP which is not served, for whatever reason: somebody may be using it.
     """
     found: dict[bytes, Address] = {}
     enabled = options.families
     balanced = {parsed for _, text in load_balancer_ips(service) if (parsed := parse_address(text))}
 
     def admit(kind: Kind, field: str, text: str) -> None:
+        tell = report if kind is Kind.CLUSTER_IP else refused
         parsed = parse_address(text)
         if parsed is None:
-            report(field, f"{text!r} is not an IP address")
+            tell(field, f"{text!r} is not an IP address")
             return
         family, packed = parsed
         if packed in found:
             return  # an external IP that a load balancer gave out too: the external IP it is
         if reason := unusable_address(packed):
-            report(field, f"{text} is {reason}")
+            tell(field, f"{text} is {reason}")
         elif family not in enabled:
             # Every ClusterIP of a dual-stack cluster on a single-stack node: nothing to tell.
             if kind is not Kind.CLUSTER_IP:
-                report(
-                    field, f"{text} is not served: --enable-{FAMILY_NAMES[family].lower()}=false"
-                )
+                tell(field, f"{text} is not served: --enable-{FAMILY_NAMES[family].lower()}=false")
         elif refusal := _refuse(kind, packed, options):
-            refused(field, f"{text} is refused: {refusal}")
+            tell(field, f"{text} is refused: {refusal}")
         else:
             found[packed] = Address(kind, family, packed, field, parsed in balanced)
 
@@ -125,20 +124,24 @@ def _refuse(kind: Kind, packed: bytes, options: ProxyOptions) -> str:
 def source_ranges(service: Service, report: Report) -> tuple[Network, ...] | None:
     """The networks whose clients ``loadBalancerSourceRanges`` admits; None: everybody.
 
-    A network that cannot be read admits nobody.
+    The older annotation counts where the field is empty. What is no CIDR admits nobody.
     """
     listed = service.spec.load_balancer_source_ranges or ()
     field = "spec.loadBalancerSourceRanges[{}]"
     if not listed:
-        text = service.metadata.annotation(SOURCE_RANGES_ANNOTATION) or ""
-        listed = tuple(part for part in text.split(",") if part.strip())
+        annotation = (service.metadata.annotation(SOURCE_RANGES_ANNOTATION) or "").strip()
+        listed = tuple(annotation.split(",")) if annotation else ()
         field = f"metadata.annotations[{SOURCE_RANGES_ANNOTATION}]"
     if not listed:
         return None
     found: list[Network] = []
     for index, text in enumerate(listed):
+        address, slash, length = text.strip().partition("/")
         try:
-            found.append(ipaddress.ip_network(text.strip(), strict=False))
+            # Python would read a bare address, a netmask or a host mask as a network, too.
+            if not (slash and length.isascii() and length.isdigit()):
+                raise ValueError(text)
+            found.append(ipaddress.ip_network(f"{address}/{length}", strict=False))
         except ValueError:
             report(field.format(index), f"{text!r} is no CIDR; it admits no client")
     return tuple(found)

@@ -10,6 +10,7 @@ or endpoint becomes a Problem and leaves the rest of the Service as it would be 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 from msgspec import Struct
 
@@ -48,8 +49,14 @@ HAIRPIN_ANNOTATION = "kube-router.io/service.hairpin"
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 TCP = 6
 
-# One value per weight of a masqueraded real server, shared: 50,000 of them cost one.
-_REAL: dict[int, RealServer] = {1: RealServer()}
+
+@cache
+def _real(weight: int) -> RealServer:
+    """One value per weight of a masqueraded real server, shared: 50,000 of them cost one."""
+    return RealServer(weight)
+
+
+_REAL = _real(1)
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -79,7 +86,7 @@ class CompiledService(Struct, frozen=True):
     guards: dict[VirtualServerKey, Guard] = {}
     hairpins: frozenset[Hairpin] = frozenset()
     health_check: HealthCheck | None = None
-    # Those of the problems that tell of an address which the options do not admit.
+    # Those of the problems that tell of an external or load balancer IP which is not served.
     refused: tuple[Problem, ...] = ()
 
 
@@ -184,7 +191,9 @@ class _Compiler:
             found = endpoints[address.family]
             group, guard = self._choose(address, found)
             reals = self._weigh(group, found)
-            config = weigh(self._service, self._config, reals.values(), self._options)
+            config = self._config
+            if self._node.weights:
+                config = weigh(self._service, config, reals.values(), self._options, self._report)
             self._servers[server] = VirtualServerState(config, reals)
             self._origins[server] = Origin(name, address.kind)
             if guard != Guard():
@@ -207,10 +216,12 @@ class _Compiler:
             ranges = ranges_of_family(self._ranges, address.family)
         if not self._external_local:
             return endpoints.cluster, Guard(source_ranges=ranges)
-        if endpoints.local.usable or not endpoints.cluster.usable:
+        if endpoints.local.usable:
             return endpoints.local, Guard(source_ranges=ranges)
-        # Pods and nodes of the cluster have no balancer that would find them a better node.
-        return endpoints.cluster, Guard(outsiders=True, source_ranges=ranges)
+        # Pods and nodes of the cluster have no balancer that would find them a better node. With
+        # nothing usable anywhere everybody is refused, and what is paused elsewhere stays paused.
+        elsewhere = endpoints.cluster
+        return elsewhere, Guard(outsiders=bool(elsewhere.usable), source_ranges=ranges)
 
     def _is_limited(self, address: Address) -> bool:
         if address.kind is Kind.NODE_PORT:
@@ -220,12 +231,12 @@ class _Compiler:
     def _weigh(self, group: EndpointGroup, endpoints: Endpoints) -> dict[RealServerKey, RealServer]:
         weights = self._node.weights
         if not weights:
-            return dict.fromkeys(group.usable, _REAL[1])
+            return dict.fromkeys(group.usable, _REAL)
         found = {key: weights.get(endpoints.node_of(key), 1) for key in group.usable}
         if not any(found.values()):
             # All on nodes that are to take nothing: better they than nobody.
-            return dict.fromkeys(group.usable, _REAL[1])
-        return {key: _REAL.setdefault(weight, RealServer(weight)) for key, weight in found.items()}
+            return dict.fromkeys(group.usable, _REAL)
+        return {key: _real(weight) for key, weight in found.items()}
 
     def _note_local(self, protocol: int, family: int, endpoints: Endpoints) -> None:
         local = endpoints.on_this_node()

@@ -42,7 +42,14 @@ from kube_router_py.proxy.host import settle_host
 from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
 from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
-from kube_router_py.proxy.settings import ProxyOptions, ThisNode, backend_weights, this_node
+from kube_router_py.proxy.settings import (
+    WEIGHT_ANNOTATION,
+    ProxyOptions,
+    ThisNode,
+    backend_weights,
+    node_port_problems,
+    this_node,
+)
 from kube_router_py.services import is_inside, service_key_of
 
 _log = logging.getLogger(__name__)
@@ -104,10 +111,11 @@ class ServiceProxy:
             elif event.kind is EndpointSlice:
                 found = (service_key_of(each) for each in (event.old, event.new) if each)
                 loop.mark({key for key in found if key})
-            elif event.key == self._node_name:
+            else:
                 # A kubelet writes its Node's status all the time, others its annotations; seldom
-                # anything that we read.
-                old, new = (each and _own_facts(each) for each in (event.old, event.new))
+                # anything that we read. Of other Nodes that is the weight of their endpoints.
+                facts = _own_facts if event.key == self._node_name else _weight
+                old, new = (each and facts(each) for each in (event.old, event.new))
                 if old != new:
                     loop.mark((OWN_NODE,))
 
@@ -244,8 +252,9 @@ class ServiceProxy:
             return False
         view, problems = node_view(node)
         weights, weight_problems = backend_weights(self._cache.list(Node))
-        self._node_problems = (*problems, *weight_problems)
         before, found = self._node, this_node(view, self._options, self._live(ports), weights)
+        port_problems = node_port_problems(found, self._options)
+        self._node_problems = (*problems, *weight_problems, *port_problems)
         if before.addresses and not found.addresses:
             return False  # a moment without any, as cloud providers know it, changes nothing either
         self._node = found
@@ -354,7 +363,11 @@ class ServiceProxy:
         return tuple(sorted(found))
 
 
-def _own_facts(node: Node) -> tuple[NodeView, list[Problem]]:
-    """The part of a Node that decides what its proxy does: no annotation does."""
+def _own_facts(node: Node) -> tuple[NodeView, list[Problem], str | None]:
+    """The part of a Node that decides what its proxy does: of its annotations the weight alone."""
     view, problems = node_view(node)
-    return structs.replace(view, annotations={}), problems
+    return structs.replace(view, annotations={}), problems, _weight(node)
+
+
+def _weight(node: Node) -> str | None:
+    return node.metadata.annotation(WEIGHT_ANNOTATION)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from kube_router_py.cluster.objects import Endpoint, EndpointHints, EndpointSlice, ZoneHint
+from kube_router_py.cluster.objects import Endpoint, EndpointSlice, ZoneHint
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.model import RealServerKey
 from kube_router_py.proxy.settings import FAMILY_NAMES, ThisNode
@@ -71,7 +71,8 @@ class Endpoints:
         return self._listed[key].node
 
     def is_ready(self, key: RealServerKey) -> bool:
-        """Whether an endpoint is ready, which one that is terminating never counts as."""
+        """Whether an endpoint is ready; a terminating one is only where a Service publishes
+        addresses that are not ready, as for kube-proxy."""
         return self._listed[key].usability is Usability.READY
 
     def _group(
@@ -126,13 +127,10 @@ def compile_endpoints(
 
 
 def _candidate(endpoint: Endpoint) -> Candidate:
-    hints = endpoint.hints or EndpointHints()
-    return Candidate(
-        usability(endpoint.conditions),
-        endpoint.node_name or "",
-        _names(hints.for_nodes),
-        _names(hints.for_zones),
-    )
+    use, node, hints = usability(endpoint.conditions), endpoint.node_name or "", endpoint.hints
+    if hints is None:
+        return Candidate(use, node)
+    return Candidate(use, node, _names(hints.for_nodes), _names(hints.for_zones))
 
 
 def _names(hints: tuple[ZoneHint, ...] | None) -> frozenset[str] | None:

@@ -1,8 +1,9 @@
 """Compile how a Service's virtual servers choose: scheduler, its flags, session affinity. Pure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from kube_router_py.cluster.objects import Service
+from kube_router_py.proxy.addresses import Report
 from kube_router_py.proxy.model import Flag, RealServer, VirtualServer
 from kube_router_py.proxy.settings import ProxyOptions
 
@@ -20,8 +21,6 @@ _SCHEDULER_FLAGS = {"flag-1": Flag.SCHED1, "flag-2": Flag.SCHED2, "flag-3": Flag
 
 DEFAULT_AFFINITY_S = 10800
 _MAX_AFFINITY_S = 86400
-
-Report = Callable[[str, str], None]
 
 
 def compile_scheduling(service: Service, options: ProxyOptions, report: Report) -> VirtualServer:
@@ -46,15 +45,25 @@ def compile_scheduling(service: Service, options: ProxyOptions, report: Report) 
 
 
 def weigh(
-    service: Service, config: VirtualServer, reals: Iterable[RealServer], options: ProxyOptions
+    service: Service,
+    config: VirtualServer,
+    reals: Iterable[RealServer],
+    options: ProxyOptions,
+    report: Report,
 ) -> VirtualServer:
     """The parameters for these real servers: where they differ in weight and the Service does not
-    name a scheduler, one that looks at weights."""
+    name a scheduler, one that looks at weights. (Weight 0 every scheduler leaves out.)"""
     if service.metadata.annotation(SCHEDULER_ANNOTATION):
         return config
-    if len({real.weight for real in reals}) < 2:
+    if len({real.weight for real in reals if real.weight}) < 2:
         return config
     if WEIGHTED_SCHEDULER in options.unloadable_schedulers:
+        report(
+            "",
+            f"the weights of its backends' Nodes have no effect: the kernel cannot load "
+            f"{WEIGHTED_SCHEDULER!r} (module ip_vs_{WEIGHTED_SCHEDULER}); "
+            f"{DEFAULT_SCHEDULER} is used instead",
+        )
         return config
     return VirtualServer(WEIGHTED_SCHEDULER, config.flags, config.persistence_s)
 

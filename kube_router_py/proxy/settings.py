@@ -19,6 +19,7 @@ WEIGHT_ANNOTATION = "kube-router.io/backend-weight"
 MAX_WEIGHT = 65535
 
 FAMILY_NAMES = {int(socket.AF_INET): "IPv4", int(socket.AF_INET6): "IPv6"}
+_VERSIONS = {int(socket.AF_INET): 4, int(socket.AF_INET6): 6}
 
 
 class ProxyOptions(Struct, frozen=True):
@@ -100,6 +101,8 @@ class ThisNode(Struct, frozen=True):
 
 # Links whose addresses are not the node's: of container bridges and of dummies. As kube-router.
 _FOREIGN_LINKS = ("dummy", "kube", "docker")
+# Dummies that hold nothing but Services' addresses: kube-router's, kube-proxy's, the DNS cache's.
+_VIP_LINKS = frozenset({"kube-dummy-if", "kube-ipvs0", "nodelocaldns"})
 
 
 def this_node(
@@ -111,7 +114,8 @@ def this_node(
     """The part of a Node that virtual servers and source NAT depend on.
 
     ``live`` are (link, packed address) of what is configured in the kernel; without any, the
-    addresses that the Node object lists take their place.
+    addresses that the Node object lists take their place. Which of them serve NodePorts, flags
+    say: the primary one of each family, every one (it included), or those in given networks.
     """
     options = options or ProxyOptions()
     best = ((int(socket.AF_INET), view.ipv4), (int(socket.AF_INET6), view.ipv6))
@@ -140,20 +144,43 @@ def _node_port_addresses(
     options: ProxyOptions,
     live: Iterable[tuple[str, bytes]],
 ) -> dict[int, tuple[bytes, ...]]:
-    if not options.node_ports_everywhere and not options.node_port_ranges:
+    """By family; an empty tuple where networks are given and no address lies in them."""
+    # A family without networks is as if there were none at all.
+    ranges = {
+        family: own
+        for family, version in _VERSIONS.items()
+        if (own := [each for each in options.node_port_ranges if each.version == version])
+    }
+    if not options.node_ports_everywhere and not ranges:
         return {family: (packed,) for family, packed in primary.items()}
-    listed = [*live] or [("", address.packed) for address in view.addresses]
-    found: dict[int, set[bytes]] = {}
-    for link, packed in listed:
-        if options.node_port_ranges:
-            is_wanted = is_inside(packed, options.node_port_ranges)
+    found: dict[int, set[bytes]] = {family: set() for family in ranges}
+    for link, packed in [*live] or [("", address.packed) for address in view.addresses]:
+        family = int(socket.AF_INET if len(packed) == 4 else socket.AF_INET6)
+        if family in ranges:
+            is_wanted = link not in _VIP_LINKS and is_inside(packed, ranges[family])
         else:
-            is_wanted = not any(word in link for word in _FOREIGN_LINKS)
-        # To a loopback address no reply comes back from another one.
-        if is_wanted and not unusable_address(packed):
-            family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-            found.setdefault(int(family), set()).add(packed)
-    return {family: tuple(sorted(packed)) for family, packed in found.items()}
+            is_wanted = options.node_ports_everywhere and not any(
+                word in link for word in _FOREIGN_LINKS
+            )
+        # To a loopback address no reply comes back from another one; and a DNS cache, or another
+        # proxy, may have put a Service's address on a link.
+        is_usable = not unusable_address(packed) and not is_inside(packed, options.cluster_ranges)
+        if is_wanted and is_usable:
+            found.setdefault(family, set()).add(packed)
+    for family, packed in primary.items():
+        if family not in ranges:
+            found.setdefault(family, set()).add(packed)
+    return {family: tuple(sorted(addresses)) for family, addresses in found.items()}
+
+
+def node_port_problems(node: ThisNode, options: ProxyOptions) -> list[Problem]:
+    """Where ``--nodeport-addresses`` leaves no address to serve NodePorts at."""
+    reason = "none is within --nodeport-addresses: no NodePort is served over {} on this node"
+    return [
+        Problem(f"Node {node.name}", "status.addresses", reason.format(FAMILY_NAMES[family]))
+        for family in options.families
+        if node.node_port_addresses.get(family) == ()
+    ]
 
 
 def backend_weights(nodes: Iterable[Node]) -> tuple[dict[str, int], tuple[Problem, ...]]:
@@ -164,10 +191,20 @@ def backend_weights(nodes: Iterable[Node]) -> tuple[dict[str, int], tuple[Proble
         text = node.metadata.annotation(WEIGHT_ANNOTATION)
         if text is None:
             continue
-        if not (text.isascii() and text.isdigit() and int(text) <= MAX_WEIGHT):
-            reason = f"{text!r} is not a number within 0-{MAX_WEIGHT}; its endpoints have weight 1"
+        weight = _weight(text)
+        if weight is None:
+            shown = text if len(text) <= 20 else f"{text[:20]}..."
+            reason = f"{shown!r} is not a number within 0-{MAX_WEIGHT}; its endpoints have weight 1"
             field = f"metadata.annotations[{WEIGHT_ANNOTATION}]"
             problems.append(Problem(f"Node {node.metadata.name}", field, reason))
-        elif int(text) != 1:
-            weights[node.metadata.name] = int(text)
+        elif weight != 1:
+            weights[node.metadata.name] = weight
     return weights, tuple(sorted(problems))
+
+
+def _weight(text: str) -> int | None:
+    # Python refuses to convert thousands of digits, and there may be as many.
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_WEIGHT))):
+        return None
+    weight = int(text)
+    return weight if weight <= MAX_WEIGHT else None

@@ -32,6 +32,7 @@ from kube_router_py.proxy.settings import (
     ProxyOptions,
     ThisNode,
     backend_weights,
+    node_port_problems,
     proxy_options,
     this_node,
 )
@@ -138,6 +139,8 @@ def _compile(
             with_node_ports.append(key)
     problems.update(desired.problems())
     missing = [FAMILY_NAMES[f] for f in options.families if f not in node.addresses]
+    if with_node_ports:
+        problems.update(node_port_problems(node, options))
     if with_node_ports and missing:
         names = ", ".join(with_node_ports[:5]) + (", ..." if len(with_node_ports) > 5 else "")
         if found is None:
@@ -179,9 +182,7 @@ def _virtual_server(
         "persistence_s": state.config.persistence_s,
         "forward": "tunnel" if tunnelled else "masquerade",
         "real_servers": [
-            _real_server(real, value)
-            for real, value in sorted(state.real_servers.items())
-            if value.weight > 0
+            _real_server(real, value) for real, value in sorted(state.real_servers.items())
         ],
     }
     if guard := desired.guard(key):
@@ -215,8 +216,7 @@ def _real_server(key: RealServerKey, value: RealServer) -> dict[str, Any]:
 def _health_checks(desired: Desired) -> list[dict[str, Any]]:
     return [
         {"service": key, "port": found.port, "local_endpoints": found.local_endpoints}
-        for key in sorted(desired.services())
-        if (compiled := desired.compiled(key)) and (found := compiled.health_check)
+        for key, found in sorted(desired.health_checks(), key=lambda each: each[0])
     ]
 
 

@@ -2,10 +2,12 @@
 
 Two Services may claim the same virtual server (a shared external IP, a NodePort taken twice). The
 older one holds it, by creation time and then by name; the others get a Problem and step in when it
-goes. An address stays as long as any Service claims it. Pure: no I/O, no clock.
+goes. So it is with a healthCheckNodePort. An address stays as long as any Service claims it. Pure:
+no I/O, no clock.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -13,6 +15,8 @@ from kube_router_py.problem import Problem
 from kube_router_py.proxy.compile import CompiledService, Origin
 from kube_router_py.proxy.model import (
     Guard,
+    Hairpin,
+    HealthCheck,
     RealServerKey,
     Vip,
     VirtualServerKey,
@@ -20,6 +24,7 @@ from kube_router_py.proxy.model import (
 )
 
 _NONE: frozenset[RealServerKey] = frozenset()
+_Claimed = TypeVar("_Claimed")
 
 
 class Changes(Struct, frozen=True):
@@ -27,6 +32,8 @@ class Changes(Struct, frozen=True):
 
     servers: frozenset[VirtualServerKey]
     vips: frozenset[Vip]
+    # Those whose hairpins, or whose answer to health checks, may be others now.
+    services: frozenset[str] = frozenset()
 
 
 class Desired:
@@ -38,6 +45,8 @@ class Desired:
         self._owner: dict[VirtualServerKey, str] = {}
         self._contested: dict[VirtualServerKey, tuple[str, ...]] = {}
         self._vips: dict[Vip, frozenset[str]] = {}
+        self._health_ports: dict[int, frozenset[str]] = {}
+        self._contested_health_ports: set[int] = set()
         self._with_problems: set[str] = set()
 
     def update(self, key: str, compiled: CompiledService | None) -> Changes:
@@ -49,7 +58,7 @@ class Desired:
         new_vips = compiled.vips if compiled else frozenset()
         # A Service recreated between two looks keeps its key but not its place in the order.
         reordered = bool(old and compiled and old.created != compiled.created)
-        if compiled and (after or compiled.problems):
+        if compiled and (after or compiled.problems or compiled.health_check):
             self._services[key] = compiled
         else:
             self._services.pop(key, None)
@@ -68,13 +77,29 @@ class Desired:
             if reordered or (server in before) != (server in after):
                 self._claim(server, key, claims=server in after)
         for vip in old_vips ^ new_vips:
-            claimants = self._vips.get(vip, frozenset())
-            claimants = claimants | {key} if vip in new_vips else claimants - {key}
-            if claimants:
-                self._vips[vip] = claimants
+            _change(self._vips, vip, key, claims=vip in new_vips)
+        services = self._claim_health_port(key, old, compiled, reordered)
+        if _hairpins(old) != _hairpins(compiled):
+            services |= {key}
+        return Changes(frozenset(touched), old_vips ^ new_vips, services)
+
+    def _claim_health_port(
+        self, key: str, old: CompiledService | None, new: CompiledService | None, reordered: bool
+    ) -> frozenset[str]:
+        """Follow the healthCheckNodePort of ``key``; returns whose answers may be others now."""
+        before, after = _health_check(old), _health_check(new)
+        if before == after and not reordered:
+            return frozenset()
+        touched = {key}
+        for port in {each.port for each in (before, after) if each}:
+            claims = after is not None and after.port == port
+            claimants = _change(self._health_ports, port, key, claims=claims)
+            touched |= claimants
+            if len(claimants) > 1:
+                self._contested_health_ports.add(port)
             else:
-                self._vips.pop(vip, None)
-        return Changes(frozenset(touched), old_vips ^ new_vips)
+                self._contested_health_ports.discard(port)
+        return frozenset(touched)
 
     def _claim(self, server: VirtualServerKey, key: str, *, claims: bool) -> None:
         claimants = set(self.claimants(server)) - {key}
@@ -131,6 +156,23 @@ class Desired:
         owner = self._owner.get(server)
         return _guard(self._services[owner], server) if owner is not None else None
 
+    def health_check(self, key: str) -> HealthCheck | None:
+        """What Service ``key`` answers to health checks; None while an older one has its port."""
+        found = _health_check(self._services.get(key))
+        if found is None or self._health_claimants(found.port)[0] != key:
+            return None
+        return found
+
+    def health_checks(self) -> Iterator[tuple[str, HealthCheck]]:
+        """The Services that answer to health checks, one per port, with what they answer."""
+        for port in self._health_ports:
+            key = self._health_claimants(port)[0]
+            if found := self._services[key].health_check:
+                yield key, found
+
+    def _health_claimants(self, port: int) -> list[str]:
+        return sorted(self._health_ports[port], key=self._rank)
+
     def compiled(self, key: str) -> CompiledService | None:
         """What Service ``key`` asks for."""
         return self._services.get(key)
@@ -164,7 +206,39 @@ class Desired:
                 )
                 for loser in losers
             )
+        for port in self._contested_health_ports:
+            holder, *losers = self._health_claimants(port)
+            found.update(
+                Problem(
+                    f"Service {loser}",
+                    "spec.healthCheckNodePort",
+                    f"port {port} answers for the older Service {holder}; choose another",
+                )
+                for loser in losers
+            )
         return tuple(sorted(found))
+
+
+def _change(
+    claims_of: dict[_Claimed, frozenset[str]], what: _Claimed, key: str, *, claims: bool
+) -> frozenset[str]:
+    """Add or drop one claim; returns those that are left."""
+    left = claims_of.get(what, frozenset()) - {key}
+    if claims:
+        left |= {key}
+    if left:
+        claims_of[what] = left
+    else:
+        claims_of.pop(what, None)
+    return left
+
+
+def _hairpins(compiled: CompiledService | None) -> frozenset[Hairpin]:
+    return compiled.hairpins if compiled else frozenset()
+
+
+def _health_check(compiled: CompiledService | None) -> HealthCheck | None:
+    return compiled.health_check if compiled else None
 
 
 def _paused(compiled: CompiledService | None, server: VirtualServerKey) -> frozenset[RealServerKey]:

@@ -156,8 +156,10 @@ def _node_port_addresses(
     found: dict[int, set[bytes]] = {family: set() for family in ranges}
     for link, packed in [*live] or [("", address.packed) for address in view.addresses]:
         family = int(socket.AF_INET if len(packed) == 4 else socket.AF_INET6)
+        if link in _VIP_LINKS:
+            continue
         if family in ranges:
-            is_wanted = link not in _VIP_LINKS and is_inside(packed, ranges[family])
+            is_wanted = is_inside(packed, ranges[family])
         else:
             is_wanted = options.node_ports_everywhere and not any(
                 word in link for word in _FOREIGN_LINKS

@@ -10,6 +10,7 @@ import pytest
 from kube_router_py.cluster.objects import (
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
     EndpointSlice,
     LoadBalancerIngress,
@@ -19,10 +20,12 @@ from kube_router_py.cluster.objects import (
     NodeSpec,
     NodeStatus,
     ObjectMeta,
+    ObjectReference,
     Service,
     ServicePort,
     ServiceSpec,
     ServiceStatus,
+    ZoneHint,
 )
 from kube_router_py.kernel import ports
 from kube_router_py.kernel.fake import FakeIpsets, FakeIptables, FakeIpvs, FakeLinks, FakeSysctls
@@ -158,9 +161,27 @@ class Make:
         )
 
     def endpoint(
-        self, address: str, conditions: EndpointConditions | None = READY, node: str = "node1"
+        self,
+        address: str,
+        conditions: EndpointConditions | None = READY,
+        node: str = "node1",
+        *,
+        zones: Sequence[str] = (),
+        nodes: Sequence[str] = (),
+        pod: str = "",
     ) -> Endpoint:
-        return Endpoint(addresses=(address,), conditions=conditions, node_name=node)
+        """``zones`` and ``nodes`` are its topology hints, ``pod`` the UID of its Pod."""
+        hints = EndpointHints(
+            for_zones=tuple(map(ZoneHint, zones)) or None,
+            for_nodes=tuple(map(ZoneHint, nodes)) or None,
+        )
+        return Endpoint(
+            addresses=(address,),
+            conditions=conditions,
+            node_name=node,
+            hints=hints if zones or nodes else None,
+            target_ref=ObjectReference("Pod", uid=pod) if pod else None,
+        )
 
     def slice(
         self,

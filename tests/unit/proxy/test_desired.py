@@ -4,10 +4,11 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from kube_router_py.proxy.compile import CompiledService, compile_service
 from kube_router_py.proxy.desired import Desired
-from kube_router_py.proxy.model import Vip
+from kube_router_py.proxy.model import Guard, HealthCheck, Vip
 from kube_router_py.proxy.settings import ProxyOptions
 
 OPTIONS = ProxyOptions(strict_external_ips=False)
@@ -130,3 +131,97 @@ def test_any_history_ends_as_a_fresh_index(make: Any, data: st.DataObject) -> No
         v: fresh.vip_claimants(v) for v in fresh.vips()
     }
     assert desired.problems() == fresh.problems()
+
+
+def checked(make: Any, name: str, created: str, port: int = 32000, *endpoints: str) -> Any:
+    service = make.service(
+        name,
+        (f"10.96.1.{ord(name)}",),
+        created=created,
+        type="LoadBalancer",
+        external_traffic_policy="Local",
+        health_check_node_port=port,
+    )
+    return compiled(make, service, make.slice(*endpoints, service=name))
+
+
+def test_one_service_answers_on_a_health_check_port(make: Any) -> None:
+    desired = Desired()
+    changes = desired.update("default/b", checked(make, "b", "2024-02-01T00:00:00Z"))
+    assert changes.services == {"default/b"}
+    changes = desired.update("default/a", checked(make, "a", "2024-01-01T00:00:00Z"))
+    assert changes.services == {"default/a", "default/b"}
+    assert dict(desired.health_checks()) == {"default/a": HealthCheck(32000, 0)}
+    assert desired.health_check("default/b") is None
+    (problem,) = desired.problems()
+    assert (problem.object, problem.field) == ("Service default/b", "spec.healthCheckNodePort")
+    assert "default/a" in problem.reason
+    # The holder moves to another port, and the next one steps in.
+    changes = desired.update("default/a", checked(make, "a", "2024-01-01T00:00:00Z", 32001))
+    assert changes.services == {"default/a", "default/b"}
+    assert desired.problems() == ()
+    assert dict(desired.health_checks()) == {
+        "default/a": HealthCheck(32001, 0),
+        "default/b": HealthCheck(32000, 0),
+    }
+    assert desired.update("default/b", None).services == {"default/b"}
+    assert desired.health_check("default/b") is None
+    assert dict(desired.health_checks()) == {"default/a": HealthCheck(32001, 0)}
+
+
+def test_seniority_decides_health_checks_after_a_recreation_too(make: Any) -> None:
+    desired = Desired()
+    desired.update("default/a", checked(make, "a", "2024-01-01T00:00:00Z"))
+    desired.update("default/b", checked(make, "b", "2024-02-01T00:00:00Z"))
+    changes = desired.update("default/a", checked(make, "a", "2024-03-01T00:00:00Z"))
+    assert changes.services == {"default/a", "default/b"}
+    assert dict(desired.health_checks()) == {"default/b": HealthCheck(32000, 0)}
+
+
+def test_a_change_of_the_answer_names_the_service(make: Any) -> None:
+    desired = Desired()
+    age = "2024-01-01T00:00:00Z"
+    desired.update("default/a", checked(make, "a", age, 32000, "10.244.1.2"))
+    same = desired.update("default/a", checked(make, "a", age, 32000, "10.244.1.2"))
+    assert same.services == frozenset()
+    more = checked(make, "a", age, 32000, "10.244.1.2", "10.244.1.3")
+    assert desired.update("default/a", more).services == {"default/a"}
+    assert desired.health_check("default/a") == HealthCheck(32000, 2)
+
+
+def test_a_health_check_counts_without_a_virtual_server(make: Any) -> None:
+    desired = Desired()
+    bare = structs.replace(
+        checked(make, "a", "2024-01-01T00:00:00Z"), virtual_servers={}, origins={}, problems=()
+    )
+    desired.update("default/a", bare)
+    assert desired.health_check("default/a") == HealthCheck(32000, 0)
+    desired.update("default/a", None)
+    assert list(desired.health_checks()) == []
+
+
+def test_hairpins_that_change_name_the_service(make: Any) -> None:
+    desired = Desired()
+    service = make.service(annotations={"kube-router.io/service.hairpin": ""})
+    one, two = (
+        compiled(make, service, make.slice(*addresses))
+        for addresses in (("10.244.1.2",), ("10.244.1.2", "10.244.1.3"))
+    )
+    assert desired.update("default/web", one).services == {"default/web"}
+    assert desired.update("default/web", one).services == frozenset()
+    assert desired.update("default/web", two).services == {"default/web"}
+    assert desired.update("default/web", None).services == {"default/web"}
+
+
+def test_a_guard_is_a_change_even_if_no_endpoint_is(make: Any) -> None:
+    desired = Desired()
+    key = make.key("203.0.113.3")
+    open_to_all, narrow = (
+        compiled(make, make.service(lb_ips=("203.0.113.3",), load_balancer_source_ranges=ranges))
+        for ranges in ((), ("10.0.0.0/8",))
+    )
+    desired.update("default/web", open_to_all)
+    assert desired.guard(key) is None
+    assert desired.update("default/web", narrow).servers == {key}
+    assert desired.guard(key) == Guard(source_ranges=("10.0.0.0/8",))
+    assert desired.update("default/web", open_to_all).servers == {key}

@@ -67,7 +67,7 @@ def main(
     except ManifestError as error:
         print(f"kube-router-py render: {error}", file=sys.stderr)
         return 1
-    for note in _notes(manifests):
+    for note in _notes(manifests, options):
         print(f"kube-router-py render: {note}", file=sys.stderr)
     document = render(manifests, node, options)
     if output == "text":
@@ -84,7 +84,12 @@ def _primary_family(options: Options) -> str:
     return "IPv4" if options.enable_ipv4 else "IPv6"
 
 
-def _notes(manifests: Manifests) -> Iterator[str]:
+def _notes(manifests: Manifests, options: Options) -> Iterator[str]:
+    if options.nodeport_bindon_all_ip or options.nodeport_addresses:
+        yield (
+            "note: NodePorts are shown at addresses that the Node lists; the agent goes by those "
+            "that the node's links have"
+        )
     for service in manifests.list(Service):
         is_cluster = service.spec.type != "ExternalName"
         if is_cluster and is_proxied(service) and not cluster_ips(service):
@@ -258,8 +263,8 @@ def render_text(document: dict[str, Any]) -> Iterator[str]:
     for check in document.get("health_checks", ()):
         answer = "200" if check["local_endpoints"] else "503"
         yield (
-            f"Health check of Service {check['service']}: port {check['port']}, "
-            f"{check['local_endpoints']} endpoints here: {answer}"
+            f"Health check of Service {check['service']}: port {check['port']} answers {answer}, "
+            f"ready endpoints on this node: {check['local_endpoints']}"
         )
     for hairpin in document.get("hairpins", ()):
         where = f"{hairpin['protocol']} {_place(hairpin)}"

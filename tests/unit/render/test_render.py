@@ -240,3 +240,12 @@ def test_a_node_port_without_a_cluster_ip_is_rendered(
         ("node-port", "192.168.1.1", 30080)
     ]
     assert found["problems"] == []
+
+
+@pytest.mark.parametrize("flag", ["--nodeport-bindon-all-ip=true", "--nodeport-addresses=::/0"])
+def test_that_links_are_not_looked_at_is_noted_on_stderr(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, errors = run(capsys, "-", stdin=json.dumps(SERVICE), flags=(flag,))
+    assert "addresses that the Node lists" in errors
+    assert "addresses that the Node lists" not in run(capsys, "-", stdin=json.dumps(SERVICE))[2]

@@ -88,18 +88,18 @@ def cluster_endpoints(candidates: Mapping[T, Candidate], node: str, zone: str) -
     (KEP-1669). Hints for nodes (KEP-3015) come before hints for zones (KEP-4444); either sort
     counts only if every ready endpoint has it and one of them is meant for this node, or zone.
     """
-    ready = {each: found for each, found in candidates.items() if _is_ready(found)}
+    ready = [each for each, found in candidates.items() if _is_ready(found)]
     if not ready:
         return [each for each, found in candidates.items() if _is_last_resort(found)]
-    if all(found.for_nodes for found in ready.values()):
-        near = [each for each, found in ready.items() if node in (found.for_nodes or ())]
+    if all(candidates[each].for_nodes for each in ready):
+        near = [each for each in ready if node in (candidates[each].for_nodes or ())]
         if near:
             return near
-    if zone and all(found.for_zones for found in ready.values()):
-        near = [each for each, found in ready.items() if zone in (found.for_zones or ())]
+    if zone and all(candidates[each].for_zones for each in ready):
+        near = [each for each in ready if zone in (candidates[each].for_zones or ())]
         if near:
             return near
-    return [*ready]
+    return ready
 
 
 def local_endpoints(candidates: Mapping[T, Candidate], node: str) -> list[T]:

@@ -57,6 +57,7 @@ def _real(weight: int) -> RealServer:
 
 
 _REAL = _real(1)
+_OPEN = Guard()
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -177,6 +178,7 @@ class _Compiler:
     ) -> None:
         name = port.name or ""
         endpoints: dict[int, Endpoints] = {}
+        states: dict[int, VirtualServerState] = {}
         for address, number in places:
             server = VirtualServerKey(address.family, protocol, address.packed, number)
             if server in self._servers:
@@ -190,13 +192,12 @@ class _Compiler:
                 self._note_local(protocol, address.family, found)
             found = endpoints[address.family]
             group, guard = self._choose(address, found)
-            reals = self._weigh(group, found)
-            config = self._config
-            if self._node.weights:
-                config = weigh(self._service, config, reals.values(), self._options, self._report)
-            self._servers[server] = VirtualServerState(config, reals)
+            # Virtual servers with the same endpoints share one value: memory.
+            if id(group) not in states:
+                states[id(group)] = self._state(group, found)
+            self._servers[server] = states[id(group)]
             self._origins[server] = Origin(name, address.kind)
-            if guard != Guard():
+            if guard is not _OPEN:
                 self._guards[server] = guard
             if protocol == TCP and self._options.graceful_termination:
                 if group.paused:
@@ -208,25 +209,33 @@ class _Compiler:
         """The endpoints behind an address, by its traffic policy, and who does not get there."""
         if address.kind is Kind.CLUSTER_IP:
             if not self._internal_local:
-                return endpoints.cluster, Guard()
-            local = endpoints.local
-            return local, Guard(everyone=not local.usable and bool(endpoints.cluster.usable))
+                return endpoints.cluster, _OPEN
+            is_cut_off = not endpoints.local.usable and bool(endpoints.cluster.usable)
+            return endpoints.local, Guard(everyone=True) if is_cut_off else _OPEN
         ranges: tuple[str, ...] | None = None
         if self._ranges is not None and self._is_limited(address):
             ranges = ranges_of_family(self._ranges, address.family)
+        limits = _OPEN if ranges is None else Guard(source_ranges=ranges)
         if not self._external_local:
-            return endpoints.cluster, Guard(source_ranges=ranges)
+            return endpoints.cluster, limits
         if endpoints.local.usable:
-            return endpoints.local, Guard(source_ranges=ranges)
+            return endpoints.local, limits
         # Pods and nodes of the cluster have no balancer that would find them a better node. With
         # nothing usable anywhere everybody is refused, and what is paused elsewhere stays paused.
-        elsewhere = endpoints.cluster
-        return elsewhere, Guard(outsiders=bool(elsewhere.usable), source_ranges=ranges)
+        if endpoints.cluster.usable:
+            limits = Guard(outsiders=True, source_ranges=ranges)
+        return endpoints.cluster, limits
 
     def _is_limited(self, address: Address) -> bool:
         if address.kind is Kind.NODE_PORT:
             return self._options.source_ranges_on_node_ports
         return address.by_load_balancer
+
+    def _state(self, group: EndpointGroup, endpoints: Endpoints) -> VirtualServerState:
+        config, reals = self._config, self._weigh(group, endpoints)
+        if self._node.weights:
+            config = weigh(self._service, config, reals.values(), self._options, self._report)
+        return VirtualServerState(config, reals)
 
     def _weigh(self, group: EndpointGroup, endpoints: Endpoints) -> dict[RealServerKey, RealServer]:
         weights = self._node.weights
@@ -239,12 +248,14 @@ class _Compiler:
         return {key: _real(weight) for key, weight in found.items()}
 
     def _note_local(self, protocol: int, family: int, endpoints: Endpoints) -> None:
-        local = endpoints.on_this_node()
+        """What hangs on the endpoints of this node alone; for most Services nothing does."""
         wanted = self._service.metadata.annotation(HAIRPIN_ANNOTATION) is not None
         if wanted or self._options.hairpin_all:
-            self._hairpins.update(Hairpin(protocol, key) for key in local)
-        ready = {key.address for key in local if endpoints.is_ready(key)}
-        self._local.setdefault(family, set()).update(ready)
+            self._hairpins.update(Hairpin(protocol, key) for key in endpoints.on_this_node())
+        if self._service.spec.health_check_node_port:
+            local = endpoints.on_this_node()
+            ready = {key.address for key in local if endpoints.is_ready(key)}
+            self._local.setdefault(family, set()).update(ready)
 
     def _compile_health_check(self) -> HealthCheck | None:
         spec = self._service.spec

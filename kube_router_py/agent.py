@@ -60,7 +60,6 @@ _WITHOUT_EFFECT = frozenset(
         "enable-pprof",
         "hairpin-mode",
         "ipvs-permit-all",
-        "nodeport-bindon-all-ip",
         "runtime-endpoint",
         "service-node-port-range",
     )

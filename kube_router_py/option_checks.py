@@ -95,6 +95,15 @@ def _cluster_ip_range(options: Options) -> Iterator[str]:
             )
 
 
+def _node_port_addresses(options: Options) -> Iterator[str]:
+    if options.nodeport_bindon_all_ip and options.nodeport_addresses:
+        shown = ",".join(map(str, options.nodeport_addresses))
+        yield (
+            f"--nodeport-addresses {shown!r} and --nodeport-bindon-all-ip contradict each other; "
+            "leave one of them out"
+        )
+
+
 def _loadbalancer_range(options: Options) -> Iterator[str]:
     if not options.run_loadbalancer:
         return
@@ -155,6 +164,7 @@ def _http_ports(options: Options) -> Iterator[str]:
 _CHECKS: tuple[Callable[[Options], Iterator[str]], ...] = (
     _families,
     _cluster_ip_range,
+    _node_port_addresses,
     _loadbalancer_range,
     _graceful_restart,
     _peers,

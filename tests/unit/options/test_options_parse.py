@@ -100,6 +100,10 @@ def test_a_boolean_does_not_take_the_next_argument():
         (["--service-cluster-ip-range=10.0.0.0/16,10.1.0.0/16"], ["one address family"]),
         (["--service-cluster-ip-range=10.0.0.0/16,fd00::/112"], ["--enable-ipv6"]),
         (["--service-cluster-ip-range="], ["--service-cluster-ip-range", "empty"]),
+        (
+            ["--nodeport-bindon-all-ip", "--nodeport-addresses=10.0.0.0/8"],
+            ["--nodeport-addresses '10.0.0.0/8'", "--nodeport-bindon-all-ip"],
+        ),
         (["--enable-ipv4=false"], ["no address family"]),
         (["--router-id=1.2.3"], ["--router-id", "generate"]),
         (["--health-addr=here"], ["--health-addr", "IP address"]),

@@ -209,9 +209,12 @@ class Make:
         name: str = "node1",
         addresses: Sequence[str] = ("192.168.1.1", "fd00:1::1"),
         cidrs: Sequence[str] = ("10.244.1.0/24", "fd00:10:244:1::/64"),
+        *,
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
     ) -> Node:
         return Node(
-            metadata=ObjectMeta(name=name),
+            metadata=ObjectMeta(name=name, labels=labels, annotations=annotations),
             spec=NodeSpec(pod_cidrs=tuple(cidrs)),
             status=NodeStatus(tuple(NodeAddress("InternalIP", text) for text in addresses)),
         )

@@ -114,12 +114,20 @@ def test_any_history_ends_as_a_fresh_index(make: Any, data: st.DataObject) -> No
     last: dict[str, CompiledService | None] = {}
     for _ in range(data.draw(st.integers(1, 8))):
         name = data.draw(st.sampled_from("abc"))
-        value = data.draw(st.none() | ages.map(lambda age, name=name: shared(make, name, age)))
+        age, port = data.draw(ages), data.draw(st.sampled_from([32000, 32001]))
+        value = data.draw(
+            st.sampled_from([None, shared(make, name, age), checked(make, name, age, port)])
+        )
         before = {key: desired.state(key) for key in desired.servers()}
+        answers = dict(desired.health_checks())
         changes = desired.update(f"default/{name}", value)
         after = {key: desired.state(key) for key in desired.servers()}
         changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
         assert changed <= changes.servers
+        answer = dict(desired.health_checks())
+        assert {k for k in {**answers, **answer} if answers.get(k) != answer.get(k)} <= (
+            changes.services
+        )
         last[f"default/{name}"] = value
     fresh = Desired()
     for name in sorted(last):
@@ -130,10 +138,11 @@ def test_any_history_ends_as_a_fresh_index(make: Any, data: st.DataObject) -> No
     assert {v: desired.vip_claimants(v) for v in desired.vips()} == {
         v: fresh.vip_claimants(v) for v in fresh.vips()
     }
+    assert dict(desired.health_checks()) == dict(fresh.health_checks())
     assert desired.problems() == fresh.problems()
 
 
-def checked(make: Any, name: str, created: str, port: int = 32000, *endpoints: str) -> Any:
+def checked(make: Any, name: str, created: str | None, port: int = 32000, *endpoints: str) -> Any:
     service = make.service(
         name,
         (f"10.96.1.{ord(name)}",),

@@ -20,7 +20,9 @@ from kube_router_py.proxy.settings import ProxyOptions
 # Without draining what the kernel holds depends on the objects alone, not on their history.
 OPTIONS = ProxyOptions(ipv6=True, strict_external_ips=False, graceful_termination=False)
 
+WEIGHTS = st.sampled_from(["0", "1", "3", "much"])
 NAMES = st.sampled_from(["a", "b", "c"])
+HINTS = st.lists(st.sampled_from(["node1", "node2"]), max_size=1)
 NUMBERS = {"a": 1, "b": 2, "c": 3}
 
 
@@ -45,6 +47,7 @@ def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
             st.sampled_from(["203.0.113.1", "192.168.1.1", "bad"]), max_size=2, unique=True
         ).map(tuple),
         external_traffic_policy=st.sampled_from(["Cluster", "Local"]),
+        internal_traffic_policy=st.sampled_from(["Cluster", "Local"]),
         session_affinity=st.sampled_from(["None", "ClientIP"]),
         created=st.sampled_from([None, "2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z"]),
     )
@@ -53,6 +56,8 @@ def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
         st.sampled_from([f"10.244.1.{n}" for n in range(1, 4)]),
         st.sampled_from([make.READY, make.NOT_READY, make.SERVING_TERMINATING]),
         st.sampled_from(["node1", "node2"]),
+        zones=HINTS,
+        nodes=HINTS,
     )
     ports = st.lists(
         st.builds(EndpointPort, st.sampled_from(["x", "y"]), st.just("TCP"), st.just(8080)),
@@ -98,9 +103,23 @@ def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
         def delete_slice(self, name: str) -> None:
             self.cache.delete(EndpointSlice, f"default/slice-{name}")
 
-        @rule(address=st.sampled_from(["192.168.1.1", "192.168.1.9"]))
-        def change_node(self, address: str) -> None:
-            self.cache.put(Node, make.node(addresses=(address, "fd00:1::1")))
+        @rule(
+            address=st.sampled_from(["192.168.1.1", "192.168.1.9"]),
+            zone=st.sampled_from(["", "node1", "node2"]),
+            weight=WEIGHTS,
+        )
+        def change_node(self, address: str, zone: str, weight: str) -> None:
+            node = make.node(
+                addresses=(address, "fd00:1::1"),
+                labels={"topology.kubernetes.io/zone": zone},
+                annotations={"kube-router.io/backend-weight": weight},
+            )
+            self.cache.put(Node, node)
+
+        @rule(weight=WEIGHTS)
+        def change_other_node(self, weight: str) -> None:
+            annotations = {"kube-router.io/backend-weight": weight}
+            self.cache.put(Node, make.node("node2", annotations=annotations))
 
         @rule()
         def resync(self) -> None:

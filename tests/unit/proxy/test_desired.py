@@ -176,6 +176,7 @@ def test_one_service_answers_on_a_health_check_port(make: Any) -> None:
     assert desired.update("default/b", None).services == {"default/b"}
     assert desired.health_check("default/b") is None
     assert dict(desired.health_checks()) == {"default/a": HealthCheck(32001, 0)}
+    assert desired.problems() == ()
 
 
 def test_seniority_decides_health_checks_after_a_recreation_too(make: Any) -> None:

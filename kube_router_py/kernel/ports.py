@@ -192,6 +192,73 @@ class Sysctls(Protocol):
         """Set the value if it differs. Raises KernelError, naming the parameter and the remedy."""
 
 
+class PodTunnel(Struct, frozen=True):
+    """The pod side of direct server return in one family: ``address`` is the pod's, packed, and
+    ``vips`` are the addresses that the pod answers for."""
+
+    family: int
+    address: bytes
+    vips: frozenset[bytes]
+
+
+class PodTunnels(Protocol):
+    """Tunnel devices in the network namespaces of this node's pods."""
+
+    writes: int
+
+    def ensure(self, pod_uid: str, tunnel: PodTunnel, *, only: bool = False) -> int:
+        """Make the pod's tunnel stand with these VIPs (``only``: and no others); returns the MTU
+        of the pod's link.
+
+        Raises KernelError or PreflightError, of which no other pod takes notice.
+        """
+
+    def remove(self, pod_uid: str, families: Iterable[int]) -> None:
+        """Remove the pod's tunnels of these families; a missing one is no error.
+
+        Raises as ``ensure`` does, also if there is no such pod any more.
+        """
+
+    def close(self) -> None: ...
+
+
+class PolicyRouting(Protocol):
+    """The rule and the table by which packets with a mark of direct server return are local."""
+
+    writes: int
+
+    def stands(self, family: int) -> bool:
+        """Whether our rule or our route is there."""
+
+    def ensure(self, families: Iterable[int]) -> None:
+        """Make rule and route stand for each of these families (socket.AF_*)."""
+
+    def remove(self, families: Iterable[int]) -> None:
+        """Remove them; what is not there, or is not ours, is no error and stays."""
+
+    def link_towards(self, family: int, address: bytes) -> str:
+        """The link by which packets to an address leave this node; empty if there is none."""
+
+    def close(self) -> None: ...
+
+
+class DsrPorts(Struct):
+    """The adapters of direct server return; opened, used and closed in the loop's thread."""
+
+    tunnels: PodTunnels
+    routing: PolicyRouting
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self.tunnels.close)
+            stack.callback(self.routing.close)
+
+    @property
+    def writes(self) -> int:
+        """Changes sent to the kernel by both adapters."""
+        return self.tunnels.writes + self.routing.writes
+
+
 class HostPorts(Struct):
     """The adapters of one host that one loop uses; opened, used and closed in its thread."""
 

@@ -28,7 +28,7 @@ from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.node import NodeView, node_view
-from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.cluster.objects import EndpointSlice, Lease, Node, Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts, OperationFailure
@@ -38,6 +38,7 @@ from kube_router_py.proxy.applied import Applied
 from kube_router_py.proxy.compile import compile_service
 from kube_router_py.proxy.desired import Desired
 from kube_router_py.proxy.drain import Draining
+from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.host import settle_host
 from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
@@ -77,8 +78,10 @@ class ServiceProxy:
         node_name: str,
         ports: Callable[[], HostPorts],
         clock: Callable[[], float] = time.monotonic,
+        dsr: Dsr | None = None,
     ) -> None:
         self._cache = cache
+        self._dsr = dsr or Dsr(node_name)
         self._given_options = options
         self._node_name = node_name
         self._make_ports = ports
@@ -120,6 +123,8 @@ class ServiceProxy:
                     loop.mark((OWN_NODE,))
 
         cache.subscribe(KINDS, notify)
+        if Lease in cache.kinds:
+            cache.subscribe((Lease,), lambda event: loop.mark((OTHER_NODES,)))
 
     @property
     def virtual_servers(self) -> int:
@@ -138,6 +143,7 @@ class ServiceProxy:
 
     def close(self) -> None:
         """Close the adapters; the kernel keeps everything."""
+        self._dsr.close()
         ports, self.ports = self.ports, None
         if ports is not None:
             ports.close()
@@ -168,8 +174,12 @@ class ServiceProxy:
             problems, self._host_is_settled = settle_host(ports, self._node, self._options)
             self._node_problems += problems
         everything = full or has_moved
+        dirty = self._dsr.begin(dirty, full=full)
         keys = self._all_keys() if everything else {str(key) for key in dirty - {OWN_NODE}}
         servers, vips = self._compile(keys)
+        if again := self._dsr.affected(vips):
+            more_servers, more_vips = self._compile(again)
+            servers, vips = servers | more_servers, vips | more_vips
         if full:
             self._read(ports)
             servers = {*self._desired.servers(), *self._applied.servers}
@@ -190,6 +200,7 @@ class ServiceProxy:
         )
         if full:
             self._applied.tell(planned)
+        self._dsr.before_grow(ports, self._desired)
         if planned:
             self._learn(self._applied.apply(ports, planned, targets))
             _log.log(
@@ -199,6 +210,7 @@ class ServiceProxy:
                 len(planned.grow) + len(planned.shrink),
                 len(planned.put_vips) + len(planned.remove_vips),
             )
+        self._dsr.after_shrink(ports, self._desired, self._applied.servers)
         if full:
             self._applied.share(targets)
 
@@ -283,6 +295,9 @@ class ServiceProxy:
                 if service is not None:
                     slices = self._cache.slices_of(key)
                     compiled = compile_service(service, slices, self._node, self._options)
+                compiled = self._dsr.adapt(
+                    service or key, self._cache, compiled, self._node, self._desired
+                )
             except Exception as error:  # noqa: BLE001 - one Service must not stop the others
                 _log.exception("cannot compile service=%s", key)
                 reason = f"cannot be compiled ({error!r}); what it had is kept"
@@ -341,7 +356,7 @@ class ServiceProxy:
                 )
 
     def _failed(self) -> frozenset[Hashable]:
-        failed: set[Hashable] = set(self._broken)
+        failed: set[Hashable] = {*self._broken, *self._dsr.failed()}
         for key in self._applied.refused:
             failed.add(self._desired.owner(key) or OWN_NODE)
         for vip in self._applied.refused_vips:
@@ -352,6 +367,7 @@ class ServiceProxy:
 
     def _problems(self) -> tuple[Problem, ...]:
         found = {*self._node_problems, *self._desired.problems(), *self._broken.values()}
+        found.update(self._dsr.problems())
         for key, failure in self._applied.refused.items():
             owner = self._desired.owner(key)
             subject = f"Service {owner}" if owner else f"Node {self._node_name}"

@@ -19,7 +19,6 @@ from kube_router_py.proxy.model import (
     VirtualServerState,
 )
 
-_TCP = 6
 _POLL_S = 1.0
 # One look costs about 0.2 ms a virtual server: a mass roll-out must not keep the loop busy.
 _POLL_S_PER_SERVER = 0.002
@@ -44,7 +43,7 @@ class Draining:
     ) -> VirtualServerState | None:
         """What should stand in the kernel: ``wanted``, and what still drains at weight 0."""
         deadlines = self._deadlines.pop(key, {})
-        if wanted is None or actual is None or key.protocol != _TCP or not self._enabled:
+        if wanted is None or actual is None or not key.is_tcp or not self._enabled:
             return wanted
         leaving = actual.real_servers.keys() - wanted.real_servers.keys()
         if not leaving:

@@ -42,6 +42,11 @@ class Flag(IntFlag):
     SCHED3 = 0x20
 
 
+# Marks of direct server return (see ``dsr``): the first byte, and the bit of a TCP virtual server.
+DSR_MARK, DSR_MARK_MASK = 0x7D000000, 0xFF000000
+DSR_MARK_TCP = 0x00800000
+
+
 class VirtualServerKey(Struct, frozen=True, order=True, gc=False):
     """What identifies a virtual server: family with (protocol, address, port) or with a fwmark.
 
@@ -54,6 +59,13 @@ class VirtualServerKey(Struct, frozen=True, order=True, gc=False):
     address: bytes
     port: int
     fwmark: int = 0
+
+    @property
+    def is_tcp(self) -> bool:
+        """Whether its connections are TCP ones: of a direct server the mark tells."""
+        if self.fwmark & DSR_MARK_MASK == DSR_MARK:
+            return bool(self.fwmark & DSR_MARK_TCP)
+        return self.protocol == socket.IPPROTO_TCP
 
     def __str__(self) -> str:
         if self.fwmark:

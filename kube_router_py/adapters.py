@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import structs
 
 from kube_router_py.errors import PreflightError
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.kernel.ports import DsrPorts, HostPorts
 from kube_router_py.options import Options
 
 _CAP_NET_ADMIN = 12
@@ -52,6 +52,17 @@ def opener(options: Options) -> Callable[[], HostPorts]:
         if options.proc_sys_path == _DEFAULT_PROC_SYS:
             return ports
         return structs.replace(ports, sysctls=ProcSysctls(options.proc_sys_path))
+
+    return open_ports
+
+
+def dsr_opener(options: Options) -> Callable[[], DsrPorts]:
+    """How the adapters of direct server return are opened; only nodes that need them do."""
+
+    def open_ports() -> DsrPorts:
+        from kube_router_py.kernel.dsr_adapters import open_dsr
+
+        return open_dsr(options.runtime_endpoint, options.proc_sys_path)
 
     return open_ports
 

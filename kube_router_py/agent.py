@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 import kube_router_py
-from kube_router_py.adapters import Host, check_capabilities, opener
+from kube_router_py.adapters import Host, check_capabilities, dsr_opener, opener
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
-from kube_router_py.cluster.objects import Node, Service, ServiceSpec
+from kube_router_py.cluster.objects import Lease, Node, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError
 from kube_router_py.kernel.ports import HostPorts
@@ -40,6 +40,8 @@ from kube_router_py.option_flag import BGP, FIREWALL, LOADBALANCER, PEERS, POD_N
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
 from kube_router_py.proxy.controller import KINDS, ServiceProxy
+from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
+from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.settings import proxy_options
 
 _log = logging.getLogger(__name__)
@@ -60,7 +62,6 @@ _WITHOUT_EFFECT = frozenset(
         "enable-pprof",
         "hairpin-mode",
         "ipvs-permit-all",
-        "runtime-endpoint",
         "service-node-port-range",
     )
 )
@@ -145,7 +146,11 @@ class Agent:
         check_api_addresses(
             self.client.addresses, options.service_cluster_ip_range, _own_service(environ)
         )
+        namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
         self.cache = Cache(KINDS)
+        # Apart from the others: without permission to read Leases everything but DSR goes on.
+        self.leases = Cache((Lease,))
+        self.dsr_ready = LeaseReady(self.cache, self.leases, self.client, self.node, namespace)
         self._reflectors = [
             Reflector(
                 self.client,
@@ -155,21 +160,35 @@ class Agent:
             )
             for kind in KINDS
         ]
+        self._reflectors.append(
+            Reflector(
+                self.client,
+                self.leases,
+                Lease,
+                label_selector=f"{LABEL}={LABEL_VALUE}",
+                namespace=namespace,
+            )
+        )
         self._host = Host(ports)
         self._proxy = ServiceProxy(
-            self.cache, proxy_options(options), self.node, ports=self._host.open
+            self.cache,
+            proxy_options(options),
+            self.node,
+            ports=self._host.open,
+            dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready),
         )
         self._observers: list[Callable[[Turn], None]] = []
         self.loops = [
             Loop(
                 self._proxy,
-                ready=lambda: self.cache.is_synced(KINDS),
+                ready=lambda: self.cache.is_synced(KINDS) and self.dsr_ready.is_known(),
                 resync_interval_s=options.ipvs_sync_period,
                 on_turn=self._on_turn,
                 on_dead=self._on_dead,
             )
         ]
         self._proxy.subscribe(self.cache, self.loops[0])
+        self.leases.subscribe((Lease,), lambda event: self.loops[0].mark((OTHER_NODES,)))
         self.health = Health(
             node=self.node,
             version=kube_router_py.__version__,
@@ -277,6 +296,7 @@ class Agent:
         for loop in self.loops:
             if not loop.stop(_STOP_LOOP_S):
                 _log.warning("a turn does not end; leaving without it loop=%s", loop.name)
+        self.dsr_ready.stop(_STOP_REFLECTORS_S)
         for reflector in self._reflectors:
             reflector.stop(0)  # all begin to end at once, whatever each waits for
         deadline = time.monotonic() + _STOP_REFLECTORS_S

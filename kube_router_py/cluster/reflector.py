@@ -86,7 +86,8 @@ class _Failure(Exception):
 
 
 class Reflector(Generic[T]):
-    """See the module docstring. ``field_selector`` restricts to a part, as ``metadata.name=node1``.
+    """See the module docstring. ``field_selector`` restricts to a part, as ``metadata.name=node1``,
+    so does ``label_selector``; ``namespace`` to the objects of one namespace.
 
     ``clock`` is monotonic, in seconds.
     """
@@ -98,6 +99,8 @@ class Reflector(Generic[T]):
         kind: type[T],
         *,
         field_selector: str = "",
+        label_selector: str = "",
+        namespace: str = "",
         timing: Timing | None = None,
         list_limit: int = _LIST_LIMIT,
         clock: Callable[[], float] = time.monotonic,
@@ -107,7 +110,11 @@ class Reflector(Generic[T]):
         self._client = client
         self._cache = cache
         self._path = decode.RESOURCES[kind].path
-        self._selection = {"fieldSelector": field_selector} if field_selector else {}
+        if namespace:
+            parent, _, plural = self._path.rpartition("/")
+            self._path = f"{parent}/namespaces/{namespace}/{plural}"
+        selectors = (("fieldSelector", field_selector), ("labelSelector", label_selector))
+        self._selection = {name: text for name, text in selectors if text}
         self._decoder = decode.ObjectDecoder(kind)
         self._timing = timing or Timing()
         self._list_limit = list_limit

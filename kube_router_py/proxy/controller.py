@@ -28,7 +28,7 @@ from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.node import NodeView, node_view
-from kube_router_py.cluster.objects import EndpointSlice, Lease, Node, Service
+from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts, OperationFailure
@@ -38,7 +38,7 @@ from kube_router_py.proxy.applied import Applied
 from kube_router_py.proxy.compile import compile_service
 from kube_router_py.proxy.desired import Desired
 from kube_router_py.proxy.drain import Draining
-from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
+from kube_router_py.proxy.dsr_host import Dsr
 from kube_router_py.proxy.host import settle_host
 from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
@@ -123,8 +123,6 @@ class ServiceProxy:
                     loop.mark((OWN_NODE,))
 
         cache.subscribe(KINDS, notify)
-        if Lease in cache.kinds:
-            cache.subscribe((Lease,), lambda event: loop.mark((OTHER_NODES,)))
 
     @property
     def virtual_servers(self) -> int:

@@ -14,12 +14,10 @@ is tried again. What pods of this node are ready for is told to the others (``Ds
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
-from msgspec import Struct, field
-
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Pod, Service
 from kube_router_py.errors import KernelError, KubeRouterError
-from kube_router_py.kernel.ports import DsrPorts, HostPorts, PodTunnel, TableRules
+from kube_router_py.kernel.ports import DsrPorts, HostPorts, TableRules
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.compile import CompiledService
 from kube_router_py.proxy.desired import Desired
@@ -34,6 +32,7 @@ from kube_router_py.proxy.dsr import (
     compile_marks,
     with_direct_servers,
 )
+from kube_router_py.proxy.dsr_pods import PodSides
 from kube_router_py.proxy.dsr_ready import DsrReady, NobodyReady
 from kube_router_py.proxy.model import IpvsTable, Vip, VirtualServerKey
 from kube_router_py.proxy.settings import FAMILY_NAMES, ThisNode
@@ -45,14 +44,6 @@ OTHER_NODES = "direct server return: other nodes"
 
 SLOPPY_TCP = "net/ipv4/vs/sloppy_tcp"
 _MAGLEV = "mh"
-
-
-class _PodSide(Struct):
-    """The tunnels of one pod, by family, that stand as far as we know."""
-
-    tunnels: dict[int, PodTunnel] = field(default_factory=dict)
-    mtu: dict[int, int] = field(default_factory=dict)
-    verified: set[int] = field(default_factory=set)
 
 
 class Dsr:
@@ -79,13 +70,14 @@ class Dsr:
         self._services: dict[str, DirectReturn] = {}
         self._schedulers: dict[str, str] = {}
         self._asked: dict[Vip, set[str]] = {}
-        self._pods: dict[str, _PodSide] = {}
+        self._pods = PodSides()
         self._problems: dict[str, list[Problem]] = {}
         self._failed: set[str] = set()
         self._host_problems: tuple[Problem, ...] = ()
         self._rules: dict[str, TableRules] = {}
         self._marked: dict[VirtualServerKey, DirectServer] = {}
         self._routed: frozenset[int] = frozenset()
+        self._loosened: set[tuple[int, bytes]] = set()
         self._set_sloppy = False
         self._started = False
         self._full = True
@@ -106,8 +98,7 @@ class Dsr:
         """
         self._full = full
         if full:
-            for side in self._pods.values():
-                side.verified.clear()
+            self._pods.doubt()
         if OTHER_NODES in dirty:
             dirty = (dirty - {OTHER_NODES}) | self._services.keys()
         return dirty
@@ -191,7 +182,8 @@ class Dsr:
                         self._report(key, backend, reason)
                     continue
                 try:
-                    self._ensure(backend, server.vip)
+                    tunnels = self._opened().tunnels
+                    self._pods.ensure(tunnels, backend.uid, backend.real.address, server.vip)
                     ready.add((server.address, backend.uid))
                 except KubeRouterError as error:
                     self._report(key, backend, str(error))
@@ -204,26 +196,6 @@ class Dsr:
         found = self._problems.setdefault(key, [])
         if problem not in found:
             found.append(problem)
-
-    def _ensure(self, backend: Backend, vip: Vip) -> None:
-        """Make one pod side answer for a VIP; raises what keeps it from it."""
-        family = vip.family
-        side = self._pods.get(backend.uid)
-        tunnel = side.tunnels.get(family) if side else None
-        known = tunnel.vips if tunnel and tunnel.address == backend.real.address else frozenset()
-        if side is not None and family in side.verified and vip.address in known:
-            return
-        wanted = PodTunnel(family, backend.real.address, known | {vip.address})
-        try:
-            mtu = self._opened().tunnels.ensure(backend.uid, wanted)
-        except KubeRouterError:
-            if side is not None:
-                side.tunnels.pop(family, None)
-            raise
-        side = self._pods.setdefault(backend.uid, _PodSide())
-        side.tunnels[family] = wanted
-        side.mtu[family] = mtu
-        side.verified.add(family)
 
     def _opened(self) -> DsrPorts:
         if self.ports is None:
@@ -248,18 +220,27 @@ class Dsr:
 
     def after_shrink(self, ports: HostPorts, desired: Desired, standing: IpvsTable) -> None:
         """Remove what nothing needs any more; tell the other nodes what stands."""
-        if not self._started:
-            self._started = True
-            self._adopt()
+        is_first, self._started = not self._started, True
+        if is_first:
+            self._pods.adopt(self._ready.formerly())
         if not (self._services or self._marked or self._pods):
-            self._clear_leftovers(ports)
+            if is_first:
+                self._clear_leftovers(ports)
             self._ready.publish({}, check=self._full)
             return
         wanted = self._wanted(desired)
         try:
             gone = {key: each for key, each in self._marked.items() if key not in wanted}
             still = {key: each for key, each in gone.items() if key in standing}
-            self._prune_pods(standing)
+            if self._pods:
+                tunnels, needed = self._opened().tunnels, self._needed(standing)
+                # After a restart nobody knows which pods those are whose connections still end.
+                spare = any(
+                    not real.weight
+                    for key in self._marked.keys() & standing.keys()
+                    for real in standing[key].real_servers.values()
+                )
+                self._pods.prune(tunnels, needed, everything=self._full, spare_adopted=spare)
             self._put_marks(ports, {**wanted, **still})
             self._marked = {**wanted, **still}
             if not self._marked:
@@ -268,17 +249,7 @@ class Dsr:
             self._settle_sloppy(ports)
         except KubeRouterError as error:
             self._host_failed(error)
-        self._ready.publish(
-            {
-                uid: sorted(
-                    str(Vip(family, vip))
-                    for family, tunnel in side.tunnels.items()
-                    for vip in tunnel.vips
-                )
-                for uid, side in self._pods.items()
-            },
-            check=self._full,
-        )
+        self._ready.publish(self._pods.ready(), check=self._full)
 
     # --- what went wrong -----------------------------------------------------------------------
 
@@ -314,24 +285,20 @@ class Dsr:
             routing.ensure(sorted(families))
             self._routed |= families
         # A reply comes from the VIP, by a link that is not the way to the VIP.
-        for side in self._pods.values():
-            for family, tunnel in side.tunnels.items():
-                link = routing.link_towards(family, tunnel.address)
-                parameter = f"net/ipv4/conf/{link}/rp_filter"
-                is_strict = FAMILY_NAMES[family] == "IPv4" and link
-                if is_strict and ports.sysctls.read(parameter) == "1":
-                    ports.sysctls.write(parameter, "2")
+        if self._full:
+            self._loosened.clear()
+        for family, address in set(self._pods.addresses()) - self._loosened:
+            self._loosened.add((family, address))
+            link = routing.link_towards(family, address)
+            parameter = f"net/ipv4/conf/{link}/rp_filter"
+            is_strict = FAMILY_NAMES[family] == "IPv4" and link
+            if is_strict and ports.sysctls.read(parameter) == "1":
+                ports.sysctls.write(parameter, "2")
 
     def _put_marks(
         self, ports: HostPorts, servers: Mapping[VirtualServerKey, DirectServer]
     ) -> None:
-        mtu: dict[Vip, int] = {}
-        for side in self._pods.values():
-            for family, tunnel in side.tunnels.items():
-                for address in tunnel.vips:
-                    vip = Vip(family, address)
-                    mtu[vip] = min(mtu.get(vip, side.mtu[family]), side.mtu[family])
-        wanted = compile_marks(servers.values(), mtu)
+        wanted = compile_marks(servers.values(), self._pods.mtu())
         for name in self._rules.keys() - wanted.keys():
             ports.iptables.remove(name, TABLE, (CHAIN,))
             del self._rules[name]
@@ -351,26 +318,6 @@ class Dsr:
             ports.sysctls.write(SLOPPY_TCP, "0")
             self._set_sloppy = False
 
-    # --- pod sides -----------------------------------------------------------------------------
-
-    def _adopt(self) -> None:
-        """Take note of pods that had a pod side before the start: what is not wanted will go."""
-        for uid in self._ready.formerly():
-            self._pods.setdefault(uid, _PodSide())
-
-    def _prune_pods(self, standing: IpvsTable) -> None:
-        needed = self._needed(standing)
-        for uid, side in list(self._pods.items()):
-            for family in FAMILY_NAMES:
-                tunnel = side.tunnels.get(family)
-                vips = needed.get((uid, family), frozenset())
-                if not vips and (tunnel is not None or not side.tunnels):
-                    self._remove(uid, side, family)
-                elif tunnel is not None and (tunnel.vips != vips or self._full):
-                    self._narrow(uid, side, PodTunnel(family, tunnel.address, vips))
-            if not side.tunnels:
-                del self._pods[uid]
-
     def _needed(self, standing: IpvsTable) -> dict[tuple[str, int], frozenset[bytes]]:
         """VIPs by (pod, family) that are desired, or whose connections to the pod still drain."""
         found: dict[tuple[str, int], set[bytes]] = {}
@@ -379,40 +326,17 @@ class Dsr:
                 for backend in server.backends:
                     place = (backend.uid, server.address.family)
                     found.setdefault(place, set()).add(server.address.address)
-        pods = {
-            (family, tunnel.address): uid
-            for uid, side in self._pods.items()
-            for family, tunnel in side.tunnels.items()
-        }
         for key, server in self._marked.items():
             state = standing.get(key)
             for real in state.real_servers if state else ():
-                draining = pods.get((real.family, real.address))
+                draining = self._pods.uid_at(real.family, real.address)
                 if draining is not None:
                     found.setdefault((draining, key.family), set()).add(server.address.address)
         return {place: frozenset(vips) for place, vips in found.items()}
 
-    def _remove(self, uid: str, side: _PodSide, family: int) -> None:
-        """A pod that cannot be visited any more is most likely gone, and its devices with it."""
-        try:
-            self._opened().tunnels.remove(uid, (family,))
-        except KubeRouterError as error:
-            _log.info("pod side not removed pod=%s reason=%r", uid, str(error))
-        side.tunnels.pop(family, None)
-
-    def _narrow(self, uid: str, side: _PodSide, tunnel: PodTunnel) -> None:
-        try:
-            self._opened().tunnels.ensure(uid, tunnel, only=True)
-        except KubeRouterError as error:
-            _log.warning("pod side not narrowed pod=%s reason=%r", uid, str(error))
-            return  # the next full turn tries again
-        side.tunnels[tunnel.family] = tunnel
-
     def _clear_leftovers(self, ports: HostPorts) -> None:
         """Of a time before the start, when there were direct servers."""
-        if not self._full or self._set_sloppy:
-            self._settle_sloppy(ports)
-        if not self._full or self._open_ports is None:
+        if self._open_ports is None:
             return
         try:
             routing = self._opened().routing

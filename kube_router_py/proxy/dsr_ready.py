@@ -13,14 +13,16 @@ not wait for the API server.
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, RefusedError
-from kube_router_py.cluster.objects import Lease, Node
+from kube_router_py.cluster.objects import Lease, Node, Service
 from kube_router_py.errors import ApiError
+from kube_router_py.proxy.dsr import DSR_ANNOTATION
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ NAME_PREFIX = "kube-router-py-"
 # The API server takes 256 KiB of annotations; a node has a few hundred pods.
 MOST_BYTES = 128 << 10
 
+# Without Leases a start would take every real server of another node away.
+_PATIENCE_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
 Ready = Mapping[str, Sequence[str]]
@@ -89,10 +93,22 @@ def read_ready(text: str) -> Mapping[str, frozenset[str]]:
 
 
 class LeaseReady:
-    """``DsrReady`` by Leases in ``namespace``, as the cache has them and the client writes them."""
+    """``DsrReady`` by Leases in ``namespace``, as ``leases`` has them and the client writes them.
 
-    def __init__(self, cache: Cache, client: Client, node: str, namespace: str) -> None:
-        self._cache, self._client = cache, client
+    ``cache`` holds Services and this Node; ``clock`` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        leases: Cache,
+        client: Client,
+        node: str,
+        namespace: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache, self._leases, self._client, self._clock = cache, leases, client, clock
+        self._patient_until: float | None = None
         self._node, self._namespace = node, namespace
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._changed = threading.Condition()
@@ -100,6 +116,18 @@ class LeaseReady:
         self._written: str | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
+
+    def is_known(self) -> bool:
+        """Whether the loop may start: the Leases are listed, or nobody needs them, or they could
+        not be listed for so long that the other Services have waited enough. For any thread."""
+        if self._leases.is_synced():
+            return True
+        services = self._cache.list(Service)
+        if not any(each.metadata.annotation(DSR_ANNOTATION) for each in services):
+            return True
+        if self._patient_until is None:
+            self._patient_until = self._clock() + _PATIENCE_S
+        return self._clock() >= self._patient_until
 
     def elsewhere(self, node: str, uid: str, vip: str) -> bool:
         """Whether another node's Lease says so."""
@@ -134,7 +162,7 @@ class LeaseReady:
             self._thread.join(timeout_s)
 
     def _told(self, node: str) -> str | None:
-        lease = self._cache.get(Lease, f"{self._namespace}/{NAME_PREFIX}{node}")
+        lease = self._leases.get(Lease, f"{self._namespace}/{NAME_PREFIX}{node}")
         return None if lease is None else lease.metadata.annotation(ANNOTATION) or ""
 
     # --- the thread ----------------------------------------------------------------------------

@@ -331,7 +331,7 @@ class Agent:
     def __init__(self, number: int, box: Box, cache: Cache, leases: Any) -> None:
         self.cache, self._box = cache, box
         name = f"node{number}"
-        self.ready = LeaseReady(cache, leases, name, "kube-system")
+        self.ready = LeaseReady(cache, cache, leases, name, "kube-system")
         self.dsr = Dsr(name, open_dsr, self.ready)
         self.proxy = ServiceProxy(
             cache,

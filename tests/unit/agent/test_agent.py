@@ -43,7 +43,9 @@ from kube_router_py.proxy.sysctls import sysctls
 
 AF_INET = int(socket.AF_INET)
 PARAMETERS = [each.name for each in sysctls(ProxyOptions(ipv4=True, ipv6=True), ("eth0",), (6, 1))]
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 KIND_NAMES = {resource.path: kind.__name__ for kind, resource in RESOURCES.items()}
+KIND_NAMES[LEASES] = "Lease"
 
 
 def packed(text):
@@ -92,6 +94,7 @@ class Api:
             RESOURCES[Service].path: [service("kubernetes", "10.96.0.1", 443)],
             RESOURCES[EndpointSlice].path: [],
             RESOURCES[Node].path: [NODE],
+            LEASES: [],
         }
         self.revision = 10
         self.events = []

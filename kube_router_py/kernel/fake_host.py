@@ -146,6 +146,18 @@ class FakeIpsets:
         self.kernel.sets[spec.name] = (spec, wanted)
         return changes
 
+    def change(self, spec: IpsetSpec, add: frozenset[str], remove: frozenset[str]) -> int:
+        added = canonical_entries(spec.type, add)
+        removed = canonical_entries(spec.type, remove) - added
+        if not added and not removed:
+            return 0
+        self.writes += len(added) + len(removed)
+        if spec.name not in self.kernel.sets:
+            raise KernelError(f"ipset {spec.name}: no such set", errno.ENOENT)
+        found, standing = self.kernel.sets[spec.name]
+        self.kernel.sets[spec.name] = (found, (standing | added) - removed)
+        return len(added) + len(removed)
+
     def destroy(self, names: Iterable[str]) -> None:
         refused: list[str] = []
         for name in names:

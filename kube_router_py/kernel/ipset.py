@@ -81,10 +81,21 @@ class IpsetProgram:
         ):
             self._swap(spec, wanted, state.maxelem)
         else:
-            # Additions first: an address that moves between two entries is never in neither.
-            lines = [f"add {spec.name} {entry} -exist" for entry in sorted(added)]
-            lines += [f"del {spec.name} {entry} -exist" for entry in sorted(removed)]
-            self._restore(spec.name, lines)
+            self._restore(spec.name, _delta(spec.name, added, removed))
+        return changes
+
+    def change(self, spec: IpsetSpec, add: frozenset[str], remove: frozenset[str]) -> int:
+        """Add, then remove entries of a set that stands, without reading it; returns their number.
+
+        What is there already, or gone already, is no error. Raises KernelError where there is no
+        such set or no room in it: ``ensure`` is the remedy for both.
+        """
+        added = canonical_entries(spec.type, add)
+        removed = canonical_entries(spec.type, remove) - added
+        changes = len(added) + len(removed)
+        if changes:
+            self.writes += changes
+            self._restore(spec.name, _delta(spec.name, added, removed))
         return changes
 
     def destroy(self, names: Iterable[str]) -> None:
@@ -164,6 +175,14 @@ class IpsetProgram:
 def _spare_name(name: str) -> str:
     """The name of the set that is filled beside set ``name`` and swapped with it."""
     return "kube-router-spare-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def _delta(name: str, added: Iterable[str], removed: Iterable[str]) -> list[str]:
+    """Lines for ``ipset restore``. Additions first: what moves is never in neither place."""
+    return [
+        *(f"add {name} {entry} -exist" for entry in sorted(added)),
+        *(f"del {name} {entry} -exist" for entry in sorted(removed)),
+    ]
 
 
 def _create(name: str, spec: IpsetSpec, entries: frozenset[str], maxelem: int) -> list[str]:

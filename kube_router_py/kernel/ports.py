@@ -130,8 +130,8 @@ class Ipsets(Protocol):
     def change(self, spec: IpsetSpec, add: frozenset[str], remove: frozenset[str]) -> int:
         """Add, then remove entries of a set that stands, without reading it; returns their number.
 
-        What is there already, or gone already, is no error. Raises KernelError if there is no such
-        set: then ``ensure`` is the remedy.
+        What is there already, or gone already, is no error. Raises KernelError where there is no
+        such set or no room in it: ``ensure`` is the remedy for both.
         """
 
     def destroy(self, names: Iterable[str]) -> None:

@@ -147,6 +147,31 @@ def test_a_set_grows_beyond_the_kernels_default_limit(namespace: Namespace, ipse
     assert ipsets.read(LOCAL.name) == many
 
 
+def test_a_change_adds_and_removes_without_a_look(namespace: Namespace, ipsets: Ipsets) -> None:
+    ports = IpsetSpec("ports", "hash:ip,port", "inet")
+    ipsets.ensure(ports, frozenset({"10.0.0.1,tcp:80", "10.0.0.2,tcp:80"}))
+    namespace.refer_to("ports")
+    add, remove = frozenset({"10.0.0.3,6:80", "10.0.0.1,tcp:80"}), frozenset({"10.0.0.2,80"})
+    before = ipsets.writes
+    assert ipsets.change(ports, add, remove) == 3
+    assert ipsets.writes == before + 3
+    assert ipsets.read("ports") == {"10.0.0.1,tcp:80", "10.0.0.3,tcp:80"}
+    # What is there, or gone, already is no error; what is in both stays.
+    assert ipsets.change(ports, add, remove | {"10.0.0.3,tcp:80"}) == 3
+    assert ipsets.read("ports") == {"10.0.0.1,tcp:80", "10.0.0.3,tcp:80"}
+
+
+def test_a_change_of_nothing_does_nothing(ipsets: Ipsets) -> None:
+    assert ipsets.change(LOCAL, frozenset(), frozenset()) == 0
+    assert ipsets.writes == 0
+
+
+def test_a_set_that_is_not_there_cannot_be_changed(ipsets: Ipsets) -> None:
+    with pytest.raises(KernelError, match=LOCAL.name):
+        ipsets.change(LOCAL, frozenset({"10.0.0.1"}), frozenset())
+    assert ipsets.read(LOCAL.name) is None
+
+
 def test_another_type_is_replaced(ipsets: Ipsets) -> None:
     ipsets.ensure(IpsetSpec("set", "hash:ip", "inet"), frozenset({"10.0.0.1"}))
     assert ipsets.ensure(IpsetSpec("set", "hash:net", "inet6"), frozenset({"fd00::/8"})) == 2

@@ -39,7 +39,8 @@ from kube_router_py.observe.supervisor import notify
 from kube_router_py.option_flag import BGP, FIREWALL, LOADBALANCER, PEERS, POD_NETWORK
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
-from kube_router_py.proxy.controller import KINDS, ServiceProxy
+from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.dirty_keys import KINDS
 from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.settings import proxy_options

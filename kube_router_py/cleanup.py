@@ -6,13 +6,14 @@ fails does not stop the others.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.options import Options
-from kube_router_py.proxy.masquerade import TABLE, compile_masquerade
 from kube_router_py.proxy.model import IpvsOperation, Verb
-from kube_router_py.proxy.settings import ProxyOptions, ThisNode
+from kube_router_py.proxy.packet_sets import owned_sets
+from kube_router_py.proxy.service_rules import owned_rules
 from kube_router_py.proxy.sysctls import VIP_LINK
 from kube_router_py.services import is_inside
 
@@ -34,20 +35,14 @@ def _steps(options: Options, ports: HostPorts) -> Iterator[tuple[str, Callable[[
     # New connections stop first; a VIP goes after what it leads to.
     yield "IPVS virtual servers", lambda: _remove_virtual_servers(options, ports)
     # Both families, whichever are enabled now: an earlier agent may have had other flags.
-    both, _ = compile_masquerade(
-        ThisNode(""), ProxyOptions(ipv4=True, ipv6=True), random_fully=False
-    )
     enabled = {"inet": options.enable_ipv4, "inet6": options.enable_ipv6}
-    for each in both:
-        chains = tuple(each.rules.chains)
-        yield (
-            f"iptables {each.family} {TABLE} {' '.join(chains)}",
-            lambda each=each, chains=chains: _remove_chains(  # type: ignore[misc]
-                ports, each.family, chains, must=enabled[each.family]
-            ),
-        )
-    names = tuple(each.set.name for each in both)
-    yield f"ipsets {' '.join(names)}", lambda: _destroy_sets(ports, names)
+    for family, must in enabled.items():
+        for table, chains in owned_rules().items():
+            yield (
+                f"iptables {family} {table} {' '.join(chains)}",
+                partial(_remove_chains, ports, family, table, chains, must=must),
+            )
+    yield "ipsets", lambda: _destroy_sets(ports, owned_sets())
     yield f"link {VIP_LINK}", lambda: _remove_link(ports)
 
 
@@ -66,9 +61,11 @@ def _remove_virtual_servers(options: Options, ports: HostPorts) -> str:
     return f"{len(ours)} removed{kept}"
 
 
-def _remove_chains(ports: HostPorts, family: str, chains: tuple[str, ...], *, must: bool) -> str:
+def _remove_chains(
+    ports: HostPorts, family: str, table: str, chains: tuple[str, ...], *, must: bool
+) -> str:
     try:
-        ports.iptables.remove(family, TABLE, chains)
+        ports.iptables.remove(family, table, chains)
     except KernelError as error:
         if must:
             raise

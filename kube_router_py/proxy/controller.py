@@ -3,32 +3,32 @@
 Packet path. A packet to a service address is local to the node (a ``local`` route, or an address,
 on kube-dummy-if), so the kernel hands it to IPVS in INPUT (OUTPUT for the node's own). IPVS picks
 a real server and rewrites the destination; on its way out through nat POSTROUTING the source is
-rewritten too where the reply would otherwise go past this node (see ``masquerade``).
+rewritten too where the reply would otherwise go past this node (see ``masquerade``). What must
+not get that far is stopped in filter INPUT (see ``service_rules``).
 
 Kernel objects owned: every IPVS virtual server outside ``--excluded-cidrs``; the link
-kube-dummy-if and the routes or addresses of Services on it; chain KUBE-ROUTER-MASQ with its jump;
-the sets kube-router-local-cidrs; the values named in ``sysctls``.
+kube-dummy-if and the routes or addresses of Services on it; the chains of ``service_rules`` with
+their jumps; the sets of ``packet_sets``; the values named in ``sysctls``.
 
 Start: nothing is written before the caches have synced. Then the kernel is read, what is right is
 adopted, and only differences are written: with nothing to change there is no write.
 Crash: the kernel goes on with what it has; the next start takes it over, connections included.
 Stop: as a crash. Nothing is removed; ``cleanup`` does that.
 
-What happens in a turn: compile the dirty Services -> diff with what stands -> plan -> apply. A
-refused write returns its Service to the dirty keys and makes the next turn read the kernel back.
+What happens in a turn: compile the dirty Services -> diff with what stands -> plan -> apply: sets
+grow, rules, IPVS and addresses (in the order of ``plan``), sets shrink. A refused write returns its
+Service to the dirty keys and makes the next turn read the kernel back.
 """
 
 import errno
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Protocol
 
 from msgspec import structs
 
-from kube_router_py.cluster.cache import Cache, Event
-from kube_router_py.cluster.node import NodeView, node_view
-from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.objects import Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts, OperationFailure
@@ -36,34 +36,19 @@ from kube_router_py.loop import Outcome
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.applied import Applied
 from kube_router_py.proxy.compile import compile_service
-from kube_router_py.proxy.desired import Desired
+from kube_router_py.proxy.desired import Changes, Desired
+from kube_router_py.proxy.dirty_keys import NOT_SERVICES, OWN_NODE, Marks, subscribe
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.dsr_host import Dsr
-from kube_router_py.proxy.host import settle_host
+from kube_router_py.proxy.host import ThisHost
 from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
 from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
-from kube_router_py.proxy.settings import (
-    WEIGHT_ANNOTATION,
-    ProxyOptions,
-    ThisNode,
-    backend_weights,
-    node_port_problems,
-    this_node,
-)
-from kube_router_py.services import is_inside, service_key_of
+from kube_router_py.proxy.service_sets import ServiceSets
+from kube_router_py.proxy.settings import ProxyOptions
+from kube_router_py.services import is_inside
 
 _log = logging.getLogger(__name__)
-
-KINDS = (Service, EndpointSlice, Node)
-# The dirty key that is no Service: this node, and everything that no Service is to blame for.
-OWN_NODE = "own node"
-
-
-class Marks(Protocol):
-    """The part of a Loop that events need."""
-
-    def mark(self, keys: Iterable[Hashable]) -> None: ...
 
 
 class ServiceProxy:
@@ -92,10 +77,8 @@ class ServiceProxy:
 
     def _forget(self) -> None:
         options = self._options = self._given_options
-        self._node = ThisNode(self._node_name)
-        self._node_problems: tuple[Problem, ...] = ()
-        self._host_is_settled = False
-        self._node_addresses: frozenset[bytes] = frozenset()
+        self._host = ThisHost(self._node_name, self._cache, options)
+        self._sets = ServiceSets(self._node_name, options.families)
         self._desired = Desired()
         self._draining = Draining(
             enabled=options.graceful_termination, grace_s=options.graceful_period_s
@@ -106,23 +89,8 @@ class ServiceProxy:
         self._held: set[VirtualServerKey | Vip] = set()
 
     def subscribe(self, cache: Cache, loop: Marks) -> None:
-        """Have every event mark the Service, or the node, whose desired state it can change."""
-
-        def notify(event: Event) -> None:
-            if event.kind is Service:
-                loop.mark((event.key,))
-            elif event.kind is EndpointSlice:
-                found = (service_key_of(each) for each in (event.old, event.new) if each)
-                loop.mark({key for key in found if key})
-            else:
-                # A kubelet writes its Node's status all the time, others its annotations; seldom
-                # anything that we read. Of other Nodes that is the weight of their endpoints.
-                facts = _own_facts if event.key == self._node_name else _weight
-                old, new = (each and facts(each) for each in (event.old, event.new))
-                if old != new:
-                    loop.mark((OWN_NODE,))
-
-        cache.subscribe(KINDS, notify)
+        """Have every event mark what it can change."""
+        subscribe(cache, loop, self._node_name)
 
     @property
     def virtual_servers(self) -> int:
@@ -165,30 +133,25 @@ class ServiceProxy:
 
     def _turn(self, ports: HostPorts, dirty: frozenset[Hashable], full: bool) -> None:
         now_s = self._clock()
-        has_moved = (full or OWN_NODE in dirty) and self._follow_node(ports)
+        has_moved = self._host.follow(ports, dirty, full=full)
         # What was held can now be judged, by one look at the kernel.
         full = full or bool(self._held and self._is_complete())
-        if full or OWN_NODE in dirty:
-            problems, self._host_is_settled = settle_host(ports, self._node, self._options)
-            self._node_problems += problems
         everything = full or has_moved
-        dirty = self._dsr.begin(dirty, full=full)
-        keys = self._all_keys() if everything else {str(key) for key in dirty - {OWN_NODE}}
-        servers, vips = self._compile(keys)
-        if again := self._dsr.affected(vips):
-            more_servers, more_vips = self._compile(again)
-            servers, vips = servers | more_servers, vips | more_vips
+        keys = self._dsr.begin(dirty, full=full) - NOT_SERVICES
+        changes = self._compile(self._all_keys() if everything else map(str, keys))
+        if again := self._dsr.affected(changes.vips):
+            changes = Changes.of_all((changes, self._compile(again)))
+        servers, vips = set(changes.servers), set(changes.vips)
         if full:
             self._read(ports)
             servers = {*self._desired.servers(), *self._applied.servers}
         if everything or OWN_NODE in dirty:
             vips = {*self._desired.vips(), *self._applied.vips}
-        servers |= self._draining.poll(ports.ipvs.read_connections, now_s)
+        servers |= self._draining.poll(ports.ipvs.read_connections, now_s) | self._sets.withheld
         servers = self._applied.take_up(servers)
         vips = (vips | self._applied.withheld) - self._applied.refused_vips.keys()
         if vips:
-            live = ports.links.node_addresses()
-            self._node_addresses = frozenset(each.address for each in live)
+            self._host.look_at_links(ports)
         targets = self._targets(servers, now_s)
         sources = {vip: self._source(vip) for vip in vips if self._is_wanted(vip)}
         planned = plan(
@@ -198,16 +161,28 @@ class ServiceProxy:
         )
         if full:
             self._applied.tell(planned)
+        planned = self._sets.before(
+            ports.ipsets,
+            planned,
+            self._desired,
+            changes,
+            self._applied.servers,
+            self._applied.vips.keys(),
+            full=full,
+            only_grow=bool(self._held),
+        )
+        self._host.settle_rules(ports, dirty, full=full)
         self._dsr.before_grow(ports, self._desired)
         if planned:
             self._learn(self._applied.apply(ports, planned, targets))
             _log.log(
                 logging.INFO if full else logging.DEBUG,
-                "programmed services=%d operations=%d addresses=%d",
-                len(keys),
+                "programmed virtual_servers=%d operations=%d addresses=%d",
+                len(servers),
                 len(planned.grow) + len(planned.shrink),
                 len(planned.put_vips) + len(planned.remove_vips),
             )
+        self._sets.after(ports.ipsets)
         self._dsr.after_shrink(ports, self._desired, self._applied.servers)
         if full:
             self._applied.share(targets)
@@ -247,44 +222,17 @@ class ServiceProxy:
     def _is_complete(self) -> bool:
         """Whether all is known that could ask for a virtual server."""
         unread = any(each.object.startswith("Service ") for each in self._cache.problems())
-        return not (unread or self._broken) and bool(self._node.addresses)
+        return not (unread or self._broken) and bool(self._host.node.addresses)
 
     # --- desired -------------------------------------------------------------------------------
-
-    def _follow_node(self, ports: HostPorts) -> bool:
-        """Take over this node's addresses; True if they changed. A Node that vanished from the API
-        changes nothing: nobody's connections should end for it."""
-        self._node_problems = ()
-        node = self._cache.get(Node, self._node_name)
-        if node is None:
-            reason = "there is no such Node; is the name right (--hostname-override, NODE_NAME)?"
-            self._node_problems = (Problem(f"Node {self._node_name}", "", reason),)
-            return False
-        view, problems = node_view(node)
-        weights, weight_problems = backend_weights(self._cache.list(Node))
-        before, found = self._node, this_node(view, self._options, self._live(ports), weights)
-        port_problems = node_port_problems(found, self._options)
-        self._node_problems = (*problems, *weight_problems, *port_problems)
-        if before.addresses and not found.addresses:
-            return False  # a moment without any, as cloud providers know it, changes nothing either
-        self._node = found
-        return before != found
-
-    def _live(self, ports: HostPorts) -> list[tuple[str, bytes]]:
-        """The node's addresses as the kernel has them, where NodePorts go by them."""
-        options = self._options
-        if not options.node_ports_everywhere and not options.node_port_ranges:
-            return []
-        return [(each.link, each.address) for each in ports.links.node_addresses()]
 
     def _all_keys(self) -> set[str]:
         listed = {service.metadata.key for service in self._cache.list(Service)}
         return listed.union(self._desired.services())
 
-    def _compile(self, keys: Iterable[str]) -> tuple[set[VirtualServerKey], set[Vip]]:
+    def _compile(self, keys: Iterable[str]) -> Changes:
         """Bring the desired state of these Services up to date; returns what may have changed."""
-        servers: set[VirtualServerKey] = set()
-        vips: set[Vip] = set()
+        found: list[Changes] = []
         for key in sorted(keys):
             self._broken.pop(key, None)
             service = self._cache.get(Service, key)
@@ -292,19 +240,17 @@ class ServiceProxy:
                 compiled = None
                 if service is not None:
                     slices = self._cache.slices_of(key)
-                    compiled = compile_service(service, slices, self._node, self._options)
+                    compiled = compile_service(service, slices, self._host.node, self._options)
                 compiled = self._dsr.adapt(
-                    service or key, self._cache, compiled, self._node, self._desired
+                    service or key, self._cache, compiled, self._host.node, self._desired
                 )
             except Exception as error:  # noqa: BLE001 - one Service must not stop the others
                 _log.exception("cannot compile service=%s", key)
                 reason = f"cannot be compiled ({error!r}); what it had is kept"
                 self._broken[key] = Problem(f"Service {key}", "", reason)
                 continue
-            changes = self._desired.update(key, compiled)
-            servers |= changes.servers
-            vips |= changes.vips
-        return servers, vips
+            found.append(self._desired.update(key, compiled))
+        return Changes.of_all(found)
 
     def _is_ours(self, key: VirtualServerKey) -> bool:
         """What is in --excluded-cidrs, or held, is none of ours unless a Service asks for it."""
@@ -333,13 +279,13 @@ class ServiceProxy:
 
     def _is_wanted(self, vip: Vip) -> bool:
         """An address that the node has anyway gets IPVS entries only."""
-        return bool(self._desired.vip_claimants(vip)) and vip.address not in self._node_addresses
+        return bool(self._desired.vip_claimants(vip)) and vip.address not in self._host.addresses
 
     def _source(self, vip: Vip) -> bytes:
         """The node's address, for the node's own connections: else the VIP would be their source.
         A cloud's Node may name an address that no link has, and that the kernel would refuse."""
-        address = self._node.addresses.get(vip.family, b"")
-        return address if address in self._node_addresses else b""
+        address = self._host.node.addresses.get(vip.family, b"")
+        return address if address in self._host.addresses else b""
 
     # --- what went wrong -----------------------------------------------------------------------
 
@@ -355,17 +301,17 @@ class ServiceProxy:
 
     def _failed(self) -> frozenset[Hashable]:
         failed: set[Hashable] = {*self._broken, *self._dsr.failed()}
-        for key in self._applied.refused:
+        for key in (*self._applied.refused, *self._sets.withheld):
             failed.add(self._desired.owner(key) or OWN_NODE)
         for vip in self._applied.refused_vips:
             failed |= self._desired.vip_claimants(vip) or {OWN_NODE}
-        if not self._host_is_settled:
+        if self._sets.problems or not self._host.is_settled:
             failed.add(OWN_NODE)
         return frozenset(failed)
 
     def _problems(self) -> tuple[Problem, ...]:
-        found = {*self._node_problems, *self._desired.problems(), *self._broken.values()}
-        found.update(self._dsr.problems())
+        found = {*self._host.problems, *self._sets.problems, *self._broken.values()}
+        found.update(self._desired.problems(), self._dsr.problems())
         for key, failure in self._applied.refused.items():
             owner = self._desired.owner(key)
             subject = f"Service {owner}" if owner else f"Node {self._node_name}"
@@ -375,13 +321,3 @@ class ServiceProxy:
                 subject = f"Service {claimant}" if claimant else f"Node {self._node_name}"
                 found.add(Problem(subject, "", message))
         return tuple(sorted(found))
-
-
-def _own_facts(node: Node) -> tuple[NodeView, list[Problem], str | None]:
-    """The part of a Node that decides what its proxy does: of its annotations the weight alone."""
-    view, problems = node_view(node)
-    return structs.replace(view, annotations={}), problems, _weight(node)
-
-
-def _weight(node: Node) -> str | None:
-    return node.metadata.annotation(WEIGHT_ANNOTATION)

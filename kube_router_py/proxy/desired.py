@@ -35,6 +35,18 @@ class Changes(Struct, frozen=True):
     # Those whose hairpins, or whose answer to health checks, may be others now.
     services: frozenset[str] = frozenset()
 
+    @staticmethod
+    def of_all(found: Iterable["Changes"]) -> "Changes":
+        """Several in one."""
+        servers: set[VirtualServerKey] = set()
+        vips: set[Vip] = set()
+        services: set[str] = set()
+        for each in found:
+            servers |= each.servers
+            vips |= each.vips
+            services |= each.services
+        return Changes(frozenset(servers), frozenset(vips), frozenset(services))
+
 
 class Desired:
     """An index over compiled Services; every method costs what it touches, not what it holds."""

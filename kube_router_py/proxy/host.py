@@ -1,14 +1,31 @@
-"""What the service proxy needs of its host beside IPVS: kernel parameters, VIP link, source NAT."""
+"""This node as the service proxy follows it, and what it needs of it beside IPVS: kernel
+parameters, the VIP link, and the rules with those sets that follow nodes and pods."""
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.node import node_view
+from kube_router_py.cluster.objects import Node, Pod
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.ports import HostPorts, Ipsets, Iptables, Sysctls
+from kube_router_py.kernel.ports import HostPorts, Sysctls
 from kube_router_py.problem import Problem
-from kube_router_py.proxy.masquerade import TABLE, Masquerade, compile_masquerade
-from kube_router_py.proxy.settings import ProxyOptions, ThisNode
+from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, LOCAL_PODS, OWN_NODE
+from kube_router_py.proxy.service_rules import FamilyRules, compile_rules
+from kube_router_py.proxy.settings import (
+    ProxyOptions,
+    ThisNode,
+    backend_weights,
+    node_port_problems,
+    this_node,
+)
+from kube_router_py.proxy.surroundings import (
+    Surroundings,
+    cluster_networks,
+    link_addresses,
+    pod_addresses,
+)
 from kube_router_py.proxy.sysctls import Sysctl, sysctls
 
 _log = logging.getLogger(__name__)
@@ -46,41 +63,126 @@ def settle_sysctls(
     return problems, advice
 
 
-def settle_masquerade(
-    ipsets: Ipsets, iptables: Iptables, wanted: Iterable[Masquerade], node_name: str
-) -> list[Problem]:
-    """Make sets and rules stand, the set before the rule that names it; returns what failed."""
-    problems: list[Problem] = []
-    for family in wanted:
+class ThisHost:
+    """Used by the service proxy's loop, in its thread: ``follow`` as a turn begins,
+    ``settle_rules`` when the sets of Services are filled, before what the rules guard is exposed.
+
+    ``node`` is what the compiler sees, ``addresses`` (packed) are those on the node's links.
+    ``is_settled`` tells whether all that is in our hands stands.
+    """
+
+    def __init__(self, node_name: str, cache: Cache, options: ProxyOptions) -> None:
+        self._cache = cache
+        self._options = options
+        self.node = ThisNode(node_name)
+        self.addresses: frozenset[bytes] = frozenset()
+        self._around = Surroundings()
+        self._object_problems: tuple[Problem, ...] = ()
+        self._kernel_problems: tuple[Problem, ...] = ()
+        self._rule_problems: tuple[Problem, ...] = ()
+        self._sysctls_are_set = False
+        self._rules_stand = False
+
+    @property
+    def is_settled(self) -> bool:
+        return self._sysctls_are_set and self._rules_stand
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with the Node object, the kernel's parameters, and the rules."""
+        return (*self._object_problems, *self._kernel_problems, *self._rule_problems)
+
+    def follow(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> bool:
+        """Take over what has changed about this node and around it; True if ``node`` did."""
+        if not full and OWN_NODE not in dirty:
+            return False
+        ports.links.ensure_vip_link()
+        has_moved = self._follow_node(ports)
+        self._settle_sysctls(ports)
+        return has_moved
+
+    def look_at_links(self, ports: HostPorts) -> None:
+        """Bring ``addresses`` up to date."""
+        self.addresses = frozenset(each.address for each in ports.links.node_addresses())
+
+    def settle_rules(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> None:
+        """Make rules and the sets of nodes and pods stand, where they may not."""
+        own = full or OWN_NODE in dirty or not self._rules_stand
+        knows_pods = not self._options.own_pod_network and (
+            Pod in self._cache.kinds and self._cache.is_synced((Pod,))
+        )
+        if not (own or CLUSTER_NODES in dirty or (knows_pods and LOCAL_PODS in dirty)):
+            return
+        if not self.node.addresses:
+            # The Node is not there yet, or says nothing: rules from before the start are kept.
+            self._rules_stand = True
+            return
+        pods = pod_addresses(self._cache.list(Pod), self.node.name) if knows_pods else None
+        self._around = Surroundings(
+            cluster_networks(self._cache.list(Node)),
+            pods,
+            link_addresses(ports.links.node_addresses()),
+        )
         try:
-            ipsets.ensure(family.set, family.entries)
-            for change in iptables.ensure(family.family, TABLE, family.rules):
-                _log.info("source NAT family=%s change=%r", family.family, change)
+            random_fully = ports.iptables.random_fully()
         except KernelError as error:
-            problems.append(
-                Problem(f"Node {node_name}", "", f"source NAT ({family.family}): {error}")
-            )
-    return problems
+            self._refused("", error)
+            return
+        wanted, self._rule_problems = compile_rules(
+            self.node, self._around, self._options, random_fully=random_fully
+        )
+        self._rules_stand = True
+        for family in wanted:
+            try:
+                _settle_family(ports, family, rules=own)
+            except KernelError as error:
+                self._refused(f" ({family.family})", error)
+
+    def _refused(self, family: str, error: KernelError) -> None:
+        self._rules_stand = False
+        problem = Problem(f"Node {self.node.name}", "", f"service rules{family}: {error}")
+        self._rule_problems = (*self._rule_problems, problem)
+
+    def _follow_node(self, ports: HostPorts) -> bool:
+        """A Node that vanished from the API changes nothing: nobody's connections should end for
+        it."""
+        name = self.node.name
+        node = self._cache.get(Node, name)
+        if node is None:
+            reason = "there is no such Node; is the name right (--hostname-override, NODE_NAME)?"
+            self._object_problems = (Problem(f"Node {name}", "", reason),)
+            return False
+        view, problems = node_view(node)
+        weights, weight_problems = backend_weights(self._cache.list(Node))
+        before, found = self.node, this_node(view, self._options, self._live(ports), weights)
+        port_problems = node_port_problems(found, self._options)
+        self._object_problems = (*problems, *weight_problems, *port_problems)
+        if before.addresses and not found.addresses:
+            return False  # a moment without any, as cloud providers know it, changes nothing either
+        self.node = found
+        return before != found
+
+    def _live(self, ports: HostPorts) -> list[tuple[str, bytes]]:
+        """The node's addresses as the kernel has them, where NodePorts go by them."""
+        options = self._options
+        if not options.node_ports_everywhere and not options.node_port_ranges:
+            return []
+        return [(each.link, each.address) for each in ports.links.node_addresses()]
+
+    def _settle_sysctls(self, ports: HostPorts) -> None:
+        own = set(self.node.addresses.values())
+        links = {each.link for each in ports.links.node_addresses() if each.address in own}
+        wanted = sysctls(self._options, links, kernel_version())
+        problems, advice = settle_sysctls(ports.sysctls, wanted, self.node.name)
+        self._kernel_problems = (*problems, *advice)
+        self._sysctls_are_set = not problems
 
 
-def settle_host(
-    ports: HostPorts, node: ThisNode, options: ProxyOptions
-) -> tuple[tuple[Problem, ...], bool]:
-    """Kernel parameters, VIP link, source NAT; returns what is wrong, and whether all of it that
-    is in our hands stands."""
-    ports.links.ensure_vip_link()
-    addresses = set(node.addresses.values())
-    links = {each.link for each in ports.links.node_addresses() if each.address in addresses}
-    wanted = sysctls(options, links, kernel_version())
-    problems, advice = settle_sysctls(ports.sysctls, wanted, node.name)
-    if not node.addresses:
-        # The Node is not there yet, or says nothing: rules from before the start are kept.
-        return (*problems, *advice), not problems
-    try:
-        random_fully = ports.iptables.random_fully()
-    except KernelError as error:
-        problems.append(Problem(f"Node {node.name}", "", f"source NAT: {error}"))
-        return (*problems, *advice), False
-    masquerade, incomplete = compile_masquerade(node, options, random_fully=random_fully)
-    problems += settle_masquerade(ports.ipsets, ports.iptables, masquerade, node.name)
-    return (*problems, *advice, *incomplete), not problems
+def _settle_family(ports: HostPorts, wanted: FamilyRules, *, rules: bool) -> None:
+    """The sets before the rules that name them."""
+    for spec, entries in wanted.entries.items():
+        ports.ipsets.ensure(spec, entries)
+    if rules:
+        for table, each in wanted.tables.items():
+            for change in ports.iptables.ensure(wanted.family, table, each):
+                _log.info("rules family=%s table=%s change=%r", wanted.family, table, change)

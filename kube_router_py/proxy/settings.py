@@ -42,6 +42,7 @@ class ProxyOptions(Struct, frozen=True):
     source_ranges_on_node_ports: bool = False
     # Whether this node's pods have addresses of its podCIDRs: the CNI is configured by this agent.
     own_pod_network: bool = True
+    pod_egress: bool = True
     tcp_timeout_s: int = 0
     tcp_fin_timeout_s: int = 0
     udp_timeout_s: int = 0
@@ -76,6 +77,7 @@ def proxy_options(options: "Options") -> ProxyOptions:
         node_port_ranges=options.nodeport_addresses,
         source_ranges_on_node_ports=options.source_ranges_on_nodeports,
         own_pod_network=options.run_router,
+        pod_egress=options.enable_pod_egress,
         tcp_timeout_s=round(options.service_tcp_timeout),
         tcp_fin_timeout_s=round(options.service_tcpfin_timeout),
         udp_timeout_s=round(options.service_udp_timeout),

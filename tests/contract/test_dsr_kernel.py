@@ -29,7 +29,8 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Lease, Node, Pod, Service
 from kube_router_py.kernel.dsr_adapters import open_dsr
 from kube_router_py.kernel.host import open_host
-from kube_router_py.proxy.controller import KINDS, ServiceProxy
+from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.dirty_keys import KINDS
 from kube_router_py.proxy.dsr_host import Dsr
 from kube_router_py.proxy.dsr_ready import ANNOTATION, LeaseReady, write_ready
 from kube_router_py.proxy.settings import ProxyOptions
@@ -477,3 +478,206 @@ def test_the_reply_of_a_pod_elsewhere_bypasses_the_balancer(world: World) -> Non
                 assert world.client.run(ask, vip, kind) == f"b {CLIENT[version]}"
         wait_for(lambda: len(other.from_vip()) >= 2, "replies on node2's link")
         assert balancer.from_vip() == []
+
+
+def both_turn(found: dict[int, Agent]) -> None:
+    """node2 makes its pod sides and tells; node1 hears it."""
+    assert not found[2].turn().failed
+    key = "kube-system/kube-router-py-node2"
+    wait_for(lambda: found[1].cache.get(Lease, key) is not None, "the Lease of node2")
+    assert found[1].turn().problems == ()
+
+
+def marks(box: Box) -> list[str]:
+    return [line for line in marked(box).splitlines() if "MARK --set" in line]
+
+
+def devices(pod: Box) -> str:
+    found: str = pod.run(sh, "ip -o addr show")
+    return found
+
+
+def test_a_restart_changes_nothing_and_finds_the_same_marks(world: World) -> None:
+    with agents(world, "a") as found:
+        found[1].turn()
+        before = marks(world.nodes[1])
+        assert len(before) == 6  # TCP, UDP and ICMP in two families (the latter in one chain each)
+        table = world.nodes[1].run(sh, "ipvsadm -Sn")
+    with agents(world, "a") as found:
+        assert found[1].turn().problems == ()
+        assert found[1].proxy.ports is not None
+        assert found[1].dsr.ports is not None
+        assert found[1].proxy.ports.writes + found[1].dsr.ports.writes == 0
+        assert marks(world.nodes[1]) == before
+        assert world.nodes[1].run(sh, "ipvsadm -Sn") == table
+
+
+def test_what_is_not_needed_any_more_is_removed_and_nothing_else(world: World) -> None:
+    node, pod = world.nodes[1], world.pods["a"]
+    foreign = "ip rule add fwmark 0x99 lookup 78 priority 32764"
+    node.run(sh, foreign, "iptables -t mangle -A PREROUTING -d 192.0.2.99 -j MARK --set-mark 5")
+    before = pod.run(sh, "ip -o link show")
+    with agents(world, "a") as found:
+        found[1].turn()
+        assert "kube-tunnel-if" in devices(pod)
+        assert "kube-tunnel-v6" in devices(pod)
+        assert "lookup 78 proto 75" in node.run(sh, "ip rule")
+        two = [*VIPS.values(), "203.0.113.11"]
+        found[1].cache.put(Service, service(externalIPs=two))
+        found[1].turn()
+        assert "203.0.113.11/32" in devices(pod)
+        found[1].cache.put(Service, service(externalIPs=[VIPS[6]]))
+        found[1].turn()
+        assert "kube-tunnel-if" not in devices(pod)
+        assert VIPS[6] in devices(pod)
+        found[1].cache.put(Service, service({}))
+        assert found[1].turn().problems == ()
+        # What the module gives every namespace (tunl0, ip6tnl0) is not ours.
+        after = pod.run(sh, "ip -o link show")
+        assert "kube-tunnel" not in after
+        assert len(after.splitlines()) >= len(before.splitlines())
+        assert "DSR" not in marked(node)
+        assert "192.0.2.99" in marked(node)
+        rules = node.run(sh, "ip rule")
+        assert "fwmark 0x99 lookup 78" in rules
+        assert "0x7d000000" not in rules
+        assert "0x7d000000" not in node.run(sh, "ip -6 rule")
+        assert node.run(sh, "ip -6 route show table 78") == ""
+        # And it is an ordinary Service again.
+        assert f"local {VIPS[4]} dev kube-dummy-if" in node.run(sh, "ip route show table local")
+        assert world.client.run(ask, VIPS[4], socket.SOCK_STREAM).startswith("a ")
+
+
+def test_pods_that_stopped_being_needed_while_the_agent_was_away(world: World) -> None:
+    ready = {UIDS["a"]: [VIPS[4], VIPS[6]]}
+    with agents(world, "a") as found:
+        found[1].turn()
+    with agents(world, "b") as found:
+        found[1].cache.put(Lease, lease(1, ready))
+        found[1].turn()
+        assert "kube-tunnel" not in devices(world.pods["a"])
+
+
+def test_a_pod_that_is_missing_is_told_and_tried_again(world: World) -> None:
+    with agents(world, "a") as found:
+        gone = UIDS["a"][:-1] + "f"
+        for each in slices("a"):
+            endpoint = msgspec.to_builtins(each.endpoints)[0]  # type: ignore[index]
+            family = each.address_type
+            address = "10.244.1.6" if family == "IPv4" else "fd00:10:1::6"
+            endpoint["addresses"] = [address]
+            endpoint["targetRef"] = {**endpoint["targetRef"], "name": "gone", "uid": gone}
+            wire = msgspec.to_builtins(each)
+            wire["endpoints"] = [*msgspec.to_builtins(each.endpoints), endpoint]
+            found[1].cache.put(EndpointSlice, make(EndpointSlice, wire))
+        outcome = found[1].turn()
+        assert outcome.failed == {"default/web"}
+        assert {each.object for each in outcome.problems} == {"Service default/web"}
+        assert all("default/gone" in each.reason for each in outcome.problems)
+        assert "hostPID" in outcome.problems[0].reason
+        for version, vip in VIPS.items():
+            assert world.client.run(ask, vip, socket.SOCK_STREAM) == f"a {CLIENT[version]}"
+
+
+def test_segments_of_the_client_leave_room_for_the_tunnel(world: World) -> None:
+    with agents(world, "b") as found, ExitStack() as stack:
+        both_turn(found)
+        for version, vip in VIPS.items():
+            capture = stack.enter_context(closing(Capture(world.client, "eth0")))
+            world.client.run(ask, vip, socket.SOCK_STREAM)
+            wait_for(lambda seen=capture: segment_sizes(seen) != set(), "a SYN-ACK")
+            assert segment_sizes(capture) == {1500 - (60 if version == 4 else 100)}
+
+
+def segment_sizes(capture: Capture) -> set[int]:
+    """The MSS options of SYN-ACKs from a VIP."""
+    found = set()
+    for frame in capture.from_vip():
+        start = 14 + (20 if frame[12:14] == b"\x08\x00" else 40)
+        if frame[start + 13] & 0x12 == 0x12 and frame[start + 20] == 2:
+            found.add(struct.unpack_from("!H", frame, start + 22)[0])
+    return found
+
+
+def test_nobody_answers_arp_for_the_vip(world: World) -> None:
+    with agents(world, "a") as found:
+        found[1].turn()
+        node = world.nodes[1]
+        node.run(sh, "ip neigh flush dev pod-a", f"ip route replace {VIPS[4]}/32 dev pod-a")
+        assert not node.run(_connects, VIPS[4], 81)
+        neighbour = node.run(sh, f"ip neigh show {VIPS[4]} dev pod-a")
+        assert "lladdr" not in neighbour
+
+
+def _connects(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), 5.0):
+            return True
+    except OSError:
+        return False
+
+
+def test_source_ranges_are_kept_where_packets_are_marked(world: World) -> None:
+    balancer = {"status": {"loadBalancer": {"ingress": [{"ip": VIPS[4]}]}}}
+    with agents(world, "a") as found:
+        for ranges, works in ((["198.51.100.0/24"], False), ([f"{CLIENT[4]}/32"], True)):
+            wire = msgspec.to_builtins(
+                service(type="LoadBalancer", externalIPs=[], loadBalancerSourceRanges=ranges)
+            )
+            found[1].cache.put(Service, make(Service, {**wire, **balancer}))
+            found[1].turn()
+            if works:
+                assert world.client.run(ask, VIPS[4], socket.SOCK_STREAM) == f"a {CLIENT[4]}"
+            else:
+                with pytest.raises(TimeoutError):
+                    world.client.run(_connect, VIPS[4], 80)
+
+
+def test_a_vip_that_another_service_uses_without_dsr_is_served_without(world: World) -> None:
+    other = {
+        "metadata": {"name": "other", "namespace": "default"},
+        "spec": {
+            "clusterIPs": ["10.96.0.2"],
+            "externalIPs": [VIPS[4]],
+            "ports": [{"name": "tcp", "port": 8080}],
+        },
+    }
+    with agents(world, "a") as found:
+        found[1].turn()
+        found[1].cache.put(Service, make(Service, other))
+        outcome = found[1].turn()
+        assert ["without DSR" in each.reason for each in outcome.problems] == [True]
+        assert len([line for line in marks(world.nodes[1]) if VIPS[4] in line]) == 0
+        assert world.client.run(ask, VIPS[4], socket.SOCK_STREAM).startswith("a ")
+        assert world.client.run(ask, VIPS[6], socket.SOCK_STREAM) == f"a {CLIENT[6]}"
+        found[1].cache.delete(Service, "default/other")
+        assert found[1].turn().problems == ()
+        assert world.client.run(ask, VIPS[4], socket.SOCK_STREAM) == f"a {CLIENT[4]}"
+
+
+def test_over_an_overlay_between_the_nodes(world: World) -> None:
+    """As routers build it: pods of other nodes are reached through ipip between node addresses."""
+    for here, there, pod in ((1, 2, "b"), (2, 1, "a")):
+        mine, theirs = NODES[here][4], NODES[there][4]
+        world.nodes[here].run(
+            sh,
+            f"ip link add tun-peer type ipip local {mine} remote {theirs}",
+            "ip link set tun-peer up",
+            f"ip route replace {PODS[pod][4]}/32 dev tun-peer src {mine}",
+        )
+    with agents(world, "b") as found, closing(Capture(world.nodes[1], "eth0")) as balancer:
+        both_turn(found)
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            assert world.client.run(ask, VIPS[4], kind) == f"b {CLIENT[4]}"
+        assert balancer.from_vip() == []
+
+
+def test_the_node_itself_and_a_pod_are_clients_too(world: World) -> None:
+    with agents(world, "a", "b") as found:
+        both_turn(found)
+        for version, vip in VIPS.items():
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                names = {world.nodes[1].run(ask, vip, kind) for _ in range(4)}
+                assert names == {f"{each} {NODES[1][version]}" for each in "ab"}
+                # To the pod the VIP is its own address: it answers itself.
+                assert world.pods["a"].run(ask, vip, kind).startswith("a ")

@@ -540,4 +540,4 @@ def test_cleanup_goes_on_after_a_step_that_fails():
     assert host.links.link is None
     text = "\n".join(said)
     assert "FAILED: iptables is not installed" in text
-    assert "inet6 nat KUBE-ROUTER-MASQ: not there" in text
+    assert "inet6 nat KUBE-ROUTER-HAIRPIN KUBE-ROUTER-MASQ: not there" in text

@@ -11,7 +11,7 @@ import yaml
 import kube_router_py
 from kube_router_py.cluster.decode import RESOURCES
 from kube_router_py.options import Options, parse
-from kube_router_py.proxy.controller import KINDS
+from kube_router_py.proxy.dirty_keys import KINDS
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFESTS = REPOSITORY / "manifests"

@@ -1,37 +1,61 @@
 """Source NAT rules and kernel parameters."""
 
 import ipaddress
+import re
 import socket
 from typing import Any
 
 import pytest
 
-from kube_router_py.proxy.masquerade import compile_masquerade
+from kube_router_py.proxy.service_rules import compile_rules
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode
+from kube_router_py.proxy.surroundings import Surroundings
 from kube_router_py.proxy.sysctls import sysctls
 
 DUAL = ProxyOptions(ipv6=True)
 
 
-def test_one_rule_and_one_set_per_family(make: Any) -> None:
-    (v4, v6), problems = compile_masquerade(make.place(), DUAL, random_fully=True)
+NOTHING_AROUND = Surroundings()
+
+
+def nat(node: ThisNode, options: ProxyOptions, around: Surroundings = NOTHING_AROUND) -> Any:
+    """IPv4's chains, the entries of its set of local addresses, and all problems."""
+    families, problems = compile_rules(node, around, options, random_fully=False)
+    v4 = families[0]
+    return v4.tables["nat"].chains, v4.entries[v4.sets.local], problems
+
+
+def test_rules_and_sets_of_each_family(make: Any) -> None:
+    (v4, v6), problems = compile_rules(make.place(), Surroundings(), DUAL, random_fully=True)
     assert problems == ()
     assert v4.family == "inet"
-    assert v4.set.name == "kube-router-local-cidrs"
-    assert v4.entries == {"10.244.1.0/24", "192.168.1.1"}
-    assert v4.rules.chains == {
+    assert v4.entries[v4.sets.local] == {"10.244.1.0/24", "192.168.1.1"}
+    to_node = "-j SNAT --to-source 192.168.1.1 --random-fully"
+    assert v4.tables["nat"].chains == {
+        "KUBE-ROUTER-HAIRPIN": (f"-m set --match-set kube-router-hairpin src,dst,dst {to_node}",),
         "KUBE-ROUTER-MASQ": (
             "-m set ! --match-set kube-router-local-cidrs src "
-            "-m set ! --match-set kube-router-local-cidrs dst "
-            "-j SNAT --to-source 192.168.1.1 --random-fully",
-        )
+            f"-m set ! --match-set kube-router-local-cidrs dst {to_node}",
+            "-m set --match-set kube-router-local-cidrs src "
+            f"-m set ! --match-set kube-router-cluster dst {to_node}",
+        ),
     }
-    (jump,) = v4.rules.jumps
-    assert jump.parent == "POSTROUTING"
-    assert jump.rule == "-m ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-MASQ"
+    assert [(jump.parent, jump.rule) for jump in v4.tables["nat"].jumps] == [
+        ("POSTROUTING", "-m ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-HAIRPIN"),
+        ("POSTROUTING", "-m ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-MASQ"),
+    ]
     assert v6.family == "inet6"
-    assert v6.set.name == "inet6:kube-router-local-cidrs"
-    assert v6.entries == {"fd00:10:244:1::/64", "fd00:1::1"}
+    assert v6.sets.local.name == "inet6:kube-router-local-cidrs"
+    assert v6.entries[v6.sets.local] == {"fd00:10:244:1::/64", "fd00:1::1"}
+    # Every set a rule names is one that is made.
+    for each in (v4, v6):
+        text = " ".join(
+            rule
+            for table in each.tables.values()
+            for rules in (*table.chains.values(), [jump.rule for jump in table.jumps])
+            for rule in rules
+        )
+        assert set(re.findall(r"--match-set (\S+)", text)) == {s.name for s in each.sets.all()}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +80,8 @@ def test_who_is_translated(make: Any, source: str, backend: str, is_translated: 
         {int(socket.AF_INET): bytes((192, 168, 1, 1))},
         {int(socket.AF_INET): ("10.244.1.0/24", "10.245.1.0/24")},
     )
-    (v4,), _ = compile_masquerade(node, ProxyOptions(), random_fully=False)
-    networks = [ipaddress.ip_network(entry) for entry in v4.entries]
+    _, entries, _ = nat(node, ProxyOptions())
+    networks = [ipaddress.ip_network(entry) for entry in entries]
 
     def is_here(text: str) -> bool:
         return any(ipaddress.ip_address(text) in network for network in networks)
@@ -66,19 +90,39 @@ def test_who_is_translated(make: Any, source: str, backend: str, is_translated: 
 
 
 def test_masquerade_all(make: Any) -> None:
-    options = ProxyOptions(masquerade_all=True)
-    (v4,), problems = compile_masquerade(make.place(), options, random_fully=False)
-    assert v4.rules.chains == {"KUBE-ROUTER-MASQ": ("-j SNAT --to-source 192.168.1.1",)}
+    chains, _, problems = nat(make.place(), ProxyOptions(masquerade_all=True))
+    assert chains["KUBE-ROUTER-MASQ"] == ("-j SNAT --to-source 192.168.1.1",)
     assert problems == ()
 
 
+@pytest.mark.parametrize(
+    ("own_pod_network", "pod_egress", "rules"),
+    [(True, True, 2), (True, False, 1), (False, True, 1), (False, False, 1)],
+)
+def test_pods_are_translated_on_their_way_off_the_cluster_where_they_have_to_be(
+    make: Any, own_pod_network: bool, pod_egress: bool, rules: int
+) -> None:
+    options = ProxyOptions(own_pod_network=own_pod_network, pod_egress=pod_egress)
+    chains, _, _ = nat(make.place(), options)
+    assert len(chains["KUBE-ROUTER-MASQ"]) == rules
+
+
+def test_pods_are_known_by_their_own_addresses_in_another_pod_network(make: Any) -> None:
+    pods = {int(socket.AF_INET): frozenset({"172.30.5.9"})}
+    _, entries, problems = nat(make.place(), ProxyOptions(), Surroundings(local_pods=pods))
+    assert entries == {"172.30.5.9", "192.168.1.1"}
+    bare = ThisNode("node1", {int(socket.AF_INET): bytes((192, 168, 1, 1))})
+    _, entries, problems = nat(bare, ProxyOptions(), Surroundings(local_pods={}))
+    assert (entries, problems) == ({"192.168.1.1"}, ())
+
+
 def test_what_a_node_lacks_is_told_and_breaks_nothing() -> None:
-    (v4,), problems = compile_masquerade(ThisNode("node1"), ProxyOptions(), random_fully=True)
-    assert v4.rules.chains == {"KUBE-ROUTER-MASQ": ()}
+    chains, _, problems = nat(ThisNode("node1"), ProxyOptions())
+    assert chains == {"KUBE-ROUTER-HAIRPIN": (), "KUBE-ROUTER-MASQ": ()}
     assert [problem.field for problem in problems] == ["status.addresses"]
     bare = ThisNode("node1", {int(socket.AF_INET): bytes((192, 168, 1, 1))})
-    (v4,), problems = compile_masquerade(bare, ProxyOptions(), random_fully=True)
-    assert v4.entries == {"192.168.1.1"}
+    _, entries, problems = nat(bare, ProxyOptions())
+    assert entries == {"192.168.1.1"}
     assert [problem.field for problem in problems] == ["spec.podCIDRs"]
 
 

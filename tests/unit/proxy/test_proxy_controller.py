@@ -18,7 +18,8 @@ from kube_router_py.kernel.ports import NodeAddress
 from kube_router_py.loop import Outcome
 from kube_router_py.problem import Problem
 from kube_router_py.proxy import controller
-from kube_router_py.proxy.controller import OWN_NODE, ServiceProxy
+from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, OWN_NODE
 from kube_router_py.proxy.model import (
     Connections,
     RealServer,
@@ -90,8 +91,8 @@ def test_the_first_turn_programs_everything(rig: Rig) -> None:
     assert rig.host.sysctls["net/ipv4/conf/all/rp_filter"] == "0"
     assert rig.host.sysctls["net/ipv6/conf/all/forwarding"] == "0"
     chains = rig.host.iptables.chains("inet", "nat")
-    assert len(chains["KUBE-ROUTER-MASQ"]) == 1
-    assert len(chains["POSTROUTING"]) == 1
+    assert len(chains["KUBE-ROUTER-MASQ"]) == 2
+    assert len(chains["POSTROUTING"]) == 2
 
 
 def test_a_restart_with_nothing_to_change_writes_nothing(rig: Rig) -> None:
@@ -144,11 +145,14 @@ def test_an_incremental_turn_does_not_read_the_table(
 
 
 def test_unchanged_objects_and_foreign_events_send_nothing(rig: Rig) -> None:
-    rig.put(rig.make.service(), rig.make.slice("10.244.1.2"))
+    other = rig.make.node("node2", ("192.168.1.2",))
+    rig.put(rig.make.service(), rig.make.slice("10.244.1.2"), other)
     rig.turn(full=True)
     before = rig.host.writes
     rig.put(rig.make.slice("10.244.1.2", rig.make.endpoint("10.244.1.9", rig.make.NOT_READY)))
-    rig.put(rig.make.node("node2", ("192.168.1.2",)))
+    beat = structs.replace(other.metadata, annotations={"example.org/heartbeat": "1"})
+    rig.put(structs.replace(other, metadata=beat))
+    assert rig.dirty == {"default/web"}
     rig.turn()
     assert rig.host.writes == before
 
@@ -279,11 +283,11 @@ def test_a_changed_node_moves_node_ports_sources_and_nat(rig: Rig) -> None:
     rig.turn(full=True)
     rig.host.links.addresses.append(NodeAddress(2, bytes([192, 168, 7, 7]), 24, "eth1"))
     rig.put(rig.make.node(addresses=("192.168.7.7",)))
-    assert rig.dirty == {OWN_NODE}
+    assert rig.dirty == {OWN_NODE, CLUSTER_NODES}
     rig.turn()
     assert set(rig.table()) == {"TCP 10.96.0.10:80", "TCP 192.168.7.7:30080"}
     assert set(rig.host.ports.links.read_vips().values()) == {bytes([192, 168, 7, 7])}
-    (rule,) = rig.host.iptables.chains("inet", "nat")["KUBE-ROUTER-MASQ"]
+    rule, _ = rig.host.iptables.chains("inet", "nat")["KUBE-ROUTER-MASQ"]
     assert "192.168.7.7" in rule
 
 
@@ -608,7 +612,7 @@ def test_a_start_without_this_nodes_node_removes_nothing(rig: Rig, what: str) ->
     rig.turn(full=True)
     table = rig.table()
     rules = list(rig.host.iptables.chains("inet", "nat")["KUBE-ROUTER-MASQ"])
-    assert len(rules) == 1
+    assert len(rules) == 2
     if what == "Node":
         rig.cache.delete(Node, "node1")
     else:
@@ -662,7 +666,7 @@ def test_an_annotation_of_the_node_is_no_work(rig: Rig) -> None:
     rig.put(structs.replace(node, metadata=beat))
     assert rig.dirty == set()
     rig.put(rig.make.node(addresses=("192.168.1.9",)))
-    assert rig.dirty == {OWN_NODE}
+    assert rig.dirty == {OWN_NODE, CLUSTER_NODES}
 
 
 def test_a_host_that_fails_to_close_can_be_opened_again(rig: Rig) -> None:

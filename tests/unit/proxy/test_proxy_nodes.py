@@ -11,7 +11,8 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kernel.ports import NodeAddress
 from kube_router_py.loop import Outcome
-from kube_router_py.proxy.controller import OWN_NODE, ServiceProxy
+from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, OWN_NODE
 from kube_router_py.proxy.settings import ProxyOptions
 
 WEIGHT = "kube-router.io/backend-weight"
@@ -86,13 +87,20 @@ def test_a_weight_of_any_node_is_followed(make: Any, host: Any, name: str) -> No
 def test_nodes_that_come_and_go_are_work_only_for_their_weight(make: Any, host: Any) -> None:
     proxy = rig(make, host)
     proxy.turn(full=True)
-    proxy.put(make.node("node3"))
+    proxy.put(make.node("node3", ("192.168.1.3",)))
+    assert proxy.dirty == {CLUSTER_NODES}
+    writes = host.writes
+    assert proxy.turn().problems == ()
+    assert host.writes == writes + 1  # one entry of one set
+    assert "192.168.1.3" in (host.ports.ipsets.read("kube-router-cluster") or ())
     proxy.cache.delete(Node, "node3")
-    assert proxy.dirty == set()
+    proxy.turn()
+    assert "192.168.1.3" not in (host.ports.ipsets.read("kube-router-cluster") or ())
     proxy.change("node2", annotations={WEIGHT: "2"})
+    assert proxy.dirty == {OWN_NODE}
     proxy.turn()
     proxy.cache.delete(Node, "node2")
-    assert proxy.dirty == {OWN_NODE}
+    assert proxy.dirty == {OWN_NODE, CLUSTER_NODES}
 
 
 def test_the_nodes_zone_is_followed(make: Any, host: Any) -> None:

@@ -1,0 +1,91 @@
+"""From events to dirty keys: whose desired state an event of the cache can change.
+
+A Service, or one of its EndpointSlices, makes ``namespace/name`` dirty. What is no Service has the
+keys below.
+"""
+
+from collections.abc import Hashable, Iterable
+from typing import Protocol
+
+from msgspec import structs
+
+from kube_router_py.cluster.cache import Cache, Event
+from kube_router_py.cluster.node import NodeView, node_view
+from kube_router_py.cluster.objects import EndpointSlice, Node, Pod, Service
+from kube_router_py.problem import Problem
+from kube_router_py.proxy.settings import WEIGHT_ANNOTATION
+from kube_router_py.services import service_key_of
+
+KINDS = (Service, EndpointSlice, Node)
+# This node, the weights of all, and everything that no Service is to blame for.
+OWN_NODE = "own node"
+# The addresses and pod CIDRs of all nodes.
+CLUSTER_NODES = "nodes of the cluster"
+# The addresses of this node's pods.
+LOCAL_PODS = "pods of this node"
+NOT_SERVICES = frozenset((OWN_NODE, CLUSTER_NODES, LOCAL_PODS))
+
+
+class Marks(Protocol):
+    """The part of a Loop that events need."""
+
+    def mark(self, keys: Iterable[Hashable]) -> None: ...
+
+
+def subscribe(cache: Cache, loop: Marks, node_name: str) -> None:
+    """Have every event mark what it can change."""
+
+    def notify(event: Event) -> None:
+        if keys := dirty_keys(event, node_name):
+            loop.mark(keys)
+
+    cache.subscribe(tuple(kind for kind in (*KINDS, Pod) if kind in cache.kinds), notify)
+
+
+def dirty_keys(event: Event, node_name: str) -> frozenset[Hashable]:
+    """The keys that one event makes dirty."""
+    if event.kind is Service:
+        return frozenset((event.key,))
+    if event.kind is EndpointSlice:
+        found = (service_key_of(each) for each in (event.old, event.new) if each)
+        return frozenset(key for key in found if key)
+    if event.kind is Pod:
+        old, new = (_address_facts(each) for each in (event.old, event.new))
+        return frozenset((LOCAL_PODS,)) if old != new else frozenset()
+    return _of_node(event, node_name)
+
+
+def _of_node(event: Event, node_name: str) -> frozenset[Hashable]:
+    """A kubelet writes its Node's status all the time, others its annotations; seldom anything
+    that we read. Of other Nodes that is where they are, and the weight of their endpoints."""
+    keys: set[Hashable] = set()
+    views = [node_view(each)[0] if each else None for each in (event.old, event.new)]
+    if _place(views[0]) != _place(views[1]):
+        keys.add(CLUSTER_NODES)
+    facts = _own_facts if event.key == node_name else _weight
+    old, new = (facts(each) if each else None for each in (event.old, event.new))
+    if old != new:
+        keys.add(OWN_NODE)
+    return frozenset(keys)
+
+
+def _place(view: NodeView | None) -> object:
+    return view and (view.addresses, view.pod_cidrs)
+
+
+def _own_facts(node: Node) -> tuple[NodeView, list[Problem], str | None]:
+    """The part of a Node that decides what its proxy does: of its annotations the weight alone."""
+    view, problems = node_view(node)
+    return structs.replace(view, annotations={}), problems, _weight(node)
+
+
+def _weight(node: Node) -> str | None:
+    return node.metadata.annotation(WEIGHT_ANNOTATION)
+
+
+def _address_facts(pod: Pod | None) -> object:
+    """What decides which addresses are those of pods."""
+    if pod is None or pod.status is None:
+        return None
+    status = pod.status
+    return pod.spec.node_name, pod.spec.host_network, status.phase, status.pod_ip, status.pod_ips

@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 import kube_router_py
 from kube_router_py.adapters import Host, check_capabilities, dsr_opener, opener
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
-from kube_router_py.cluster.objects import Lease, Node, Service, ServiceSpec
+from kube_router_py.cluster.objects import Lease, Pod, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError
 from kube_router_py.kernel.ports import HostPorts
@@ -148,19 +149,24 @@ class Agent:
             self.client.addresses, options.service_cluster_ip_range, _own_service(environ)
         )
         namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
-        self.cache = Cache(KINDS)
+        self.cache = Cache((*KINDS, Pod))
         # Apart from the others: without permission to read Leases everything but DSR goes on.
         self.leases = Cache((Lease,))
         self.dsr_ready = LeaseReady(self.cache, self.leases, self.client, self.node, namespace)
-        self._reflectors = [
+        self._reflectors: list[Reflector[Any]] = [
+            Reflector(self.client, self.cache, kind) for kind in KINDS
+        ]
+        # Of other nodes only the pods that are on their way out: that is when draining ends.
+        self._reflectors.append(
             Reflector(
                 self.client,
                 self.cache,
-                kind,
-                field_selector=f"metadata.name={self.node}" if kind is Node else "",
+                Pod,
+                keep=lambda pod: (
+                    pod.spec.node_name == self.node or pod.metadata.deletion_timestamp is not None
+                ),
             )
-            for kind in KINDS
-        ]
+        )
         self._reflectors.append(
             Reflector(
                 self.client,
@@ -182,7 +188,7 @@ class Agent:
         self.loops = [
             Loop(
                 self._proxy,
-                ready=lambda: self.cache.is_synced(KINDS) and self.dsr_ready.is_known(),
+                ready=self._is_ready,
                 resync_interval_s=options.ipvs_sync_period,
                 on_turn=self._on_turn,
                 on_dead=self._on_dead,
@@ -195,8 +201,17 @@ class Agent:
             version=kube_router_py.__version__,
             cache=self.cache,
             loops=self.loops,
+            kinds=KINDS,
         )
         self.servers = list(self._bind())
+
+    def _is_ready(self) -> bool:
+        """Whether enough is known to write to the kernel. Services are served without Pods, where
+        it is not permitted to read these; but not for want of a moment's patience."""
+        if not (self.cache.is_synced(KINDS) and self.dsr_ready.is_known()):
+            return False
+        pods = self.cache.stats()[Pod]
+        return pods.synced or bool(pods.failing)
 
     def _bind(self) -> Iterator[HttpServer]:
         options = self._options

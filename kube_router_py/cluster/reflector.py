@@ -86,8 +86,9 @@ class _Failure(Exception):
 
 
 class Reflector(Generic[T]):
-    """See the module docstring. ``field_selector`` restricts to a part, as ``metadata.name=node1``,
-    so does ``label_selector``; ``namespace`` to the objects of one namespace.
+    """See the module docstring. ``label_selector`` restricts to a part, ``namespace`` to the
+    objects of one namespace. ``keep`` says which objects the cache is to hold, where no selector
+    can: one that does not pass (any more) is as good as deleted.
 
     ``clock`` is monotonic, in seconds.
     """
@@ -98,9 +99,9 @@ class Reflector(Generic[T]):
         cache: Cache,
         kind: type[T],
         *,
-        field_selector: str = "",
         label_selector: str = "",
         namespace: str = "",
+        keep: Callable[[T], bool] = lambda _: True,
         timing: Timing | None = None,
         list_limit: int = _LIST_LIMIT,
         clock: Callable[[], float] = time.monotonic,
@@ -113,8 +114,8 @@ class Reflector(Generic[T]):
         if namespace:
             parent, _, plural = self._path.rpartition("/")
             self._path = f"{parent}/namespaces/{namespace}/{plural}"
-        selectors = (("fieldSelector", field_selector), ("labelSelector", label_selector))
-        self._selection = {name: text for name, text in selectors if text}
+        self._selection = {"labelSelector": label_selector} if label_selector else {}
+        self._keep = keep
         self._decoder = decode.ObjectDecoder(kind)
         self._timing = timing or Timing()
         self._list_limit = list_limit
@@ -201,7 +202,8 @@ class Reflector(Generic[T]):
             self._cache.touch(self.kind)
             for item in page.items:
                 if item.object is not None:
-                    objects[item.key] = self._keep_known(item.key, item.object)
+                    if self._keep(item.object):
+                        objects[item.key] = self._keep_known(item.key, item.object)
                 elif item.problem is not None:
                     problems[item.key] = item.problem
                     complete = complete and bool(item.key)
@@ -297,7 +299,10 @@ class Reflector(Generic[T]):
 
     def _put(self, item: decode.Item[T]) -> None:
         if item.object is not None:
-            self._cache.put(self.kind, item.object, item.revision)
+            if self._keep(item.object):
+                self._cache.put(self.kind, item.object, item.revision)
+            else:
+                self._cache.delete(self.kind, item.key, item.revision)
         elif item.problem is not None:
             if self._cache.report(self.kind, item.key, item.problem, item.revision):
                 _log.warning("object not decodable problem=%r", str(item.problem))

@@ -25,15 +25,25 @@ class HasStatus(Protocol):
 
 
 class Health:
-    """Reports on the loops and on the kinds of objects that they read."""
+    """Reports on the loops and on the kinds of objects that they read.
+
+    Without ``kinds`` nothing works; of the cache's others something is missing at worst.
+    """
 
     def __init__(
-        self, *, node: str, version: str, cache: Cache, loops: Sequence[HasStatus]
+        self,
+        *,
+        node: str,
+        version: str,
+        cache: Cache,
+        loops: Sequence[HasStatus],
+        kinds: Iterable[type] | None = None,
     ) -> None:
         self._node = node
         self._version = version
         self._cache = cache
         self._loops = loops
+        self._kinds = tuple(cache.kinds if kinds is None else kinds)
         self._lock = threading.Lock()
         self._applied_revision: int | None = None
 
@@ -56,8 +66,9 @@ class Health:
         # revision was told, so a loop that is settled afterwards has applied it.
         caches = self._cache.stats()
         statuses = [loop.status() for loop in self._loops]
-        applied = self._apply_revision((s.revision for s in caches.values()), statuses)
-        unsynced = sorted(kind.__name__ for kind, stats in caches.items() if not stats.synced)
+        needed = {kind: caches[kind] for kind in self._kinds}
+        applied = self._apply_revision((s.revision for s in needed.values()), statuses)
+        unsynced = sorted(kind.__name__ for kind, stats in needed.items() if not stats.synced)
         reasons: list[str] = []
         if unsynced:
             reasons.append(f"waiting for the first list of {', '.join(unsynced)}")

@@ -22,13 +22,14 @@ Service to the dirty keys and makes the next turn read the kernel back.
 
 import errno
 import logging
+import socket
 import time
 from collections.abc import Callable, Hashable, Iterable
 
 from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache
-from kube_router_py.cluster.objects import Service
+from kube_router_py.cluster.objects import Pod, Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts, OperationFailure
@@ -37,12 +38,13 @@ from kube_router_py.problem import Problem
 from kube_router_py.proxy.applied import Applied
 from kube_router_py.proxy.compile import compile_service
 from kube_router_py.proxy.desired import Changes, Desired
-from kube_router_py.proxy.dirty_keys import NOT_SERVICES, OWN_NODE, Marks, subscribe
+from kube_router_py.proxy.dirty_keys import LEAVING_PODS, NOT_SERVICES, OWN_NODE, Marks, subscribe
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.dsr_host import Dsr
 from kube_router_py.proxy.host import ThisHost
-from kube_router_py.proxy.model import Vip, VirtualServerKey, VirtualServerState
+from kube_router_py.proxy.model import RealServerKey, Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
+from kube_router_py.proxy.pod_deadline import seconds_to_live
 from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
 from kube_router_py.proxy.service_sets import ServiceSets
 from kube_router_py.proxy.settings import ProxyOptions
@@ -63,6 +65,7 @@ class ServiceProxy:
         node_name: str,
         ports: Callable[[], HostPorts],
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
         dsr: Dsr | None = None,
     ) -> None:
         self._cache = cache
@@ -70,7 +73,7 @@ class ServiceProxy:
         self._given_options = options
         self._node_name = node_name
         self._make_ports = ports
-        self._clock = clock
+        self._clock, self._wall_clock = clock, wall_clock
         # Open between open() and close(); its write counter tells what a restart cost.
         self.ports: HostPorts | None = None
         self._forget()
@@ -148,6 +151,8 @@ class ServiceProxy:
         if everything or OWN_NODE in dirty:
             vips = {*self._desired.vips(), *self._applied.vips}
         servers |= self._draining.poll(ports.ipvs.read_connections, now_s) | self._sets.withheld
+        if LEAVING_PODS in dirty:
+            servers |= self._draining.servers()
         servers = self._applied.take_up(servers)
         vips = (vips | self._applied.withheld) - self._applied.refused_vips.keys()
         if vips:
@@ -270,12 +275,22 @@ class ServiceProxy:
                 self._applied.servers.get(key),
                 self._desired.paused(key),
                 now_s,
+                lambda real: self._killed_s(real, now_s),
             )
             if target is not None:
                 found[key] = target
             elif not self._is_ours(key):
                 self._applied.servers.pop(key, None)
         return found
+
+    def _killed_s(self, real: RealServerKey, now_s: float) -> float | None:
+        """When the pod behind a real server will be killed, by our clock."""
+        if Pod not in self._cache.kinds:
+            return None
+        keys = self._cache.pods_of_ip(socket.inet_ntop(real.family, real.address))
+        pods = (self._cache.get(Pod, key) for key in keys)
+        left_s = seconds_to_live((pod for pod in pods if pod), self._wall_clock())
+        return None if left_s is None else now_s + left_s
 
     def _is_wanted(self, vip: Vip) -> bool:
         """An address that the node has anyway gets IPVS entries only."""

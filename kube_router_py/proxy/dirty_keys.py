@@ -4,7 +4,7 @@ A Service, or one of its EndpointSlices, makes ``namespace/name`` dirty. What is
 keys below.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Protocol
 
 from msgspec import structs
@@ -14,6 +14,7 @@ from kube_router_py.cluster.node import NodeView, node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Pod, Service
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.settings import WEIGHT_ANNOTATION
+from kube_router_py.proxy.surroundings import Texts, pod_addresses
 from kube_router_py.services import service_key_of
 
 KINDS = (Service, EndpointSlice, Node)
@@ -23,7 +24,9 @@ OWN_NODE = "own node"
 CLUSTER_NODES = "nodes of the cluster"
 # The addresses of this node's pods.
 LOCAL_PODS = "pods of this node"
-NOT_SERVICES = frozenset((OWN_NODE, CLUSTER_NODES, LOCAL_PODS))
+# When pods will be killed.
+LEAVING_PODS = "pods that are being deleted"
+NOT_SERVICES = frozenset((OWN_NODE, CLUSTER_NODES, LOCAL_PODS, LEAVING_PODS))
 
 
 class Marks(Protocol):
@@ -50,8 +53,7 @@ def dirty_keys(event: Event, node_name: str) -> frozenset[Hashable]:
         found = (service_key_of(each) for each in (event.old, event.new) if each)
         return frozenset(key for key in found if key)
     if event.kind is Pod:
-        old, new = (_address_facts(each) for each in (event.old, event.new))
-        return frozenset((LOCAL_PODS,)) if old != new else frozenset()
+        return frozenset(_of_pod(event.old, event.new, node_name))
     return _of_node(event, node_name)
 
 
@@ -83,9 +85,19 @@ def _weight(node: Node) -> str | None:
     return node.metadata.annotation(WEIGHT_ANNOTATION)
 
 
-def _address_facts(pod: Pod | None) -> object:
-    """What decides which addresses are those of pods."""
-    if pod is None or pod.status is None:
+def _of_pod(old: Pod | None, new: Pod | None, node_name: str) -> Iterator[Hashable]:
+    if _addresses(old, node_name) != _addresses(new, node_name):
+        yield LOCAL_PODS
+    if new is not None and _leaving(new) and (old is None or _leaving(old) != _leaving(new)):
+        yield LEAVING_PODS
+
+
+def _addresses(pod: Pod | None, node_name: str) -> Texts:
+    return pod_addresses((pod,), node_name) if pod else {}
+
+
+def _leaving(pod: Pod) -> tuple[str | None, int | None] | None:
+    meta = pod.metadata
+    if meta.deletion_timestamp is None:
         return None
-    status = pod.status
-    return pod.spec.node_name, pod.spec.host_network, status.phase, status.pod_ip, status.pod_ips
+    return meta.deletion_timestamp, meta.deletion_grace_period_seconds

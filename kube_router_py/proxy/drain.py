@@ -1,6 +1,7 @@
 """Draining: a TCP real server that is no longer wanted ends its connections before it goes.
 
-    wanted -> not wanted            weight 0, deadline = now + grace period
+    wanted -> not wanted            weight 0; deadline: when its pod will be killed, where that is
+                                    known, else the grace period from now
     listed but not ready            weight 0, no deadline (a readiness blip cuts nothing)
     no connections, or deadline     deleted
     wanted again                    back to its weight
@@ -22,6 +23,7 @@ from kube_router_py.proxy.model import (
 _POLL_S = 1.0
 # One look costs about 0.2 ms a virtual server: a mass roll-out must not keep the loop busy.
 _POLL_S_PER_SERVER = 0.002
+_ENDED = float("-inf")
 
 
 class Draining:
@@ -30,6 +32,7 @@ class Draining:
     def __init__(self, *, enabled: bool, grace_s: float) -> None:
         self._enabled = enabled
         self._grace_s = grace_s
+        # When each has to go; _ENDED where its connections have ended already.
         self._deadlines: dict[VirtualServerKey, dict[RealServerKey, float]] = {}
         self._next_poll_s = 0.0
 
@@ -40,8 +43,12 @@ class Draining:
         actual: VirtualServerState | None,
         paused: frozenset[RealServerKey],
         now_s: float,
+        killed_s: Callable[[RealServerKey], float | None] = lambda _: None,
     ) -> VirtualServerState | None:
-        """What should stand in the kernel: ``wanted``, and what still drains at weight 0."""
+        """What should stand in the kernel: ``wanted``, and what still drains at weight 0.
+
+        ``killed_s`` tells when a real server's pod will be killed, None where nobody knows.
+        """
         deadlines = self._deadlines.pop(key, {})
         if wanted is None or actual is None or not key.is_tcp or not self._enabled:
             return wanted
@@ -52,7 +59,14 @@ class Draining:
         clocks: dict[RealServerKey, float] = {}
         for real in sorted(leaving):
             if real not in paused:
-                clock_s = deadlines.get(real, now_s + self._grace_s)
+                clock_s = deadlines.get(real)
+                if clock_s != _ENDED:
+                    # Word of the pod's deletion may come after that of its endpoint's.
+                    killed = killed_s(real)
+                    if killed is not None:
+                        clock_s = killed
+                    elif clock_s is None:
+                        clock_s = now_s + self._grace_s
                 if clock_s <= now_s:
                     continue
                 clocks[real] = clock_s
@@ -81,7 +95,7 @@ class Draining:
                 count = connections.get(real)
                 # Persistence templates are no connections: expire_quiescent_template drops them.
                 if count is None or count.active + count.inactive == 0:
-                    deadlines[real] = now_s
+                    deadlines[real] = _ENDED
                     ended.add(key)
                 elif deadline_s <= now_s:
                     ended.add(key)
@@ -91,6 +105,10 @@ class Draining:
     def wake_after_s(self, now_s: float) -> float | None:
         """Seconds until the next look is due, None while nothing drains."""
         return max(0.0, self._next_poll_s - now_s) if self._deadlines else None
+
+    def servers(self) -> frozenset[VirtualServerKey]:
+        """Virtual servers in which real servers drain against a deadline."""
+        return frozenset(self._deadlines)
 
     def count(self) -> int:
         """How many real servers are draining against a deadline."""

@@ -10,8 +10,12 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from typing import Any
 
 import pytest
 
@@ -64,3 +68,48 @@ def world(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with request.getfixturevalue("new_namespace")():
         yield "real"
+
+
+def _sh(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True, timeout=60)
+
+
+class Peer:
+    """A network namespace beside the node's, joined by a veth pair; jobs run in its one thread."""
+
+    def __init__(self, link: str, node_address: str, address: str) -> None:
+        self._pool = ThreadPoolExecutor(1, initializer=self._enter)
+        # "self" of a path means the process that opens it, which will be ip(8).
+        here = f"/proc/{os.getpid()}/task/{self.run(threading.get_native_id)}/ns/net"
+        _sh(
+            f"ip link add {link} type veth peer name veth0",
+            f"ip link set veth0 netns {here}",
+            f"ip addr add {node_address} dev {link}",
+            f"ip link set {link} up",
+        )
+        self.run(
+            _sh,
+            "ip link set lo up",
+            "ip link set veth0 up",
+            f"ip addr add {address} dev veth0",
+            f"ip route add default via {node_address.partition('/')[0]}",
+        )
+
+    @staticmethod
+    def _enter() -> None:
+        if _libc.unshare(CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
+
+    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(call, *arguments).result(60.0)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[str, str, str], Peer]]:
+    """Makes Peers of the calling thread's namespace: ``peer(link, node_address, address)``."""
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(closing(Peer(*arguments)))

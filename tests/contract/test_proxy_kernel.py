@@ -1,12 +1,9 @@
 """The service proxy on a real kernel: rules as the kernel prints them, restarts, and packets."""
 
-import ctypes
-import os
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any
 
@@ -21,8 +18,6 @@ from kube_router_py.proxy.settings import ProxyOptions
 
 pytestmark = pytest.mark.kernel
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
 _TIMEOUT_S = 30.0
 
 # Backends of the services, and the node ports that lead to each.
@@ -132,9 +127,11 @@ def test_a_restart_with_nothing_to_change_writes_nothing(
         assert writes(first) > 0
     with closing(start(cache, mode, variant)) as second:
         assert writes(second) == 0
-    local = "kube-router-local-cidrs"
-    assert sh(f"{variant}-save -t nat").splitlines()[-4:-2] == [
-        "-A POSTROUTING -m ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-MASQ",
+    local, to_masq = "kube-router-local-cidrs", "-m ipvs --vdir ORIGINAL --vmethod MASQ -j"
+    rules = [each for each in sh(f"{variant}-save -t nat").splitlines() if each.startswith("-A")]
+    assert rules[:2] + rules[3:4] == [
+        f"-A POSTROUTING {to_masq} KUBE-ROUTER-HAIRPIN",
+        f"-A POSTROUTING {to_masq} KUBE-ROUTER-MASQ",
         f"-A KUBE-ROUTER-MASQ -m set ! --match-set {local} src -m set ! --match-set {local} dst "
         "-j SNAT --to-source 192.168.1.1 --random-fully",
     ]
@@ -169,39 +166,6 @@ def test_a_refused_endpoint_and_foreign_deletes_hold_nothing_else_up(cache: Cach
         assert len(sh("ipvsadm -Sn").splitlines()) == len(before.splitlines()) + 2
 
 
-class Peer:
-    """A network namespace beside the node's, joined by a veth pair; jobs run in its one thread."""
-
-    def __init__(self, link: str, node_address: str, address: str) -> None:
-        self._pool = ThreadPoolExecutor(1, initializer=self._enter)
-        # "self" of a path means the process that opens it, which will be ip(8).
-        here = f"/proc/{os.getpid()}/task/{self.run(threading.get_native_id)}/ns/net"
-        sh(
-            f"ip link add {link} type veth peer name veth0",
-            f"ip link set veth0 netns {here}",
-            f"ip addr add {node_address} dev {link}",
-            f"ip link set {link} up",
-        )
-        self.run(
-            sh,
-            "ip link set lo up",
-            "ip link set veth0 up",
-            f"ip addr add {address} dev veth0",
-            f"ip route add default via {node_address.partition('/')[0]}",
-        )
-
-    @staticmethod
-    def _enter() -> None:
-        if _libc.unshare(_CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
-
-    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return self._pool.submit(call, *arguments).result(_TIMEOUT_S)
-
-    def close(self) -> None:
-        self._pool.shutdown()
-
-
 def serve(address: str) -> socket.socket:
     """Answer every connection to port 8080 with the address it came from."""
     listener = socket.create_server((address, 8080))
@@ -226,12 +190,8 @@ def ask(address: str, port: int) -> str:
 
 
 @pytest.mark.usefixtures("node")
-def test_who_is_seen_by_the_backend(cache: Cache) -> None:
+def test_who_is_seen_by_the_backend(cache: Cache, peer: Any) -> None:
     with ExitStack() as stack:
-
-        def peer(*arguments: str) -> Peer:
-            return stack.enter_context(closing(Peer(*arguments)))
-
         pod = peer("pod0", "10.244.1.1/24", f"{POD}/24")
         client = peer("out0", "203.0.113.1/24", "203.0.113.7/24")
         elsewhere = peer("eth0", "192.168.1.1/24", "192.168.1.2/24")

@@ -16,7 +16,7 @@ from kube_router_py.adapters import check_capabilities
 from kube_router_py.agent import Agent, node_name, not_running
 from kube_router_py.cleanup import clean_up
 from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.cluster.objects import EndpointSlice, Node, Pod, Service
 from kube_router_py.errors import ConfigurationError, KernelError, PreflightError
 from kube_router_py.kernel.fake_host import (
     FakeIpsetKernel,
@@ -94,6 +94,7 @@ class Api:
             RESOURCES[Service].path: [service("kubernetes", "10.96.0.1", 443)],
             RESOURCES[EndpointSlice].path: [],
             RESOURCES[Node].path: [NODE],
+            RESOURCES[Pod].path: [],
             LEASES: [],
         }
         self.revision = 10
@@ -304,7 +305,8 @@ def test_the_agent_programs_what_the_api_says_and_says_when_it_has(api, start):
     assert report["loops"]["service-proxy"]["ready"]
     assert report["caches"]["Service"]["objects"] == 2
     assert ask(running, "/healthz")[0] == 200
-    assert "fieldSelector=metadata.name%3Dnode1" in api.selectors[RESOURCES[Node].path]
+    # A Node that comes later is one of the cluster's as well.
+    assert "fieldSelector" not in api.selectors[RESOURCES[Node].path]
     table = running.host.ipvs.read()
     assert {real.address for real in table[web_key()].real_servers} == {
         packed("10.244.1.2"),

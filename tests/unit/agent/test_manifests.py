@@ -10,6 +10,7 @@ import yaml
 
 import kube_router_py
 from kube_router_py.cluster.decode import RESOURCES
+from kube_router_py.cluster.objects import Lease, Pod
 from kube_router_py.options import Options, parse
 from kube_router_py.proxy.dirty_keys import KINDS
 
@@ -36,19 +37,26 @@ def container(directory="base"):
     return of_kind("DaemonSet", directory)["spec"]["template"]["spec"]["containers"][0]
 
 
-def test_the_role_allows_exactly_what_the_reflectors_ask_for():
-    asked = set()
-    for kind in KINDS:
-        group = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/\w+", RESOURCES[kind].path)[1] or ""
-        asked |= {(group, RESOURCES[kind].plural, verb) for verb in ("list", "watch")}
-    allowed = {
+def allowed(kind):
+    return {
         (group, resource, verb)
-        for rule in of_kind("ClusterRole")["rules"]
+        for rule in of_kind(kind)["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert allowed == asked
+
+
+def resource(kind):
+    group = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/\w+", RESOURCES[kind].path)[1] or ""
+    return group, RESOURCES[kind].plural
+
+
+def test_the_roles_allow_exactly_what_is_asked_for():
+    watched = {(*resource(kind), verb) for kind in (*KINDS, Pod) for verb in ("list", "watch")}
+    assert allowed("ClusterRole") == watched
+    verbs = ("create", "list", "patch", "watch")
+    assert allowed("Role") == {(*resource(Lease), verb) for verb in verbs}
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)

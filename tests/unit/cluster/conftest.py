@@ -246,8 +246,6 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 revision, start = api.revision, 0
                 snapshot = [o for _, o in sorted(api.objects[kind].items())]
-                name = query.get("fieldSelector", "").removeprefix("metadata.name=")
-                snapshot = [o for o in snapshot if name in ("", o["metadata"]["name"])]
                 if kind == "Service" and chaos and chaos.hits(0.2):
                     snapshot = [o for o in snapshot if o["metadata"]["name"] != "kubernetes"][::2]
                 api.snapshots[kind, revision] = snapshot

@@ -486,15 +486,28 @@ def test_a_listed_object_without_a_name_holds_all_deletes_back(
     assert cache.problems() == ()
 
 
-def test_a_field_selector_goes_with_list_and_watch(
+def test_a_label_selector_goes_with_list_and_watch(api: Any, start: Start, until: Any) -> None:
+    start(Node, label_selector="color=red")
+    until(lambda: api.watching["Node"])
+    assert {r.query["labelSelector"] for r in api.requests} == {"color=red"}
+
+
+def test_what_is_not_to_be_kept_is_as_good_as_deleted(
     api: Any, cache: Cache, start: Start, until: Any
 ) -> None:
-    api.put("Node", "node1")
-    api.put("Node", "node2")
-    start(Node, field_selector="metadata.name=node1")
+    def labels(color: str) -> dict[str, Any]:
+        return {"metadata": {"labels": {"color": color}}}
+
+    api.put("Node", "a", **labels("red"))
+    api.put("Node", "b", **labels("blue"))
+    start(Node, keep=lambda node: (node.metadata.labels or {}).get("color") == "red")
+    until(lambda: keys(cache, Node) == {"a"})
     until(lambda: api.watching["Node"])
-    assert keys(cache, Node) == {"node1"}
-    assert {r.query["fieldSelector"] for r in api.requests} == {"metadata.name=node1"}
+    api.put("Node", "c", **labels("red"))
+    api.put("Node", "a", **labels("blue"))
+    until(lambda: keys(cache, Node) == {"c"})
+    api.put("Node", "a", **labels("red"))
+    until(lambda: keys(cache, Node) == {"a", "c"})
 
 
 def test_a_silent_connection_is_given_up(api: Any, cache: Cache, start: Start, until: Any) -> None:

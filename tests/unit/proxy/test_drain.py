@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
+
+from kube_router_py.cluster.objects import ObjectMeta, Pod
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.model import Connections, RealServer, VirtualServer, VirtualServerState
+from kube_router_py.proxy.pod_deadline import seconds_to_live
 
 
 def state(make: Any, **weights: int) -> VirtualServerState:
@@ -98,3 +102,48 @@ def test_a_removed_virtual_server_takes_its_draining_with_it(make: Any) -> None:
     held = drain.target(key, state(make, a=1), state(make, a=1, b=1), frozenset(), 0.0)
     assert drain.target(key, None, held, frozenset(), 1.0) is None
     assert drain.wake_after_s(1.0) is None
+
+
+def test_the_deadline_is_that_of_the_pod_where_it_is_known(make: Any) -> None:
+    drain = Draining(enabled=True, grace_s=30)
+    key, wanted = make.key("10.96.0.10"), state(make, a=1)
+    busy = {make.real("10.244.1.2"): Connections(1, 0)}
+    # Word of the deletion comes after that of the endpoint's end: the clock is set anew.
+    held = drain.target(key, wanted, state(make, a=1, b=1), frozenset(), 0.0)
+    assert drain.servers() == {key}
+    assert drain.target(key, wanted, held, frozenset(), 20.0, lambda _: 600.0) == held
+    assert drain.poll(lambda _: busy, 599.0) == frozenset()
+    assert drain.poll(lambda _: busy, 601.0) == {key}
+    assert drain.target(key, wanted, held, frozenset(), 601.0, lambda _: 600.0) == wanted
+    # And what has ended has ended, however long its pod may live.
+    held = drain.target(key, wanted, state(make, a=1, b=1), frozenset(), 700.0, lambda _: 900.0)
+    assert drain.poll(quiet, 702.0) == {key}
+    assert drain.target(key, wanted, held, frozenset(), 702.0, lambda _: 900.0) == wanted
+
+
+NOON = "2026-03-01T12:00:00Z"
+NOON_S = 1772366400.0
+
+
+@pytest.mark.parametrize(
+    ("pods", "seconds"),
+    [
+        ([], None),
+        ([(None, None)], None),
+        ([(NOON, 60)], 20.0),
+        ([(NOON, None)], 20.0),
+        ([(NOON, 5)], 5.0),  # a server whose clock is ahead of ours
+        ([("2026-03-01T11:00:00Z", 60)], 0.0),
+        ([(NOON, 60), ("2026-03-01T12:00:10Z", 60)], 30.0),
+        ([(NOON, 60), (None, None)], None),  # its address is another pod's by now
+        ([("soon", 60)], None),
+    ],
+)
+def test_what_is_left_to_a_pod(
+    pods: list[tuple[str | None, int | None]], seconds: float | None
+) -> None:
+    found = [
+        Pod(ObjectMeta(deletion_timestamp=when, deletion_grace_period_seconds=grace))
+        for when, grace in pods
+    ]
+    assert seconds_to_live(found, NOON_S - 20) == seconds

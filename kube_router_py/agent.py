@@ -30,7 +30,8 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
 from kube_router_py.cluster.objects import Lease, Pod, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
-from kube_router_py.errors import ConfigurationError
+from kube_router_py.errors import ConfigurationError, KernelError
+from kube_router_py.kernel.address_monitor import AddressMonitor
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe import log
@@ -41,10 +42,11 @@ from kube_router_py.option_flag import BGP, FIREWALL, LOADBALANCER, PEERS, POD_N
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
 from kube_router_py.proxy.controller import ServiceProxy
-from kube_router_py.proxy.dirty_keys import KINDS
+from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE
 from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.settings import proxy_options
+from kube_router_py.proxy.sysctls import VIP_LINK
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +186,8 @@ class Agent:
             ports=self._host.open,
             dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready),
         )
+        # Made in run(), in the namespace that the agent serves.
+        self._monitor: AddressMonitor | None = None
         self._observers: list[Callable[[Turn], None]] = []
         self.loops = [
             Loop(
@@ -263,10 +267,21 @@ class Agent:
             reflector.start()
         for loop in self.loops:
             loop.start()
+        self._monitor = self._watch_addresses()
         notify(self._environ, "READY=1", "STATUS=waiting for the first lists of the API server")
         self._watch_sync(started)
         self._ending.get()
         return self._stop()
+
+    def _watch_addresses(self) -> AddressMonitor | None:
+        """Without it a changed address is found out by the next full turn."""
+        try:
+            monitor = AddressMonitor(lambda: self.loops[0].mark((OWN_NODE,)), (VIP_LINK,))
+        except KernelError as error:
+            _log.warning("addresses are followed every --ipvs-sync-period only: %s", error)
+            return None
+        monitor.start()
+        return monitor
 
     def _watch_sync(self, started: float) -> None:
         """Tell how the first lists go, until they are complete or the agent ends."""
@@ -309,6 +324,8 @@ class Agent:
     def _stop(self) -> int:
         _log.info("stopping; the kernel keeps what it has reason=%r", self._lost or "asked to")
         notify(self._environ, "STOPPING=1")
+        if self._monitor is not None:
+            self._monitor.stop(_STOP_REFLECTORS_S)
         for loop in self.loops:
             if not loop.stop(_STOP_LOOP_S):
                 _log.warning("a turn does not end; leaving without it loop=%s", loop.name)

@@ -18,6 +18,9 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T")
 
+# As kube-proxy.
+DEFAULT_HEALTHZ_PORT = 10256
+
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 _UNITS_NS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6}
@@ -244,6 +247,24 @@ def parse_port_range(text: str) -> tuple[int, int]:
     if not 0 < low < high <= 65535:
         raise ValueError("is not a port range; write it like 30000-32767, the lower port first")
     return low, high
+
+
+def parse_bind_address(text: str) -> tuple[str, int]:
+    """Address (empty: all of them) and port; the port may be left out, or 0 for off."""
+    found = re.fullmatch(r"(\[[^]]*\]|[^:]*)(?::(\d{1,5}))?", text.strip())
+    if not found or int(found[2] or 0) > 65535:
+        raise ValueError("is not ADDRESS:PORT ([ADDRESS]:PORT for IPv6); :0 switches it off")
+    address = found[1].strip("[]")
+    if address:
+        check_address(address)
+    if not text.strip():
+        return "", 0
+    return address, int(found[2]) if found[2] else DEFAULT_HEALTHZ_PORT
+
+
+def show_bind_address(value: tuple[str, int]) -> str:
+    address, port = value
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def check_urls(text: str) -> None:

@@ -5,10 +5,12 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
@@ -217,3 +219,91 @@ def test_who_is_seen_by_the_backend(cache: Cache, peer: Any) -> None:
             backend: ask(cluster_ip, 80) for backend, (cluster_ip, _) in SERVICES.items()
         }
         assert from_the_node == dict.fromkeys(SERVICES, HOST)
+
+
+def answer_datagrams(address: str) -> socket.socket:
+    """Answer every datagram to port 8080 with the own address."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind((address, 8080))
+
+    def answer() -> None:
+        while True:
+            try:
+                _, peer = listener.recvfrom(64)
+                listener.sendto(address.encode(), peer)
+            except OSError:  # closed: the test is over
+                return
+
+    threading.Thread(target=answer, daemon=True).start()
+    return listener
+
+
+class Flow:
+    """A UDP flow: one socket, one source port."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.connect((address, port))
+
+    def ask(self, timeout_s: float = _TIMEOUT_S) -> str:
+        """Who answers the next datagram; nobody: an empty string."""
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.send(b"?")
+            return self._socket.recv(64).decode()
+        except (TimeoutError, ConnectionRefusedError):
+            return ""
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.mark.usefixtures("node")
+def test_udp_flows_of_a_removed_endpoint_move_at_once_and_no_others(
+    cache: Cache, peer: Any
+) -> None:
+    """With conntrack on, as masquerading needs it."""
+    with ExitStack() as stack:
+        client = peer("out0", "203.0.113.1/24", "203.0.113.7/24")
+        places = {
+            POD: peer("pod0", "10.244.1.1/24", f"{POD}/24"),
+            "10.244.1.9": peer("pod1", "10.244.1.8/32", "10.244.1.9/24"),
+        }
+        sh("ip route add 10.244.1.9/32 dev pod1")
+        places["10.244.1.9"].run(sh, "ip route add 10.244.1.8/32 dev veth0")
+        places["10.244.1.9"].run(sh, "ip route replace default via 10.244.1.8 dev veth0")
+        sh("ip link add eth0 type dummy", "ip link set eth0 up", f"ip addr add {HOST}/24 dev eth0")
+        sh("ip -6 addr add fd00:1::1/64 dev eth0 nodad")
+        for address, place in places.items():
+            stack.enter_context(closing(place.run(answer_datagrams, address)))
+        metadata = {"name": "udp", "namespace": "default"}
+        spec = {
+            "type": "ClusterIP",
+            "clusterIP": "10.96.0.9",
+            "clusterIPs": ["10.96.0.9"],
+            "ports": [{"port": 53, "protocol": "UDP"}],
+        }
+        cache.put(Service, make(Service, {"metadata": metadata, "spec": spec}))
+
+        def slices(*addresses: str) -> None:
+            found = slice_of("udp", *addresses)
+            ports = (structs.replace((found.ports or ())[0], protocol="UDP"),)
+            cache.put(EndpointSlice, structs.replace(found, ports=ports))
+
+        slices(*places)
+        proxy = stack.enter_context(closing(start(cache)))
+        assert Path("/proc/sys/net/ipv4/vs/conntrack").read_text().strip() == "1"
+        flows = [stack.enter_context(closing(client.run(Flow, "10.96.0.9", 53))) for _ in range(6)]
+        served = {flow: client.run(flow.ask) for flow in flows}
+        assert set(served.values()) == set(places)
+        slices("10.244.1.9")
+        assert proxy.reconcile(frozenset({"default/udp"}), False).failed == frozenset()
+        for flow, address in served.items():
+            if address == "10.244.1.9":
+                # Nothing happened to this one: not a single datagram is lost.
+                assert client.run(flow.ask) == "10.244.1.9"
+                continue
+            # The kernel gives the entry up with the next datagram, and that datagram with it.
+            answers = [client.run(flow.ask, 5.0), client.run(flow.ask)]
+            assert answers[1] == "10.244.1.9"
+            assert answers[0] in ("", "10.244.1.9")

@@ -1,0 +1,172 @@
+"""The flags of the route controller and the pod network: a part of ``option_table``."""
+
+from dataclasses import dataclass
+
+from kube_router_py import option_types as kind
+from kube_router_py.option_flag import BGP, PEERS, POD_NETWORK, flag
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutingOptions:
+    """See ``option_table.Options``."""
+
+    enable_cni: bool = flag(
+        kind.SWITCH,
+        True,
+        POD_NETWORK,
+        "Write this node's Pod CIDRs into the CNI configuration file.",
+    )
+    cni_conf_file: str = flag(
+        kind.string("FILE", kind.check_absolute_path),
+        "/etc/cni/net.d/10-kuberouter.conf",
+        POD_NETWORK,
+        "The CNI configuration file. (In kube-router an environment variable only.)",
+    )
+    auto_mtu: bool = flag(
+        kind.SWITCH,
+        True,
+        POD_NETWORK,
+        "Derive the MTU of the bridge and of Pods from the node's link.",
+    )
+    enable_overlay: bool = flag(
+        kind.SWITCH, True, POD_NETWORK, "Tunnel to nodes that are not reachable directly."
+    )
+    overlay_type: str = flag(
+        kind.choice("subnet", "full"),
+        "subnet",
+        POD_NETWORK,
+        "Tunnel to nodes of other subnets only, or to all nodes.",
+    )
+    overlay_encap: str = flag(
+        kind.choice("ipip", "fou"),
+        "ipip",
+        POD_NETWORK,
+        "How tunnels wrap packets: IP in IP, or in UDP besides (foo-over-UDP).",
+    )
+    overlay_encap_port: int = flag(
+        kind.integer(1024, 65535, "PORT"), 5555, POD_NETWORK, "UDP port of foo-over-UDP tunnels."
+    )
+    enable_pod_egress: bool = flag(
+        kind.SWITCH, True, POD_NETWORK, "Source-NAT what Pods send out of the cluster."
+    )
+    disable_source_dest_check: bool = flag(
+        kind.SWITCH,
+        True,
+        POD_NETWORK,
+        "On AWS: switch off the source/destination check of instances.",
+    )
+
+    cluster_asn: int = flag(
+        kind.Kind("ASN", kind.parse_cluster_asn),
+        0,
+        BGP,
+        "AS number of the nodes; 0 stands for 64512.",
+    )
+    router_id: str = flag(
+        kind.string("ID", kind.check_router_id),
+        "",
+        BGP,
+        "BGP router id: an IPv4 address, or generate. Needed where the node has IPv6 only; "
+        "otherwise the node's own IPv4 address.",
+    )
+    bgp_port: int = flag(kind.PORT, 179, BGP, "TCP port on which BGP listens.")
+    bgp_holdtime: float = flag(
+        kind.duration(3, 65535), 90.0, BGP, "Hold time towards routers outside the cluster."
+    )
+    bgp_graceful_restart: bool = flag(
+        kind.SWITCH, False, BGP, "Keep routes in the neighbors while the agent restarts (RFC 4724)."
+    )
+    bgp_graceful_restart_time: float = flag(
+        kind.duration(), 90.0, BGP, "How long neighbors wait for the restart; at most 1h8m15s."
+    )
+    bgp_graceful_restart_deferral_time: float = flag(
+        kind.duration(),
+        360.0,
+        BGP,
+        "How long route selection waits for the neighbors' End-of-RIB; at most 18h.",
+    )
+    enable_ibgp: bool = flag(kind.SWITCH, True, BGP, "Peer with the other nodes.")
+    nodes_full_mesh: bool = flag(
+        kind.SWITCH,
+        True,
+        BGP,
+        "Peer with every node; false: with nodes of the same AS (annotation) only.",
+    )
+    override_nexthop: bool = flag(
+        kind.SWITCH, False, BGP, "Announce this node as next hop to routers outside."
+    )
+    advertise_pod_cidr: bool = flag(
+        kind.SWITCH, True, BGP, "Announce the node's Pod CIDRs to routers outside."
+    )
+    advertise_cluster_ip: bool = flag(kind.SWITCH, False, BGP, "Announce ClusterIPs.")
+    advertise_external_ip: bool = flag(kind.SWITCH, False, BGP, "Announce external IPs.")
+    advertise_loadbalancer_ip: bool = flag(kind.SWITCH, False, BGP, "Announce load balancer IPs.")
+    routes_sync_period: float = flag(
+        kind.PERIOD, 300.0, BGP, "How often announcements and neighbors are compared as a whole."
+    )
+    injected_routes_sync_period: float = flag(
+        kind.PERIOD, 60.0, BGP, "How often learned routes are compared with the kernel."
+    )
+    gobgp_admin_address: str = flag(
+        kind.ADDRESS, "127.0.0.1", BGP, "Accepted for compatibility; FRR has no such port."
+    )
+    gobgp_admin_port: int = flag(
+        kind.PORT_OR_OFF, 50051, BGP, "Accepted for compatibility; FRR has no such port."
+    )
+
+    peer_router_ips: tuple[kind.IPAddress, ...] = flag(
+        kind.listed("ADDRESS", kind.parse_address), (), PEERS, "Addresses of the routers."
+    )
+    peer_router_asns: tuple[int, ...] = flag(
+        kind.listed("ASN", kind.parse_peer_asn), (), PEERS, "Their AS numbers, in the same order."
+    )
+    peer_router_ports: tuple[int, ...] = flag(
+        kind.listed("PORT", kind.parse_port),
+        (),
+        PEERS,
+        "Their ports, in the same order; none: 179.",
+    )
+    peer_router_passwords: tuple[str, ...] = flag(
+        kind.listed("BASE64", kind.parse_password, hide=True),
+        (),
+        PEERS,
+        "Their passwords in base64, in the same order. Seen by all users of the node: better "
+        "use --peer-router-passwords-file.",
+        is_secret=True,
+    )
+    peer_router_passwords_file: str = flag(
+        kind.string("FILE"),
+        "",
+        PEERS,
+        "File with the passwords: base64, separated by commas. The flag above beats it.",
+    )
+    peer_router_multihop_ttl: int = flag(
+        kind.integer(0, 255),
+        0,
+        PEERS,
+        "Hops to the routers; from 2 on, multihop is used.",
+        unit="hops",
+    )
+    enable_bfd: bool = flag(kind.SWITCH, False, PEERS, "Watch the routers by BFD (RFC 5880).")
+    bfd_port: int = flag(kind.PORT, 3784, PEERS, "UDP port of BFD.")
+    bfd_detection_multiplier: int = flag(
+        kind.integer(1, 255),
+        3,
+        PEERS,
+        "BFD packets that may be lost before a router counts as down.",
+        unit="packets",
+    )
+    bfd_desired_min_tx_interval: int = flag(
+        kind.integer(1, 2**32 - 1),
+        1000,
+        PEERS,
+        "Time between BFD packets sent.",
+        unit="milliseconds",
+    )
+    bfd_required_min_rx_interval: int = flag(
+        kind.integer(1, 2**32 - 1),
+        1000,
+        PEERS,
+        "Least time between BFD packets received.",
+        unit="milliseconds",
+    )

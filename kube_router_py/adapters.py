@@ -3,12 +3,16 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from kube_router_py.errors import PreflightError
 from kube_router_py.kernel.ports import DsrPorts, HostPorts
 from kube_router_py.options import Options
+
+if TYPE_CHECKING:
+    from kube_router_py.kernel.ipvs import NetlinkIpvs
 
 _CAP_NET_ADMIN = 12
 _ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls")
@@ -37,6 +41,13 @@ class Host:
             name: self._before[name] + (getattr(ports, name).writes if ports else 0)
             for name in _ADAPTERS
         }
+
+
+def open_ipvs() -> "NetlinkIpvs":
+    """IPVS for the thread of a scrape, which may not use that of the loop."""
+    from kube_router_py.kernel.ipvs import NetlinkIpvs
+
+    return NetlinkIpvs()
 
 
 def opener(options: Options) -> Callable[[], HostPorts]:

@@ -24,13 +24,14 @@ from types import FrameType
 from typing import Any
 
 import kube_router_py
-from kube_router_py.adapters import Host, check_capabilities, dsr_opener, opener
+from kube_router_py.adapters import Host, check_capabilities, dsr_opener, open_ipvs, opener
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
 from kube_router_py.cluster.objects import Lease, Pod, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError, KernelError
+from kube_router_py.followers import Followers
 from kube_router_py.kernel.address_monitor import AddressMonitor
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Turn
@@ -179,12 +180,16 @@ class Agent:
             )
         )
         self._host = Host(ports)
+        self.followers = Followers(
+            options, self.cache, self.client, self.node, lambda: self.loops[0].status()
+        )
         self._proxy = ServiceProxy(
             self.cache,
             proxy_options(options),
             self.node,
             ports=self._host.open,
             dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready),
+            followers=self.followers.all(),
         )
         # Made in run(), in the namespace that the agent serves.
         self._monitor: AddressMonitor | None = None
@@ -225,14 +230,20 @@ class Agent:
             )
         if options.metrics_port:
             from kube_router_py.observe.metrics import Metrics
+            from kube_router_py.observe.traffic import TrafficCollector
 
             metrics = Metrics(
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
-                gauges=lambda: {"controller_ipvs_services": self._proxy.virtual_servers},
+                gauges=lambda: {
+                    "controller_ipvs_services": self._proxy.virtual_servers,
+                    "refused_addresses": self.followers.refused.number,
+                },
                 writes=self._host.writes,
+                collectors=[TrafficCollector(open_ipvs, self._proxy.served_by)],
             )
+            self.followers.on_programmed = metrics.on_programmed
             self._observers.append(metrics.on_turn)
             pages = {options.metrics_path: metrics.page}
             yield HttpServer(options.metrics_addr, options.metrics_port, pages, "metrics-port")
@@ -263,6 +274,7 @@ class Agent:
         started = time.monotonic()
         for server in self.servers:
             server.start()
+        self.followers.start()
         for reflector in self._reflectors:
             reflector.start()
         for loop in self.loops:
@@ -335,6 +347,7 @@ class Agent:
         deadline = time.monotonic() + _STOP_REFLECTORS_S
         for reflector in self._reflectors:
             reflector.stop(max(0.0, deadline - time.monotonic()))
+        self.followers.stop()
         for server in self.servers:
             server.stop()
         self.client.close()

@@ -167,11 +167,17 @@ class EndpointSlice(ApiStruct, frozen=True):
 # --- core/v1 Node, Namespace, Pod --------------------------------------------------------------
 
 
+class Taint(ApiStruct, frozen=True):
+    key: str = ""
+    effect: str = ""
+
+
 class NodeSpec(ApiStruct, frozen=True):
     pod_cidr: str | None = field(default=None, name="podCIDR")
     pod_cidrs: tuple[str, ...] | None = field(default=None, name="podCIDRs")
     provider_id: str | None = field(default=None, name="providerID")
     unschedulable: bool | None = None
+    taints: tuple[Taint, ...] | None = None
 
 
 class NodeAddress(ApiStruct, frozen=True):

@@ -14,6 +14,7 @@ from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ipset_text import canonical_entries
 from kube_router_py.kernel.iptables_plan import Plan, plan_ensure, plan_remove
 from kube_router_py.kernel.ports import (
+    BridgePort,
     IpsetSpec,
     NodeAddress,
     TableRules,
@@ -46,6 +47,7 @@ class FakeLinkKernel(Struct):
     link: str | None = None
     vips: dict[Vip, Standing] = field(default_factory=dict)
     addresses: list[NodeAddress] = field(default_factory=lambda: list(LOOPBACK))
+    bridge_ports: list[BridgePort] = field(default_factory=list)
 
     def set_down(self) -> None:
         """Take the VIP link down: IPv6 loses addresses and routes; IPv4 local routes survive."""
@@ -103,6 +105,9 @@ class FakeLinks:
 
     def node_addresses(self) -> tuple[NodeAddress, ...]:
         return tuple(sorted(self.kernel.addresses))
+
+    def bridge_ports(self) -> tuple[BridgePort, ...]:
+        return tuple(sorted(self.kernel.bridge_ports))
 
     def remove_vip_link(self) -> None:
         if self.kernel.link is not None:

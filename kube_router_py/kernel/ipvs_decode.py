@@ -47,7 +47,7 @@ _GENL_AND_NEST_BYTES = 8
 
 
 class Traffic(Value, frozen=True, gc=False):
-    """What went through one virtual server since it was created.
+    """What went through one virtual server since it was created, and what goes in a second.
 
     The kernel sums these up every 2 seconds, so they lag by as much.
     """
@@ -57,6 +57,11 @@ class Traffic(Value, frozen=True, gc=False):
     packets_out: int
     bytes_in: int
     bytes_out: int
+    connections_a_second: int = 0
+    packets_in_a_second: int = 0
+    packets_out_a_second: int = 0
+    bytes_in_a_second: int = 0
+    bytes_out_a_second: int = 0
 
 
 def decode_timeouts(payload: bytes) -> tuple[int, int, int]:

@@ -35,8 +35,8 @@ S_FLAGS: Final = 7
 S_TIMEOUT: Final = 8
 S_NETMASK: Final = 9
 S_STATS64: Final = 12
-# IPVS_STATS_ATTR_*: connections, packets in and out, bytes in and out
-TRAFFIC: Final = (1, 2, 3, 4, 5)
+# IPVS_STATS_ATTR_*: connections, packets in and out, bytes in and out; then each a second
+TRAFFIC: Final = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 # IPVS_DEST_ATTR_*
 D_ADDR: Final = 1
 D_PORT: Final = 2

@@ -34,7 +34,7 @@ from kube_router_py.kernel.netlink import (
     NetlinkSocket,
     message,
 )
-from kube_router_py.kernel.ports import NodeAddress, VipFailure
+from kube_router_py.kernel.ports import BridgePort, NodeAddress, VipFailure
 from kube_router_py.kernel.vip_state import Standing
 from kube_router_py.proxy.model import Vip
 
@@ -159,6 +159,16 @@ class NetlinkLinks:
             name = names.get(entry.index, self._name)
             if name != self._name:
                 found.append(NodeAddress(entry.family, entry.address, entry.prefix_length, name))
+        return tuple(sorted(found))
+
+    def bridge_ports(self) -> tuple[BridgePort, ...]:
+        """The ports of every bridge, sorted."""
+        names = dict(socket.if_nameindex())
+        found: list[BridgePort] = []
+        for payload in self._socket.dump(rt.RTM_GETLINK, rt.BRIDGE_LINKS):
+            port = rt.decode_bridge_port(payload)
+            if port is not None and port[0] in names and port[1] in names:
+                found.append(BridgePort(names[port[0]], names[port[1]], port[2]))
         return tuple(sorted(found))
 
     def _make(

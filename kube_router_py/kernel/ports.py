@@ -63,6 +63,14 @@ class NodeAddress(Struct, frozen=True, order=True):
     link: str
 
 
+class BridgePort(Struct, frozen=True, order=True):
+    """A link that is a port of a bridge. ``hairpin``: frames may leave where they came in."""
+
+    bridge: str
+    link: str
+    hairpin: bool
+
+
 class VipFailure(Struct, frozen=True):
     vip: Vip
     errno: int
@@ -98,6 +106,9 @@ class Links(Protocol):
 
     def node_addresses(self) -> tuple[NodeAddress, ...]:
         """Every address configured on any link but the VIP link, loopback included."""
+
+    def bridge_ports(self) -> tuple[BridgePort, ...]:
+        """The ports of every bridge."""
 
     def remove_vip_link(self) -> None:
         """Remove the VIP link with its addresses and our local routes (cleanup)."""

@@ -43,6 +43,8 @@ _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 6, 7, 15
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
 _IFLA_LINKINFO, _IFLA_INFO_KIND = 18, 1
+_AF_BRIDGE = 7
+_IFLA_MASTER, _IFLA_PROTINFO, _IFLA_BRPORT_MODE = 10, 12, 4
 
 _RTMSG = Layout("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type; flags
 _IFADDRMSG = Layout("=4BI")  # family, prefix length, flags, scope; link index
@@ -172,6 +174,21 @@ def decode_link(payload: bytes) -> LinkState:
         if number == _IFLA_LINKINFO:
             kind = dict(attributes(value)).get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
     return LinkState(bool(flags & _IFF_UP), kind)
+
+
+BRIDGE_LINKS: Final = _IFINFOMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)
+"""Payload of an RTM_GETLINK dump of bridges and their ports."""
+
+
+def decode_bridge_port(payload: bytes) -> tuple[int, int, bool] | None:
+    """Indexes of bridge and port, and whether the port is in hairpin mode; None for a bridge."""
+    index = _IFINFOMSG.unpack_from(payload)[2]
+    found = dict(attributes(payload, _IFINFOMSG.size))
+    bridge = _u32(found, _IFLA_MASTER)
+    port = dict(attributes(found.get(_IFLA_PROTINFO, b"")))
+    if not bridge or _IFLA_BRPORT_MODE not in port:
+        return None
+    return bridge, index, port[_IFLA_BRPORT_MODE] != b"\0"
 
 
 def _u32(found: dict[int, bytes], number: int) -> int:

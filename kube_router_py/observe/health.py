@@ -17,6 +17,9 @@ from kube_router_py.cluster.objects import Node
 from kube_router_py.loop_model import LoopStatus
 from kube_router_py.observe.serve import Answer, Page
 
+# A probe every few seconds must not carry a list as long as the cluster's Services.
+_MOST = 100
+
 
 class HasStatus(Protocol):
     """A loop, as far as health is concerned."""
@@ -132,7 +135,12 @@ def _loop(status: LoopStatus) -> Mapping[str, Any]:
 
 
 def _problems(problems: Iterable[Any]) -> list[dict[str, str]]:
-    return [{"object": p.object, "field": p.field, "reason": p.reason} for p in problems]
+    found = list(problems)
+    listed = [{"object": p.object, "field": p.field, "reason": p.reason} for p in found[:_MOST]]
+    if len(found) > _MOST:
+        more = f"and {len(found) - _MOST} more; the log has named them all"
+        listed.append({"object": "", "field": "", "reason": more})
+    return listed
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -23,6 +23,13 @@ from kube_router_py.observe.health import HasStatus
 from kube_router_py.observe.serve import Answer
 
 _BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0)
+# As kube-proxy's: 0.25 s, 0.5 s, then each second to 59, each 5 to 115, each 30 to 300.
+_PROGRAMMING_BUCKETS = (
+    *(0.25, 0.5),
+    *map(float, range(1, 60)),
+    *map(float, range(60, 116, 5)),
+    *map(float, range(120, 301, 30)),
+)
 Numbers = Callable[[], Mapping[str, float]]
 
 
@@ -41,12 +48,15 @@ class Metrics:
         loops: Sequence[HasStatus],
         gauges: Numbers,
         writes: Numbers,
+        collectors: Iterable[Collector] = (),
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_Collector(version, cache, loops, gauges, writes))
+        for each in collectors:
+            self._registry.register(each)
         self._turn_seconds = Histogram(
             "kube_router_controller_turn_seconds",
             "Duration of turns, by loop; full: the kernel was read back",
@@ -60,6 +70,17 @@ class Metrics:
             registry=self._registry,
             buckets=_BUCKETS,
         )
+
+        self._programming = Histogram(
+            "kube_router_network_programming_duration_seconds",
+            "From a change of endpoints (last-change-trigger-time) to this node's kernel",
+            registry=self._registry,
+            buckets=_PROGRAMMING_BUCKETS,
+        )
+
+    def on_programmed(self, seconds: float) -> None:
+        """A change of endpoints is in the kernel, so long after it happened."""
+        self._programming.observe(seconds)
 
     def on_turn(self, turn: Turn) -> None:
         full = "true" if turn.full else "false"

@@ -22,13 +22,15 @@ class Answer(Struct, frozen=True):
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Page = Callable[[], Answer]
 
 
 class HttpServer:
-    """Serves ``pages`` (path to page) on an address (``""``: all, both families) and port.
+    """Serves ``pages`` (path to page; that of ``""`` answers at all others) on an address (``""``:
+    all, both families) and port.
 
     The port is bound at once. Raises ConfigurationError, naming ``flag``, where that is refused.
     ``port`` 0 takes any free one, which ``port`` then tells.
@@ -36,7 +38,7 @@ class HttpServer:
 
     def __init__(self, address: str, port: int, pages: Mapping[str, Page], flag: str) -> None:
         try:
-            self._server = _server_class(address)((address, port), _handler_class(pages))
+            self._server = listen(address, port, pages)
         except OSError as error:
             where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             raise ConfigurationError(
@@ -57,6 +59,11 @@ class HttpServer:
             self._server.shutdown()
             self._thread.join(_CLIENT_TIMEOUT_S)
         self._server.server_close()
+
+
+def listen(address: str, port: int, pages: Mapping[str, Page]) -> http.server.ThreadingHTTPServer:
+    """A server that listens, and serves whoever calls its methods. Raises OSError."""
+    return _server_class(address)((address, port), _handler_class(pages))
 
 
 def _server_class(address: str) -> type[http.server.ThreadingHTTPServer]:
@@ -117,7 +124,7 @@ def _handler_class(pages: Mapping[str, Page]) -> type[http.server.BaseHTTPReques
         sys_version = ""
 
         def do_GET(self) -> None:
-            page = pages.get(self.path.partition("?")[0])
+            page = pages.get(self.path.partition("?")[0]) or pages.get("")
             if page is None:
                 known = " ".join(sorted(pages))
                 answer = Answer(404, "text/plain", f"not here; try: {known}\n".encode())
@@ -129,6 +136,8 @@ def _handler_class(pages: Mapping[str, Page]) -> type[http.server.BaseHTTPReques
                     answer = Answer(500, "text/plain", b"failed; the agent's log says why\n")
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
+            for name, value in answer.headers:
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
             if self.command != "HEAD":

@@ -41,6 +41,7 @@ from kube_router_py.proxy.desired import Changes, Desired
 from kube_router_py.proxy.dirty_keys import LEAVING_PODS, NOT_SERVICES, OWN_NODE, Marks, subscribe
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.dsr_host import Dsr
+from kube_router_py.proxy.follower import Follower
 from kube_router_py.proxy.host import ThisHost
 from kube_router_py.proxy.model import RealServerKey, Vip, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.plan import plan
@@ -67,9 +68,11 @@ class ServiceProxy:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         dsr: Dsr | None = None,
+        followers: Iterable[Follower] = (),
     ) -> None:
         self._cache = cache
         self._dsr = dsr or Dsr(node_name)
+        self._followers = tuple(followers)
         self._given_options = options
         self._node_name = node_name
         self._make_ports = ports
@@ -88,6 +91,7 @@ class ServiceProxy:
         )
         self._applied = Applied()
         self._broken: dict[str, Problem] = {}
+        self._followers_problems: tuple[Problem, ...] = ()
         # What stood at the start and may belong to something that could not be read so far.
         self._held: set[VirtualServerKey | Vip] = set()
 
@@ -99,6 +103,13 @@ class ServiceProxy:
     def virtual_servers(self) -> int:
         """How many virtual servers stand in the kernel, as far as we know. For any thread."""
         return len(self._applied.servers)
+
+    def served_by(self, key: VirtualServerKey) -> tuple[str, VirtualServerKey] | None:
+        """The Service that holds a virtual server, and the address and port it is served at (its
+        own, or that behind its fwmark). For any thread."""
+        owner = self._desired.owner(key)
+        address = self._dsr.address_of(key) if key.fwmark else key
+        return None if owner is None or address is None else (owner, address)
 
     def open(self) -> None:
         """Create the adapters; called again after a crash, and then nothing is trusted."""
@@ -136,6 +147,8 @@ class ServiceProxy:
 
     def _turn(self, ports: HostPorts, dirty: frozenset[Hashable], full: bool) -> None:
         now_s = self._clock()
+        for follower in self._followers:
+            follower.begin()
         has_moved = self._host.follow(ports, dirty, full=full)
         # What was held can now be judged, by one look at the kernel.
         full = full or bool(self._held and self._is_complete())
@@ -177,6 +190,8 @@ class ServiceProxy:
             only_grow=bool(self._held),
         )
         self._host.settle_rules(ports, dirty, full=full)
+        if full or changes.services:
+            self._host.check_hairpins(ports, self._sets.hairpins())
         self._dsr.before_grow(ports, self._desired)
         if planned:
             self._learn(self._applied.apply(ports, planned, targets))
@@ -191,6 +206,16 @@ class ServiceProxy:
         self._dsr.after_shrink(ports, self._desired, self._applied.servers)
         if full:
             self._applied.share(targets)
+        self._tell_followers(changes, full=full)
+
+    def _tell_followers(self, changes: Changes, *, full: bool) -> None:
+        found: list[Problem] = []
+        for follower in self._followers:
+            try:
+                found += follower.follow(self._desired, self._host.node, changes, full=full)
+            except Exception:  # noqa: BLE001 - who only looks on must not stop the proxy
+                _log.exception("not followed by=%s", type(follower).__name__)
+        self._followers_problems = tuple(found)
 
     def _read(self, ports: HostPorts) -> None:
         """Read the kernel back; the first time, take over no more than can be judged.
@@ -326,6 +351,7 @@ class ServiceProxy:
 
     def _problems(self) -> tuple[Problem, ...]:
         found = {*self._host.problems, *self._sets.problems, *self._broken.values()}
+        found.update(self._followers_problems)
         found.update(self._desired.problems(), self._dsr.problems())
         for key, failure in self._applied.refused.items():
             owner = self._desired.owner(key)

@@ -32,7 +32,7 @@ class Changes(Struct, frozen=True):
 
     servers: frozenset[VirtualServerKey]
     vips: frozenset[Vip]
-    # Those whose hairpins, or whose answer to health checks, may be others now.
+    # Those whose hairpins, refused addresses, or answer to health checks may be others now.
     services: frozenset[str] = frozenset()
 
     @staticmethod
@@ -91,7 +91,7 @@ class Desired:
         for vip in old_vips ^ new_vips:
             _change(self._vips, vip, key, claims=vip in new_vips)
         services = self._claim_health_port(key, old, compiled, reordered)
-        if _hairpins(old) != _hairpins(compiled):
+        if _hairpins(old) != _hairpins(compiled) or _refused(old) != _refused(compiled):
             services |= {key}
         return Changes(frozenset(touched), old_vips ^ new_vips, services)
 
@@ -247,6 +247,10 @@ def _change(
 
 def _hairpins(compiled: CompiledService | None) -> frozenset[Hairpin]:
     return compiled.hairpins if compiled else frozenset()
+
+
+def _refused(compiled: CompiledService | None) -> tuple[Problem, ...]:
+    return compiled.refused if compiled else ()
 
 
 def _health_check(compiled: CompiledService | None) -> HealthCheck | None:

@@ -32,6 +32,7 @@ from kube_router_py.proxy.compile import CompiledService
 from kube_router_py.proxy.model import (
     DSR_MARK,
     DSR_MARK_TCP,
+    PROTOCOL_NAMES,
     Forward,
     Guard,
     RealServerKey,
@@ -55,7 +56,6 @@ _JUMPS = (
 # What the tunnel adds, with the headers that the MSS does not count (RFC 9293, 3.7.1).
 _OVERHEAD = {int(socket.AF_INET): 20 + 40, int(socket.AF_INET6): 40 + 60}
 _FAMILIES = {int(socket.AF_INET): "inet", int(socket.AF_INET6): "inet6"}
-_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _ICMP = {int(socket.AF_INET): "icmp", int(socket.AF_INET6): "ipv6-icmp"}
 _TCP = 6
 
@@ -312,7 +312,7 @@ def compile_marks(servers: Iterable[DirectServer], mtu: dict[Vip, int]) -> dict[
         family, vip = each.address.family, each.vip
         name = _FAMILIES[family]
         host = f"{vip}/{128 if family == socket.AF_INET6 else 32}"
-        protocol = _PROTOCOLS[each.address.protocol]
+        protocol = PROTOCOL_NAMES[each.address.protocol]
         to = f"-d {host} -p {protocol} -m {protocol} --dport {each.address.port}"
         mark = f"-j MARK --set-xmark {each.mark:#x}/0xffffffff"
         rules = marks.setdefault(name, [])

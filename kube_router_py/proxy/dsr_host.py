@@ -204,6 +204,11 @@ class Dsr:
             self.ports = self._open_ports()
         return self.ports
 
+    def address_of(self, key: VirtualServerKey) -> VirtualServerKey | None:
+        """The address and port behind a virtual server of a fwmark. For any thread."""
+        server = self._marked.get(key)
+        return None if server is None else server.address
+
     def before_grow(self, ports: HostPorts, desired: Desired) -> None:
         """Make routing and marks stand, those of direct servers that will go later on included."""
         wanted = self._wanted(desired)

@@ -12,6 +12,8 @@ from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts, Sysctls
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, LOCAL_PODS, OWN_NODE
+from kube_router_py.proxy.hairpin_ports import hairpin_problems
+from kube_router_py.proxy.model import RealServerKey
 from kube_router_py.proxy.service_rules import FamilyRules, compile_rules
 from kube_router_py.proxy.settings import (
     ProxyOptions,
@@ -80,6 +82,7 @@ class ThisHost:
         self._object_problems: tuple[Problem, ...] = ()
         self._kernel_problems: tuple[Problem, ...] = ()
         self._rule_problems: tuple[Problem, ...] = ()
+        self._hairpin_problems: tuple[Problem, ...] = ()
         self._sysctls_are_set = False
         self._rules_stand = False
 
@@ -89,8 +92,11 @@ class ThisHost:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with the Node object, the kernel's parameters, and the rules."""
-        return (*self._object_problems, *self._kernel_problems, *self._rule_problems)
+        """What is wrong with the Node object, the kernel's parameters, rules, and bridges."""
+        return (
+            *(*self._object_problems, *self._kernel_problems),
+            *(*self._rule_problems, *self._hairpin_problems),
+        )
 
     def follow(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> bool:
         """Take over what has changed about this node and around it; True if ``node`` did."""
@@ -104,6 +110,15 @@ class ThisHost:
     def look_at_links(self, ports: HostPorts) -> None:
         """Bring ``addresses`` up to date."""
         self.addresses = frozenset(each.address for each in ports.links.node_addresses())
+
+    def check_hairpins(self, ports: HostPorts, endpoints: Iterable[RealServerKey]) -> None:
+        """Tell whether bridges let these endpoints reach themselves."""
+        found = [*endpoints]
+        self._hairpin_problems = ()
+        if found:
+            self._hairpin_problems = hairpin_problems(
+                found, ports.links.node_addresses(), ports.links.bridge_ports(), self.node.name
+            )
 
     def settle_rules(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> None:
         """Make rules and the sets of nodes and pods stand, where they may not."""

@@ -10,6 +10,9 @@ from enum import IntEnum, IntFlag
 
 from msgspec import Struct
 
+PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
+"""Names of IP protocols by number, as iptables and ipset have them."""
+
 
 class Forward(IntEnum):
     """How packets reach a real server (IP_VS_CONN_F_*, include/uapi/linux/ip_vs.h)."""
@@ -70,7 +73,7 @@ class VirtualServerKey(Struct, frozen=True, order=True, gc=False):
     def __str__(self) -> str:
         if self.fwmark:
             return f"fwmark {self.fwmark} ({'IPv6' if self.family == socket.AF_INET6 else 'IPv4'})"
-        name = {6: "TCP", 17: "UDP", 132: "SCTP"}.get(self.protocol, str(self.protocol))
+        name = PROTOCOL_NAMES.get(self.protocol, str(self.protocol)).upper()
         return f"{name} {endpoint_text(self.family, self.address, self.port)}"
 
 

@@ -24,10 +24,9 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from kube_router_py.kernel.ports import IpsetSpec
-from kube_router_py.proxy.model import Guard, Hairpin, Vip, VirtualServerKey
+from kube_router_py.proxy.model import PROTOCOL_NAMES, Guard, Hairpin, Vip, VirtualServerKey
 
 FAMILIES = {int(socket.AF_INET): "inet", int(socket.AF_INET6): "inet6"}
-_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class FamilySets(Struct, frozen=True):
@@ -101,7 +100,7 @@ def hairpin_entry(hairpin: Hairpin) -> tuple[IpsetSpec, str]:
     """Where and how an endpoint is entered that may reach itself."""
     real = hairpin.real_server
     address = socket.inet_ntop(real.family, real.address)
-    protocol = _PROTOCOLS[hairpin.protocol]
+    protocol = PROTOCOL_NAMES[hairpin.protocol]
     return SETS[real.family].hairpin, f"{address},{protocol}:{real.port},{address}"
 
 
@@ -122,7 +121,7 @@ def guard_entries(key: VirtualServerKey, guard: Guard | None) -> Iterable[tuple[
 
 def _port_text(key: VirtualServerKey) -> str:
     address = socket.inet_ntop(key.family, key.address)
-    return f"{address},{_PROTOCOLS[key.protocol]}:{key.port}"
+    return f"{address},{PROTOCOL_NAMES[key.protocol]}:{key.port}"
 
 
 def put_entries(entries: Entries, found: Iterable[tuple[IpsetSpec, str]]) -> None:

@@ -6,7 +6,7 @@ turn, and after a failure, the sets are read back and made to agree.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec import Struct, structs
 
@@ -14,7 +14,15 @@ from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import Ipsets
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.desired import Changes, Desired
-from kube_router_py.proxy.model import Guard, Hairpin, IpvsTable, Verb, Vip, VirtualServerKey
+from kube_router_py.proxy.model import (
+    Guard,
+    Hairpin,
+    IpvsTable,
+    RealServerKey,
+    Verb,
+    Vip,
+    VirtualServerKey,
+)
 from kube_router_py.proxy.packet_sets import (
     SETS,
     Entries,
@@ -61,6 +69,10 @@ class ServiceSets:
     def doubt(self) -> None:
         """Read the sets back in the next turn."""
         self._is_known = False
+
+    def hairpins(self) -> Iterator[RealServerKey]:
+        """The endpoints that may reach themselves."""
+        return (each.real_server for each in self._users)
 
     def before(
         self,

@@ -51,7 +51,8 @@ def cache() -> Cache:
         "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]},
         "status": {"addresses": addresses},
     }
-    found.replace(Node, [make(Node, node)], "1")
+    other = {"metadata": {"name": "node2"}, "spec": {"podCIDRs": ["10.244.2.0/24"]}}
+    found.replace(Node, [make(Node, node), make(Node, other)], "1")
     services, slices = [], []
     for number, (backend, (cluster_ip, node_port)) in enumerate(SERVICES.items()):
         name = f"s{number}"

@@ -1,4 +1,4 @@
-"""docs/debugging.md names everything there is to look at."""
+"""docs/debugging.md and docs/metrics.md name everything there is to look at."""
 
 import re
 from pathlib import Path
@@ -11,10 +11,21 @@ from kube_router_py.loop import Loop
 from kube_router_py.loop_model import Controller, Outcome
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.metrics import Metrics
+from kube_router_py.observe.traffic import TrafficCollector
 from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.proxy.sysctls import sysctls
 
-PAGE = (Path(__file__).parents[3] / "docs/debugging.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "debugging.md").read_text()
+METRICS_PAGE = (DOCS / "metrics.md").read_text()
+
+
+class NoIpvs:
+    def read_traffic(self):
+        return {}
+
+    def close(self):
+        pass
 
 
 class Idle(Controller):
@@ -55,12 +66,13 @@ def test_every_metric_is_explained_and_exists(parts):
         version="1",
         cache=cache,
         loops=loops,
-        gauges=lambda: {"controller_ipvs_services": 1},
+        gauges=lambda: {"controller_ipvs_services": 1, "refused_addresses": 0},
         writes=lambda: {"ipvs": 0},
+        collectors=[TrafficCollector(NoIpvs, lambda key: None)],
     )
     served = set(re.findall(rb"^# TYPE (\w+)", metrics.page().body, re.MULTILINE))
     ours = {name.decode() for name in served if name.startswith(b"kube_router_")}
-    assert ours == set(re.findall(r"`(kube_router_\w+)", PAGE))
+    assert ours == set(re.findall(r"^\| `(kube_router_\w+)", METRICS_PAGE, re.MULTILINE))
 
 
 def test_every_kernel_parameter_is_explained():

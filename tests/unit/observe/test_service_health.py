@@ -1,0 +1,194 @@
+"""What load balancers are told: healthCheckNodePorts of Services, and the health of the node."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.objects import Node, NodeSpec, ObjectMeta, Taint
+from kube_router_py.loop_model import LoopStatus
+from kube_router_py.observe.health_checks import HealthChecks
+from kube_router_py.observe.health_ports import HealthPorts, LocalEndpoints
+from kube_router_py.observe.node_health import NodeHealth
+from kube_router_py.problem import Problem
+from kube_router_py.proxy.compile import CompiledService
+from kube_router_py.proxy.desired import Changes, Desired
+from kube_router_py.proxy.model import HealthCheck
+from kube_router_py.proxy.settings import ThisNode
+
+_TIMEOUT_S = 60.0
+LOOPBACK = ("127.0.0.1",)
+
+
+def ask(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, Any, Any]:
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=_TIMEOUT_S) as found:
+            return found.status, json.load(found), found.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error), error.headers
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture
+def health() -> list[bool]:
+    return [True]
+
+
+@pytest.fixture
+def ports(health: list[bool]) -> Iterator[HealthPorts]:
+    found = HealthPorts(lambda: health[0])
+    yield found
+    found.close()
+
+
+def test_a_port_answers_as_kube_proxys_does(ports: HealthPorts, health: list[bool]) -> None:
+    port = free_port()
+    assert ports.update({port: LocalEndpoints("default/web", 2)}, LOOPBACK) == {}
+    status, body, headers = ask(port, "/healthz")
+    assert status == 200
+    assert body == {
+        "service": {"namespace": "default", "name": "web"},
+        "localEndpoints": 2,
+        "serviceProxyHealthy": True,
+    }
+    assert headers["Content-Type"] == "application/json"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Load-Balancing-Endpoint-Weight"] == "2"
+    assert ask(port, "/anything")[0] == 200
+    ports.update({port: LocalEndpoints("default/web", 0)}, LOOPBACK)
+    status, body, _ = ask(port)
+    assert (status, body["localEndpoints"]) == (503, 0)
+    health[0] = False
+    ports.update({port: LocalEndpoints("default/web", 2)}, LOOPBACK)
+    status, body, _ = ask(port)
+    assert (status, body["serviceProxyHealthy"]) == (503, False)
+
+
+def test_ports_come_and_go(ports: HealthPorts) -> None:
+    first, second = free_port(), free_port()
+    ports.update({first: LocalEndpoints("a/a", 1), second: LocalEndpoints("b/b", 1)}, LOOPBACK)
+    assert ask(first)[1]["service"]["name"] == "a"
+    assert ask(second)[1]["service"]["name"] == "b"
+    ports.update({second: LocalEndpoints("b/b", 1)}, LOOPBACK)
+    with pytest.raises(urllib.error.URLError):
+        ask(first)
+    assert ask(second)[0] == 200
+
+
+def test_a_port_that_is_taken_disturbs_no_other_and_is_tried_again(ports: HealthPorts) -> None:
+    other = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wanted = {port: LocalEndpoints("a/a", 1), other: LocalEndpoints("b/b", 1)}
+        refused = ports.update(wanted, LOOPBACK)
+        assert set(refused) == {port}
+        assert ask(other)[0] == 200
+    assert ports.update(wanted, LOOPBACK) == {}
+    assert ask(port)[0] == 200
+
+
+def test_all_addresses_of_both_families(ports: HealthPorts) -> None:
+    port = free_port()
+    assert ports.update({port: LocalEndpoints("a/a", 1)}, ("",)) == {}
+    assert ask(port)[0] == 200
+    assert ask(port, host="[::1]")[0] == 200
+
+
+def compiled(key: str, port: int, local: int) -> CompiledService:
+    check = HealthCheck(port, local)
+    return CompiledService(key, "", {}, {}, {}, {}, frozenset(), (), health_check=check)
+
+
+def test_checks_follow_what_is_programmed(ports: HealthPorts) -> None:
+    checks, desired, port = HealthChecks(ports, is_restricted=True), Desired(), free_port()
+    node = ThisNode("node1", node_port_addresses={int(socket.AF_INET): (b"\x7f\0\0\1",)})
+
+    def follow(local: int | None) -> list[Problem]:
+        found = None if local is None else compiled("default/web", port, local)
+        return list(checks.follow(desired, node, desired.update("default/web", found), full=False))
+
+    assert follow(1) == []
+    assert ask(port)[0] == 200
+    follow(0)
+    assert ask(port)[0] == 503
+    follow(None)
+    with pytest.raises(urllib.error.URLError):
+        ask(port)
+    with socket.create_server(("127.0.0.1", port)):
+        (problem,) = follow(1)
+        assert (problem.object, problem.field) == (
+            "Service default/web",
+            "spec.healthCheckNodePort",
+        )
+    # The next turn tries again, whatever it is about.
+    nothing = Changes(frozenset(), frozenset())
+    assert list(checks.follow(desired, node, nothing, full=False)) == []
+    assert ask(port)[0] == 200
+
+
+def status(*, turning: bool = True, turns: int = 3) -> LoopStatus:
+    return LoopStatus(
+        name="service-proxy",
+        turning=turning,
+        ready=True,
+        reason="",
+        dirty=0,
+        busy=False,
+        settled=True,
+        last_turn_s=7.0,
+        last_success_s=7.0,
+        turns=turns,
+        successes=turns,
+        restarts=0,
+        problems=(),
+    )
+
+
+def node(**meta: Any) -> Node:
+    taints = meta.pop("taints", ())
+    return Node(ObjectMeta("node1", **meta), NodeSpec(taints=tuple(taints)))
+
+
+GOING = Taint("ToBeDeletedByClusterAutoscaler", "NoSchedule")
+
+
+@pytest.mark.parametrize(
+    ("found", "loop", "healthz", "livez", "eligible"),
+    [
+        (node(), status(), 200, 200, True),
+        (None, status(), 200, 200, True),
+        (node(taints=[Taint("dedicated", "NoExecute")]), status(), 200, 200, True),
+        (node(taints=[GOING]), status(), 503, 200, False),
+        (node(deletion_timestamp="2026-03-01T12:00:00Z"), status(), 503, 200, False),
+        (node(), status(turning=False), 503, 503, True),
+        (node(), status(turns=0), 503, 503, True),
+    ],
+)
+def test_a_node_is_asked(
+    found: Node | None, loop: LoopStatus, healthz: int, livez: int, eligible: bool
+) -> None:
+    cache = Cache((Node,))
+    if found is not None:
+        cache.put(Node, found)
+    health = NodeHealth(cache, "node1", lambda: loop, lambda: 1772366400.0)
+    answers = {path: page() for path, page in health.pages().items()}
+    assert {path: answer.status for path, answer in answers.items()} == {
+        "/healthz": healthz,
+        "/livez": livez,
+    }
+    body = json.loads(answers["/healthz"].body)
+    assert body["nodeEligible"] is eligible
+    assert body["currentTime"] == "2026-03-01T12:00:00+00:00"
+    late = "2026-03-01T11:59:53+00:00"
+    assert body["lastUpdated"] == (body["currentTime"] if healthz == 200 else late)

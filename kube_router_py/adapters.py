@@ -50,7 +50,7 @@ def open_ipvs() -> "NetlinkIpvs":
     return NetlinkIpvs()
 
 
-def opener(options: Options) -> Callable[[], HostPorts]:
+def opener(options: Options, *, needs_ipvs: bool = True) -> Callable[[], HostPorts]:
     """How this node's adapters are opened under these options."""
     families = ["inet"] * options.enable_ipv4 + ["inet6"] * options.enable_ipv6
 
@@ -59,7 +59,7 @@ def opener(options: Options) -> Callable[[], HostPorts]:
         from kube_router_py.kernel.host import open_host
         from kube_router_py.kernel.sysctl import ProcSysctls
 
-        ports = open_host(vip_mode=options.vip_mode, families=families)
+        ports = open_host(vip_mode=options.vip_mode, families=families, needs_ipvs=needs_ipvs)
         if options.proc_sys_path == _DEFAULT_PROC_SYS:
             return ports
         return structs.replace(ports, sysctls=ProcSysctls(options.proc_sys_path))

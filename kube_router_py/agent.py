@@ -33,6 +33,8 @@ from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError, KernelError
 from kube_router_py.followers import Followers
 from kube_router_py.kernel.address_monitor import AddressMonitor
+from kube_router_py.kernel.agent_lock import AgentLock
+from kube_router_py.kernel.modules import advice, missing_modules
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe import log
@@ -48,11 +50,14 @@ from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.settings import proxy_options
 from kube_router_py.proxy.sysctls import VIP_LINK
+from kube_router_py.takeover import Takeover
 
 _log = logging.getLogger(__name__)
 
 _STOP_LOOP_S = 15.0
 _STOP_REFLECTORS_S = 5.0
+# The agent of the last version may still be ending.
+_LOCK_WAIT_S = 30.0
 
 # Parts that this version does not have yet: field of Options, name, what does not happen.
 _MISSING_PARTS = (
@@ -65,8 +70,6 @@ _MISSING_GROUPS = frozenset((FIREWALL, POD_NETWORK, BGP, PEERS, LOADBALANCER))
 _WITHOUT_EFFECT = frozenset(
     (
         "enable-pprof",
-        "hairpin-mode",
-        "ipvs-permit-all",
         "service-node-port-range",
     )
 )
@@ -87,7 +90,17 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         _log.warning("nothing to run: no part that this version has is enabled")
         return 0
     check_capabilities()
-    agent = Agent(options, environ, opener(options))
+    if missing := missing_modules():
+        _log.warning("%s", advice(missing))
+    if not options.service_tcp_timeout:
+        _log.warning(
+            "IPVS forgets TCP connections that were idle for 900 s (unless set otherwise), "
+            "kube-proxy after a day: set --service-tcp-timeout, or let applications send keepalives"
+        )
+    lock = AgentLock()
+    lock.take(_LOCK_WAIT_S)
+    takeover = Takeover(node_name(options, environ))
+    agent = Agent(options, environ, opener(options), takeover=takeover)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.on_signal)
     return agent.run()
@@ -127,7 +140,8 @@ def not_running(options: Options) -> Iterator[str]:
 
 
 class Agent:
-    """One agent. ``ports`` opens the host's adapters; ``client`` is made from the options.
+    """One agent. ``ports`` opens the host's adapters; ``client`` is made from the options; without
+    ``takeover`` nobody was here before.
 
     The constructor binds the port of the probes and reads credentials, but sends nothing.
     Raises ConfigurationError.
@@ -139,6 +153,7 @@ class Agent:
         environ: Mapping[str, str],
         ports: Callable[[], HostPorts],
         client: Client | None = None,
+        takeover: Takeover | None = None,
     ) -> None:
         self._options = options
         self._environ = environ
@@ -183,13 +198,14 @@ class Agent:
         self.followers = Followers(
             options, self.cache, self.client, self.node, lambda: self.loops[0].status()
         )
+        self._takeover = takeover or Takeover(self.node, lambda: None, lambda: ())
         self._proxy = ServiceProxy(
             self.cache,
             proxy_options(options),
             self.node,
             ports=self._host.open,
             dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready),
-            followers=self.followers.all(),
+            followers=(*self.followers.all(), self._takeover),
         )
         # Made in run(), in the namespace that the agent serves.
         self._monitor: AddressMonitor | None = None
@@ -220,7 +236,7 @@ class Agent:
         if not (self.cache.is_synced(KINDS) and self.dsr_ready.is_known()):
             return False
         pods = self.cache.stats()[Pod]
-        return pods.synced or bool(pods.failing)
+        return (pods.synced or bool(pods.failing)) and self._takeover.may_program()
 
     def _bind(self) -> Iterator[HttpServer]:
         options = self._options

@@ -5,33 +5,75 @@ all kernel parameters, whose former values nobody knows and on which others rely
 fails does not stop the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.kernel import kube_proxy
+from kube_router_py.kernel.ports import DsrPorts, HostPorts
 from kube_router_py.options import Options
 from kube_router_py.proxy.model import IpvsOperation, Verb
 from kube_router_py.proxy.packet_sets import owned_sets
 from kube_router_py.proxy.service_rules import owned_rules
+from kube_router_py.proxy.settings import FAMILY_NAMES
 from kube_router_py.proxy.sysctls import VIP_LINK
 from kube_router_py.services import is_inside
 
+Step = tuple[str, Callable[[], str]]
+Say = Callable[[str], None]
 
-def clean_up(options: Options, ports: HostPorts, say: Callable[[str], None]) -> bool:
+
+def clean_up(
+    options: Options, ports: HostPorts, open_dsr: Callable[[], DsrPorts], say: Say
+) -> bool:
     """Remove everything of the service proxy; ``say`` gets a line per step. True if all went."""
+    complete = _carry_out((*_steps(options, ports), *_direct_return_steps(open_dsr)), say)
+    say("kernel parameters (sysctl): left as they are")
+    return complete
+
+
+def clean_up_kube_proxy(say: Say) -> bool:
+    """Remove what kube-proxy left behind, and nothing else. True if all went."""
+    if (mode := kube_proxy.running_mode()) is not None:
+        say(f"kube-proxy runs on this node (mode {mode}): stop it first; nothing was removed")
+        return False
+    found = list(kube_proxy.leftovers(everything=True))
+    if not found:
+        say("kube-proxy left nothing here")
+    return _carry_out(((what, partial(_removed, remove)) for what, remove in found), say)
+
+
+def _removed(remove: Callable[[], None]) -> str:
+    remove()
+    return "removed"
+
+
+def _carry_out(steps: Iterable[Step], say: Say) -> bool:
     complete = True
-    for what, step in _steps(options, ports):
+    for what, step in steps:
         try:
             say(f"{what}: {step()}")
         except KernelError as error:
             complete = False
             say(f"{what}: FAILED: {error}")
-    say("kernel parameters (sysctl): left as they are")
     return complete
 
 
-def _steps(options: Options, ports: HostPorts) -> Iterator[tuple[str, Callable[[], str]]]:
+def _direct_return_steps(open_dsr: Callable[[], DsrPorts]) -> Iterator[Step]:
+    """Pods keep their tunnel devices, which no packet reaches any more: they go with the pods."""
+
+    def remove_routing() -> str:
+        ports = open_dsr()
+        try:
+            ports.routing.remove(FAMILY_NAMES)
+        finally:
+            ports.close()
+        return "removed"
+
+    yield "policy routing of direct server return", remove_routing
+
+
+def _steps(options: Options, ports: HostPorts) -> Iterator[Step]:
     # New connections stop first; a VIP goes after what it leads to.
     yield "IPVS virtual servers", lambda: _remove_virtual_servers(options, ports)
     # Both families, whichever are enabled now: an earlier agent may have had other flags.

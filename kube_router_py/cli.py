@@ -31,14 +31,22 @@ Exit codes: 0 rendered; 1 a file cannot be read or has broken syntax; 2 a mistak
 """
 
 CLEANUP_USAGE = """\
-Usage: kube-router-py cleanup [FLAG...]
+Usage: kube-router-py cleanup [--kube-proxy-leftovers] [FLAG...]
 
 Removes what the agent left in this node's kernel: its IPVS virtual servers (all outside of
---excluded-cidrs), its iptables chains and ipsets, the link kube-dummy-if with its routes. Run it as
-root, with the agent stopped. It says what it did. The same as kube-router-py --cleanup-config.
+--excluded-cidrs), its iptables chains and ipsets, the link kube-dummy-if with its routes, marks and
+policy routing of direct server return. Run it as root, with the agent stopped. It says what it did.
+The same as kube-router-py --cleanup-config.
+
+  --kube-proxy-leftovers   Remove what kube-proxy left instead, and nothing of the agent's: chains
+                           KUBE-SERVICES and the like (not the kubelet's), its ipsets, the link
+                           kube-ipvs0, the nftables tables kube-proxy. kube-proxy must not run.
 
 Exit codes: 0 all removed; 1 something stayed; 2 a mistake in the flags.
 """
+
+
+KUBE_PROXY_LEFTOVERS = "--kube-proxy-leftovers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,14 +125,18 @@ def _clean_up(arguments: Sequence[str]) -> int:
     if asked == "help":
         print(CLEANUP_USAGE, end="")
         return OK
+    of_kube_proxy = KUBE_PROXY_LEFTOVERS in arguments
+    arguments = [each for each in arguments if each != KUBE_PROXY_LEFTOVERS]
     options = parse(arguments, os.environ)
-    from kube_router_py.adapters import check_capabilities, opener
-    from kube_router_py.cleanup import clean_up
+    from kube_router_py.adapters import check_capabilities, dsr_opener, opener
+    from kube_router_py.cleanup import clean_up, clean_up_kube_proxy
 
     check_capabilities()
-    ports = opener(options)()
+    if of_kube_proxy:
+        return OK if clean_up_kube_proxy(print) else FAILED
+    ports = opener(options, needs_ipvs=False)()
     try:
-        return OK if clean_up(options, ports, print) else FAILED
+        return OK if clean_up(options, ports, dsr_opener(options), print) else FAILED
     finally:
         ports.close()
 

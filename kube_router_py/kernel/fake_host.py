@@ -282,9 +282,9 @@ class FakeSysctls:
         path, wanted = parameter_path(name), canonical_value(value)
         if self.read(name) == wanted:
             return
-        self.writes += 1
         if path not in self.values:
             raise KernelError(f"cannot set the kernel parameter {name}: no such", errno.ENOENT)
         if path in self._read_only:
             raise KernelError(f"cannot set the kernel parameter {name}: read-only", errno.EROFS)
+        self.writes += 1
         self.values[path] = wanted

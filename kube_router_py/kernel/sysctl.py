@@ -59,10 +59,10 @@ class ProcSysctls:
         wanted = canonical_value(value)
         if self.read(name) == wanted:
             return
-        self.writes += 1
         try:
             # Not "w": with O_CREAT a missing parameter would be answered with EACCES.
             descriptor = os.open(self._root / parameter_path(name), os.O_WRONLY | os.O_TRUNC)
+            self.writes += 1
             try:
                 os.write(descriptor, f"{wanted}\n".encode())
             finally:

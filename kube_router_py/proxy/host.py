@@ -9,7 +9,7 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import Node, Pod
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.ports import HostPorts, Sysctls
+from kube_router_py.kernel.ports import HostPorts, NodeAddress, Sysctls
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, LOCAL_PODS, OWN_NODE
 from kube_router_py.proxy.hairpin_ports import hairpin_problems
@@ -31,6 +31,8 @@ from kube_router_py.proxy.surroundings import (
 from kube_router_py.proxy.sysctls import Sysctl, sysctls
 
 _log = logging.getLogger(__name__)
+
+KUBE_PROXY_LINK = "kube-ipvs0"
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
@@ -57,12 +59,21 @@ def settle_sysctls(
                 elif not sysctl.is_optional:
                     reason = "the kernel has no such parameter; is its module loaded?"
                     problems.append(Problem(f"Node {node_name}", sysctl.name, reason))
-            elif found != sysctl.value and sysctl.only_from in (None, found):
+            elif _is_wrong(sysctl, found):
                 port.write(sysctl.name, sysctl.value)
                 _log.info("set sysctl=%s from=%s to=%s", sysctl.name, found, sysctl.value)
         except KernelError as error:
-            problems.append(Problem(f"Node {node_name}", sysctl.name, str(error)))
+            if sysctl.is_tuning:
+                _log.info("not tuned sysctl=%s reason=%r", sysctl.name, str(error))
+            else:
+                problems.append(Problem(f"Node {node_name}", sysctl.name, str(error)))
     return problems, advice
+
+
+def _is_wrong(sysctl: Sysctl, found: str) -> bool:
+    if sysctl.is_minimum and found.isdigit() and int(found) >= int(sysctl.value):
+        return False
+    return found != sysctl.value and sysctl.only_from in (None, found)
 
 
 class ThisHost:
@@ -109,7 +120,7 @@ class ThisHost:
 
     def look_at_links(self, ports: HostPorts) -> None:
         """Bring ``addresses`` up to date."""
-        self.addresses = frozenset(each.address for each in ports.links.node_addresses())
+        self.addresses = frozenset(each.address for each in _own_addresses(ports))
 
     def check_hairpins(self, ports: HostPorts, endpoints: Iterable[RealServerKey]) -> None:
         """Tell whether bridges let these endpoints reach themselves."""
@@ -136,7 +147,7 @@ class ThisHost:
         self._around = Surroundings(
             cluster_networks(self._cache.list(Node)),
             pods,
-            link_addresses(ports.links.node_addresses()),
+            link_addresses(_own_addresses(ports)),
         )
         try:
             random_fully = ports.iptables.random_fully()
@@ -187,10 +198,16 @@ class ThisHost:
     def _settle_sysctls(self, ports: HostPorts) -> None:
         own = set(self.node.addresses.values())
         links = {each.link for each in ports.links.node_addresses() if each.address in own}
-        wanted = sysctls(self._options, links, kernel_version())
+        wanted = sysctls(self._options, links, kernel_version(), os.cpu_count() or 1)
         problems, advice = settle_sysctls(ports.sysctls, wanted, self.node.name)
         self._kernel_problems = (*problems, *advice)
         self._sysctls_are_set = not problems
+
+
+def _own_addresses(ports: HostPorts) -> list[NodeAddress]:
+    """The node's addresses; not those of kube-proxy's link, which goes when kube-proxy has gone,
+    and must not have been all that made a service address local."""
+    return [each for each in ports.links.node_addresses() if each.link != KUBE_PROXY_LINK]
 
 
 def _settle_family(ports: HostPorts, wanted: FamilyRules, *, rules: bool) -> None:

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from kube_router_py.kernel.ports import IpsetSpec, Jump, TableRules
 from kube_router_py.problem import Problem
-from kube_router_py.proxy import masquerade
+from kube_router_py.proxy import dsr, masquerade
 from kube_router_py.proxy.model import DSR_MARK, DSR_MARK_MASK
 from kube_router_py.proxy.packet_sets import FAMILIES, SETS, FamilySets
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode
@@ -64,7 +64,7 @@ def owned_rules() -> dict[str, tuple[str, ...]]:
     """The chains that the service proxy makes, by table; the same in both families."""
     return {
         "filter": (GUARD, SERVICES, ACCEPT),
-        "mangle": (GUARD_OUT,),
+        "mangle": (GUARD_OUT, dsr.CHAIN),
         "nat": (masquerade.HAIRPIN, masquerade.CHAIN),
     }
 

@@ -46,6 +46,13 @@ class ProxyOptions(Struct, frozen=True):
     tcp_timeout_s: int = 0
     tcp_fin_timeout_s: int = 0
     udp_timeout_s: int = 0
+    # Connections to track, and for how many seconds; 0 leaves the kernel's own.
+    conntrack_max_per_core: int = 0
+    conntrack_min: int = 0
+    conntrack_established_s: int = 0
+    conntrack_close_wait_s: int = 0
+    conntrack_udp_s: int = 0
+    conntrack_udp_stream_s: int = 0
     unloadable_schedulers: frozenset[str] = frozenset()
 
     @property
@@ -81,6 +88,12 @@ def proxy_options(options: "Options") -> ProxyOptions:
         tcp_timeout_s=round(options.service_tcp_timeout),
         tcp_fin_timeout_s=round(options.service_tcpfin_timeout),
         udp_timeout_s=round(options.service_udp_timeout),
+        conntrack_max_per_core=options.conntrack_max_per_core,
+        conntrack_min=options.conntrack_min,
+        conntrack_established_s=round(options.conntrack_tcp_timeout_established),
+        conntrack_close_wait_s=round(options.conntrack_tcp_timeout_close_wait),
+        conntrack_udp_s=round(options.conntrack_udp_timeout),
+        conntrack_udp_stream_s=round(options.conntrack_udp_timeout_stream),
     )
 
 

@@ -1,6 +1,6 @@
 """The kernel parameters that IPVS forwarding needs, and why each. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -19,6 +19,8 @@ class Sysctl(Struct, frozen=True):
     """``name`` below /proc/sys gets ``value``: always, or only where it reads ``only_from``.
 
     ``is_optional``: the kernel may well be without it, and then it is not needed either.
+    ``is_minimum``: a larger value that stands is left. ``is_tuning``: where it cannot be set, as in
+    a network namespace that is not the host's, that is no problem.
     ``advice``: the same, but some nodes need it; what to tell them where it is absent.
     """
 
@@ -26,11 +28,13 @@ class Sysctl(Struct, frozen=True):
     value: str
     only_from: str | None = None
     is_optional: bool = False
+    is_minimum: bool = False
+    is_tuning: bool = False
     advice: str = ""
 
 
 def sysctls(
-    options: ProxyOptions, node_links: Iterable[str], kernel: tuple[int, int]
+    options: ProxyOptions, node_links: Iterable[str], kernel: tuple[int, int], cores: int = 1
 ) -> tuple[Sysctl, ...]:
     """What to set, in order. ``node_links`` carry the node's addresses; ``kernel`` as (5, 9)."""
     found = [
@@ -44,6 +48,7 @@ def sysctls(
     if kernel < (5, 9):
         # Before 5.9 a reused client port waits a second for its old entry.
         found.append(Sysctl("net/ipv4/vs/conn_reuse_mode", "0"))
+    found += _conntrack(options, cores)
     links = sorted(set(node_links))
     if options.ipv4:
         found += [
@@ -70,3 +75,27 @@ def sysctls(
             Sysctl("net/bridge/bridge-nf-call-ip6tables", "1", advice=_NO_BRIDGE_FILTER),
         ]
     return tuple(found)
+
+
+def _conntrack(options: ProxyOptions, cores: int) -> Iterator[Sysctl]:
+    """Room for the connections of a busy node, as kube-proxy makes it."""
+    limit = max(options.conntrack_min, options.conntrack_max_per_core * cores)
+    if options.conntrack_max_per_core:
+        # Four entries to a bucket, as the kernel itself has it at most.
+        for name, value in (("buckets", limit // 4), ("max", limit)):
+            yield Sysctl(
+                f"net/netfilter/nf_conntrack_{name}",
+                str(value),
+                is_optional=True,
+                is_minimum=True,
+                is_tuning=True,
+            )
+    for name, seconds in (
+        ("tcp_timeout_established", options.conntrack_established_s),
+        ("tcp_timeout_close_wait", options.conntrack_close_wait_s),
+        ("udp_timeout", options.conntrack_udp_s),
+        ("udp_timeout_stream", options.conntrack_udp_stream_s),
+    ):
+        if seconds:
+            full_name = f"net/netfilter/nf_conntrack_{name}"
+            yield Sysctl(full_name, str(seconds), is_optional=True, is_tuning=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from kube_router_py.kernel.fake_host import FakeSysctls
+from kube_router_py.proxy.host import settle_sysctls
 from kube_router_py.proxy.service_rules import compile_rules
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode
 from kube_router_py.proxy.surroundings import Surroundings
@@ -153,3 +155,30 @@ def test_a_reverse_path_filter_is_loosened_only_from_strict() -> None:
         "kube-dummy-if",
     }
     assert all(each.only_from == "1" and each.value == "2" for each in filters)
+
+
+def test_room_for_connections_grows_with_the_cores_and_is_never_taken() -> None:
+    options = ProxyOptions(
+        conntrack_max_per_core=32768, conntrack_min=131072, conntrack_established_s=86400
+    )
+
+    def limits(cores: int) -> dict[str, str]:
+        found = sysctls(options, [], (6, 1), cores)
+        return {each.name: each.value for each in found if "nf_conntrack" in each.name}
+
+    assert limits(2) == {
+        "net/netfilter/nf_conntrack_buckets": "32768",
+        "net/netfilter/nf_conntrack_max": "131072",
+        "net/netfilter/nf_conntrack_tcp_timeout_established": "86400",
+    }
+    assert limits(64)["net/netfilter/nf_conntrack_max"] == "2097152"
+    name = "net/netfilter/nf_conntrack_max"
+    for before, after in (("65536", "131072"), ("400000", "400000")):
+        port = FakeSysctls({name: before})
+        wanted = [each for each in sysctls(options, [], (6, 1), 2) if each.name == name]
+        assert settle_sysctls(port, wanted, "node1") == ([], [])
+        assert port.read(name) == after
+    # In a network namespace that is not the host's it cannot be set, and need not.
+    port = FakeSysctls({name: "65536"}, read_only=[name])
+    assert settle_sysctls(port, wanted, "node1") == ([], [])
+    assert port.writes == 0

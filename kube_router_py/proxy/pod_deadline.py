@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from kube_router_py.cluster.objects import Pod
+from kube_router_py.proxy.surroundings import FINISHED
 
 
 def seconds_to_live(pods: Iterable[Pod], wall_s: float) -> float | None:
@@ -20,6 +21,8 @@ def seconds_to_live(pods: Iterable[Pod], wall_s: float) -> float | None:
     for pod in pods:
         meta = pod.metadata
         if meta.deletion_timestamp is None:
+            if pod.status is not None and pod.status.phase in FINISHED:
+                continue  # it had the address before
             return None
         try:
             when = datetime.fromisoformat(meta.deletion_timestamp)

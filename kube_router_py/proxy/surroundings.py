@@ -11,7 +11,8 @@ from kube_router_py.cluster.objects import Node, Pod
 from kube_router_py.kernel.ports import NodeAddress
 
 _FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
-_FINISHED = ("Succeeded", "Failed")
+# Phases of pods that have no address any more, whatever their status says.
+FINISHED = ("Succeeded", "Failed")
 
 Texts = dict[int, frozenset[str]]
 """By family (socket.AF_*): addresses and networks as text, in their canonical form."""
@@ -43,7 +44,7 @@ def pod_addresses(pods: Iterable[Pod], node_name: str) -> Texts:
         status = pod.status
         if pod.spec.node_name != node_name or pod.spec.host_network or status is None:
             continue
-        if status.phase in _FINISHED:
+        if status.phase in FINISHED:
             continue  # the address may be another pod's by now
         for text in {each.ip for each in status.pod_ips or ()} | {status.pod_ip or ""}:
             try:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kube_router_py.cluster.objects import ObjectMeta, Pod
+from kube_router_py.cluster.objects import ObjectMeta, Pod, PodStatus
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.model import Connections, RealServer, VirtualServer, VirtualServerState
 from kube_router_py.proxy.pod_deadline import seconds_to_live
@@ -121,6 +121,28 @@ def test_the_deadline_is_that_of_the_pod_where_it_is_known(make: Any) -> None:
     assert drain.target(key, wanted, held, frozenset(), 702.0, lambda _: 900.0) == wanted
 
 
+def test_a_clock_that_is_ahead_puts_no_deadline_off(make: Any) -> None:
+    drain = Draining(enabled=True, grace_s=30)
+    key, wanted = make.key("10.96.0.10"), state(make, a=1)
+    busy = {make.real("10.244.1.2"): Connections(1, 0)}
+    # The pod has 60 s left at every look, as it seems.
+    held = drain.target(key, wanted, state(make, a=1, b=1), frozenset(), 0.0, lambda _: 60.0)
+    assert drain.target(key, wanted, held, frozenset(), 40.0, lambda _: 100.0) == held
+    assert drain.poll(lambda _: busy, 61.0) == {key}
+    assert drain.target(key, wanted, held, frozenset(), 61.0, lambda _: 121.0) == wanted
+    # Deleting at once what was being deleted takes time off.
+    held = drain.target(key, wanted, state(make, a=1, b=1), frozenset(), 200.0, lambda _: 260.0)
+    assert drain.target(key, wanted, held, frozenset(), 201.0, lambda _: 201.0) == wanted
+
+
+def test_a_pod_that_has_gone_leaves_its_deadline_behind(make: Any) -> None:
+    drain = Draining(enabled=True, grace_s=30)
+    key, wanted = make.key("10.96.0.10"), state(make, a=1)
+    held = drain.target(key, wanted, state(make, a=1, b=1), frozenset(), 0.0, lambda _: 600.0)
+    assert drain.target(key, wanted, held, frozenset(), 599.0) == held
+    assert drain.target(key, wanted, held, frozenset(), 600.0) == wanted
+
+
 NOON = "2026-03-01T12:00:00Z"
 NOON_S = 1772366400.0
 
@@ -147,3 +169,10 @@ def test_what_is_left_to_a_pod(
         for when, grace in pods
     ]
     assert seconds_to_live(found, NOON_S - 20) == seconds
+
+
+def test_a_finished_pod_has_lost_its_address_to_the_one_that_leaves() -> None:
+    leaving = Pod(ObjectMeta(deletion_timestamp=NOON, deletion_grace_period_seconds=60))
+    finished = Pod(status=PodStatus("Succeeded"))
+    assert seconds_to_live([finished, leaving], NOON_S - 20) == 20.0
+    assert seconds_to_live([finished], NOON_S - 20) is None

@@ -1,7 +1,8 @@
 """Telling when addresses come to this node's links, or leave them (rtnetlink(7), RTM_NEWADDR).
 
 A thread of its own listens. An address that is confirmed again and again, as router advertisements
-do, is told of once. When the kernel had more to say than we could take in, that counts as a change.
+do, is told of once. Link-local addresses of IPv6 are of no interest: every pod's veth has one. When
+the kernel had more to say than we could take in, that counts as a change.
 """
 
 import logging
@@ -100,16 +101,23 @@ class AddressMonitor:
         return has_changed
 
     def _note(self, data: bytes, kind: int, start: int, end: int) -> bool:
-        index = _IFADDRMSG.unpack_from(data, start)[4]
+        family, _, _, _, index = _IFADDRMSG.unpack_from(data, start)
         found = dict(attributes(data, start + _IFADDRMSG.size, end))
         # Between two ends of a link, the address of the other one is IFA_ADDRESS.
         place = index, found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
+        if family == socket.AF_INET6 and _is_link_local(place[1]):
+            return False
         is_news = kind == _RTM_DELADDR or place not in self._known
         if kind == _RTM_NEWADDR:
             self._known.add(place)
         else:
             self._known.discard(place)
         return is_news and _name_of(index) not in self._ignored
+
+
+def _is_link_local(address: bytes) -> bool:
+    """Whether an IPv6 address is in fe80::/10 (RFC 4291)."""
+    return address[:1] == b"\xfe" and address[1] & 0xC0 == 0x80
 
 
 def _name_of(index: int) -> str:

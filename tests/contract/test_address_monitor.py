@@ -61,6 +61,7 @@ def test_what_is_said_again_and_what_is_ignored_is_not_told(told: "queue.Queue[s
     for _ in range(3):
         sh("ip addr replace 192.0.2.1/24 dev eth0 valid_lft 3600 preferred_lft 3600")
     sh("ip addr add 10.96.0.1/32 dev vips", "ip addr del 10.96.0.1/32 dev vips")
+    sh("ip addr add fe80::77/64 dev eth0 nodad", "ip addr del fe80::77/64 dev eth0")
     sh("ip addr add 198.51.100.99/32 dev lo")
     told.get(timeout=_DEADLINE_S)
     assert told.empty()

@@ -28,7 +28,7 @@ from kube_router_py.adapters import Host, check_capabilities, dsr_opener, open_i
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
-from kube_router_py.cluster.objects import Lease, Pod, Service, ServiceSpec
+from kube_router_py.cluster.objects import Lease, NetworkPolicy, Pod, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError, KernelError
 from kube_router_py.followers import Followers
@@ -48,6 +48,7 @@ from kube_router_py.proxy.controller import ServiceProxy
 from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE
 from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
+from kube_router_py.proxy.isolation import Isolation
 from kube_router_py.proxy.settings import proxy_options
 from kube_router_py.proxy.sysctls import VIP_LINK
 from kube_router_py.takeover import Takeover
@@ -170,6 +171,8 @@ class Agent:
         self.cache = Cache((*KINDS, Pod))
         # Apart from the others: without permission to read Leases everything but DSR goes on.
         self.leases = Cache((Lease,))
+        self.policies = Cache((NetworkPolicy,))
+        isolation = Isolation(self.cache, self.policies, self.node)
         self.dsr_ready = LeaseReady(self.cache, self.leases, self.client, self.node, namespace)
         self._reflectors: list[Reflector[Any]] = [
             Reflector(self.client, self.cache, kind) for kind in KINDS
@@ -194,6 +197,7 @@ class Agent:
                 namespace=namespace,
             )
         )
+        self._reflectors.append(Reflector(self.client, self.policies, NetworkPolicy))
         self._host = Host(ports)
         self.followers = Followers(
             options, self.cache, self.client, self.node, lambda: self.loops[0].status()
@@ -204,7 +208,7 @@ class Agent:
             proxy_options(options),
             self.node,
             ports=self._host.open,
-            dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready),
+            dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready, isolation.is_isolated),
             followers=(*self.followers.all(), self._takeover),
         )
         # Made in run(), in the namespace that the agent serves.
@@ -221,6 +225,7 @@ class Agent:
         ]
         self._proxy.subscribe(self.cache, self.loops[0])
         self.leases.subscribe((Lease,), lambda event: self.loops[0].mark((OTHER_NODES,)))
+        isolation.subscribe(self.loops[0], (OTHER_NODES,))
         self.health = Health(
             node=self.node,
             version=kube_router_py.__version__,

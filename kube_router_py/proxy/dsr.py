@@ -128,7 +128,8 @@ def compile_dsr(
     """Which virtual servers of a compiled Service become direct ones, and who answers for them.
 
     ``is_shared``: another Service needs the VIP without DSR. ``pod_of``: a Pod by key, as far as
-    it is known. ``is_isolated``: a NetworkPolicy isolates the pod (by UID) for ingress.
+    it is known. ``is_isolated``: a NetworkPolicy isolates the pod (by UID, of this node) for
+    ingress; of pods elsewhere their own node knows, and does not make them ready.
     """
     value = service.metadata.annotation(DSR_ANNOTATION)
     if value is None:
@@ -203,10 +204,10 @@ class _Backends:
             )
         elif self._has_host_network(f"{target.namespace}/{target.name}", real):
             reason = "its pod is in the host's network, where the VIP may not be local"
-        elif self._is_isolated(target.uid):
+        elif endpoint and endpoint.node_name == self._node.name and self._is_isolated(target.uid):
             reason = (
-                "a NetworkPolicy isolates its pod for ingress, and could not be enforced on "
-                "packets inside a tunnel"
+                "a NetworkPolicy isolates its pod for ingress (or NetworkPolicies cannot be read), "
+                "and could not be enforced on packets inside a tunnel"
             )
         if reason or target is None or endpoint is None:
             self._report(f"endpoint {real} is not used for {self._server}: {reason}", _FIELD)

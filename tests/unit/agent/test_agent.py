@@ -16,7 +16,7 @@ from kube_router_py.adapters import check_capabilities
 from kube_router_py.agent import Agent, node_name, not_running
 from kube_router_py.cleanup import clean_up
 from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import EndpointSlice, Node, Pod, Service
+from kube_router_py.cluster.objects import EndpointSlice, NetworkPolicy, Node, Pod, Service
 from kube_router_py.errors import ConfigurationError, KernelError, PreflightError
 from kube_router_py.kernel.fake_host import (
     FakeIpsetKernel,
@@ -95,6 +95,7 @@ class Api:
             RESOURCES[EndpointSlice].path: [],
             RESOURCES[Node].path: [NODE],
             RESOURCES[Pod].path: [],
+            RESOURCES[NetworkPolicy].path: [],
             LEASES: [],
         }
         self.revision = 10

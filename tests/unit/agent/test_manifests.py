@@ -10,7 +10,7 @@ import yaml
 
 import kube_router_py
 from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import Lease, Pod
+from kube_router_py.cluster.objects import Lease, NetworkPolicy, Pod
 from kube_router_py.options import Options, parse
 from kube_router_py.proxy.dirty_keys import KINDS
 
@@ -53,7 +53,11 @@ def resource(kind):
 
 
 def test_the_roles_allow_exactly_what_is_asked_for():
-    watched = {(*resource(kind), verb) for kind in (*KINDS, Pod) for verb in ("list", "watch")}
+    watched = {
+        (*resource(kind), verb)
+        for kind in (*KINDS, Pod, NetworkPolicy)
+        for verb in ("list", "watch")
+    }
     assert allowed("ClusterRole") == watched | {("", "events", "create")}
     verbs = ("create", "list", "patch", "watch")
     assert allowed("Role") == {(*resource(Lease), verb) for verb in verbs}

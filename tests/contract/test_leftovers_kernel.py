@@ -1,6 +1,5 @@
 """The lock of the agent, and what kube-proxy leaves, in network namespaces of a real kernel."""
 
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -105,13 +104,11 @@ def test_the_rules_of_kube_proxy_go_and_no_others(variant: str) -> None:
 def test_its_sets_and_tables_go_and_no_others() -> None:
     for name in ("KUBE-CLUSTER-IP", "KUBE-6-LOOP-BACK", "kube-router-svip", "mine"):
         sh("ipset", "create", name, "hash:ip")
-    if shutil.which("nft"):
-        for family, name in (("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("inet", "mine")):
-            sh("nft", "add", "table", family, name)
+    for family, name in (("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("inet", "mine")):
+        sh("nft", "add", "table", family, name)
     remove(everything=False)
     assert set(sh("ipset", "list", "-name").split()) == {"kube-router-svip", "mine"}
-    if shutil.which("nft"):
-        assert sh("nft", "list", "tables").splitlines() == ["table inet mine"]
+    assert sh("nft", "list", "tables").splitlines() == ["table inet mine"]
 
 
 @pytest.mark.usefixtures("namespace")

@@ -100,10 +100,12 @@ def node(new_namespace: Callable[[], AbstractContextManager[None]]) -> Iterator[
         yield
 
 
-def start(cache: Cache, mode: str = "route", variant: str | None = None) -> ServiceProxy:
+def start(
+    cache: Cache, mode: str = "route", variant: str | None = None, *, masquerade_all: bool = False
+) -> ServiceProxy:
     proxy = ServiceProxy(
         cache,
-        ProxyOptions(ipv6=True),
+        ProxyOptions(ipv6=True, masquerade_all=masquerade_all),
         "node1",
         lambda: open_host(vip_mode=mode, iptables_variant=variant, families=("inet", "inet6")),
     )
@@ -259,11 +261,12 @@ class Flow:
         self._socket.close()
 
 
+@pytest.mark.parametrize("masquerade_all", [False, True])
 @pytest.mark.usefixtures("node")
 def test_udp_flows_of_a_removed_endpoint_move_at_once_and_no_others(
-    cache: Cache, peer: Any
+    cache: Cache, peer: Any, masquerade_all: bool
 ) -> None:
-    """With conntrack on, as masquerading needs it."""
+    """With conntrack on, as masquerading needs it; flows from outside, and the node's own."""
     with ExitStack() as stack:
         client = peer("out0", "203.0.113.1/24", "203.0.113.7/24")
         places = {
@@ -292,19 +295,29 @@ def test_udp_flows_of_a_removed_endpoint_move_at_once_and_no_others(
             cache.put(EndpointSlice, structs.replace(found, ports=ports))
 
         slices(*places)
-        proxy = stack.enter_context(closing(start(cache)))
+        proxy = stack.enter_context(closing(start(cache, masquerade_all=masquerade_all)))
         assert Path("/proc/sys/net/ipv4/vs/conntrack").read_text().strip() == "1"
-        flows = [stack.enter_context(closing(client.run(Flow, "10.96.0.9", 53))) for _ in range(6)]
-        served = {flow: client.run(flow.ask) for flow in flows}
-        assert set(served.values()) == set(places)
-        slices("10.244.1.9")
-        assert proxy.reconcile(frozenset({"default/udp"}), False).failed == frozenset()
-        for flow, address in served.items():
-            if address == "10.244.1.9":
-                # Nothing happened to this one: not a single datagram is lost.
-                assert client.run(flow.ask) == "10.244.1.9"
-                continue
-            # The kernel gives the entry up with the next datagram, and that datagram with it.
-            answers = [client.run(flow.ask, 5.0), client.run(flow.ask)]
-            assert answers[1] == "10.244.1.9"
-            assert answers[0] in ("", "10.244.1.9")
+
+        def outside(call: Callable[..., Any], *given: Any) -> Any:
+            return client.run(call, *given)
+
+        def on_the_node(call: Callable[..., Any], *given: Any) -> Any:
+            return call(*given)
+
+        for run in (outside, on_the_node):
+            flows = [stack.enter_context(closing(run(Flow, "10.96.0.9", 53))) for _ in range(6)]
+            served = {flow: run(flow.ask) for flow in flows}
+            assert set(served.values()) == set(places)
+            slices("10.244.1.9")
+            assert proxy.reconcile(frozenset({"default/udp"}), False).failed == frozenset()
+            for flow, address in served.items():
+                if address == "10.244.1.9":
+                    # Nothing happened to this one: not a single datagram is lost.
+                    assert run(flow.ask) == "10.244.1.9"
+                    continue
+                # The kernel gives the entry up with the next datagram, and that datagram with it.
+                answers = [run(flow.ask, 5.0), run(flow.ask)]
+                assert answers[1] == "10.244.1.9"
+                assert answers[0] in ("", "10.244.1.9")
+            slices(*places)
+            assert proxy.reconcile(frozenset({"default/udp"}), False).failed == frozenset()

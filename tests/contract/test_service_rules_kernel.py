@@ -4,8 +4,10 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kernel.host import open_host
 from kube_router_py.proxy.controller import ServiceProxy
 from kube_router_py.proxy.settings import ProxyOptions
+from kube_router_py.takeover import Takeover
 
 pytestmark = pytest.mark.kernel
 
@@ -181,13 +184,14 @@ class Rig:
             }
             self.cache.put(EndpointSlice, msgspec.convert(found, EndpointSlice))
 
-    def turn(self, *, full: bool = False, **options: Any) -> Any:
+    def turn(self, *, full: bool = False, followers: Iterable[Any] = ()) -> Any:
         if self.proxy is None:
             self.proxy = ServiceProxy(
                 self.cache,
-                ProxyOptions(ipv6=True, strict_external_ips=False, **options),
+                ProxyOptions(ipv6=True, strict_external_ips=False),
                 "node1",
                 lambda: open_host(families=("inet", "inet6")),
+                followers=followers,
             )
             self.proxy.open()
         full = full or not self.proxy.virtual_servers
@@ -329,3 +333,75 @@ def test_a_pod_reaches_itself_through_its_service(rig: Rig, version: int) -> Non
     rig.put(POD)
     rig.turn()
     assert rig.pod.run(ask, CLUSTER_IP[version], 80, _DROPPED_S) == "nothing"
+
+
+class Traffic:
+    """Requests of a client, one after the other, until told to stop."""
+
+    def __init__(self, place: Any, address: str) -> None:
+        self.answers: list[str] = []
+        self._stop = threading.Event()
+        self._place, self._address = place, address
+        self._thread = threading.Thread(target=self._work)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            self.answers.append(self._place.run(ask, self._address, 80))
+
+    def wait_for(self, number: int) -> None:
+        """Until so many more answers have come."""
+        wanted = len(self.answers) + number
+        deadline = time.monotonic() + _TIMEOUT_S
+        while len(self.answers) < wanted:
+            assert time.monotonic() < deadline, "no answers"
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Traffic":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def kube_proxy_was_here(mode: str) -> None:
+    """What kube-proxy leaves of one Service, mode iptables or ipvs."""
+    vip = CLUSTER_IP[4]
+    if mode == "ipvs":
+        sh(
+            "ip link add kube-ipvs0 type dummy",
+            f"ip addr add {vip}/32 dev kube-ipvs0",
+            "ip link set kube-ipvs0 up",
+            f"ipvsadm -A -t {vip}:80 -s rr",
+            f"ipvsadm -a -t {vip}:80 -r {POD[4]}:8080 -m",
+            "ipset create KUBE-CLUSTER-IP hash:ip,port",
+        )
+        match = "-m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
+    else:
+        match = f"-d {vip}/32 -p tcp --dport 80 -j DNAT --to-destination {POD[4]}:8080"
+    sh(
+        "iptables -t nat -N KUBE-SERVICES",
+        "iptables -t nat -A PREROUTING -j KUBE-SERVICES",
+        "iptables -t nat -A OUTPUT -j KUBE-SERVICES",
+        f"iptables -t nat -A KUBE-SERVICES {match}",
+    )
+
+
+@pytest.mark.parametrize("mode", ["iptables", "ipvs"])
+def test_a_node_is_taken_over_from_kube_proxy_without_a_failed_request(rig: Rig, mode: str) -> None:
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    kube_proxy_was_here(mode)
+    with Traffic(rig.client, CLUSTER_IP[4]) as traffic:
+        traffic.wait_for(3)
+        rig.put(POD)
+        rig.turn(followers=[Takeover("node1", lambda: None)])
+        traffic.wait_for(5)
+    assert set(traffic.answers) == {CLIENT[4]}
+    assert "KUBE-SERVICES" not in sh("iptables-save -t nat")
+    assert "kube-ipvs0" not in sh("ip link show")
+    assert "KUBE-" not in sh("ipset list -name")
+    # It is ours that answers now.
+    before = sh("ipvsadm -Ln --stats --exact")
+    assert rig.client.run(ask, CLUSTER_IP[4], 80) == CLIENT[4]
+    assert sh("ipvsadm -Ln --stats --exact") != before

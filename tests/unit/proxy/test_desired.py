@@ -210,6 +210,15 @@ def test_a_health_check_counts_without_a_virtual_server(make: Any) -> None:
     assert list(desired.health_checks()) == []
 
 
+def test_what_asks_for_nothing_is_forgotten(make: Any) -> None:
+    desired = Desired()
+    desired.update("default/web", compiled(make, make.service(), make.slice("10.244.1.2")))
+    assert list(desired.services()) == ["default/web"]
+    desired.update("default/web", None)
+    assert list(desired.services()) == []
+    assert desired.compiled("default/web") is None
+
+
 def test_hairpins_that_change_name_the_service(make: Any) -> None:
     desired = Desired()
     service = make.service(annotations={"kube-router.io/service.hairpin": ""})

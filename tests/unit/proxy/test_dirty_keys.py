@@ -25,7 +25,10 @@ def pod(address: str = "10.244.1.3", node: str = "node1", **meta: Any) -> Pod:
     return Pod(metadata, PodSpec(node_name=node), PodStatus("Running", pod_ip=address))
 
 
-LEAVING = {"deletion_timestamp": "2026-03-01T12:00:00Z", "deletion_grace_period_seconds": 600}
+LEAVING: dict[str, Any] = {
+    "deletion_timestamp": "2026-03-01T12:00:00Z",
+    "deletion_grace_period_seconds": 600,
+}
 
 
 @pytest.mark.parametrize(
@@ -76,41 +79,76 @@ class Marked(set[Any]):
         self.update(keys)
 
 
-def test_draining_lasts_until_the_pod_is_killed(make: Any, host: Any) -> None:
-    cache, dirty, now = Cache((*KINDS, Pod)), Marked(), [0.0]
-    noon_s = 1772366400.0
-    proxy = ServiceProxy(
-        cache,
-        ProxyOptions(),
-        "node1",
-        host.open,
-        clock=lambda: now[0],
-        wall_clock=lambda: noon_s - 500 + now[0],
-    )
-    proxy.open()
-    proxy.subscribe(cache, dirty)
-    for each in (make.node(), make.service(), make.slice("10.244.1.2", "10.244.1.3"), pod()):
-        cache.put(type(each), each)
-    proxy.reconcile(frozenset(), True)
+NOON_S = 1772366400.0
 
-    def turn() -> dict[str, int] | None:
-        proxy.reconcile(frozenset(dirty), False)
-        dirty.clear()
-        found: dict[str, int] | None = make.weights(host.ipvs.read()[make.key("10.96.0.10")])
+
+class DrainingProxy:
+    """A proxy 500 s before noon; 10.244.1.3 has connections, and its endpoint has gone."""
+
+    def __init__(self, make: Any, host: Any) -> None:
+        self.make, self.host = make, host
+        self.cache, self.dirty, self.now_s = Cache((*KINDS, Pod)), Marked(), 0.0
+        self.proxy = ServiceProxy(
+            self.cache,
+            ProxyOptions(),
+            "node1",
+            host.open,
+            clock=lambda: self.now_s,
+            wall_clock=lambda: NOON_S - 500 + self.now_s,
+        )
+        self.proxy.open()
+        self.proxy.subscribe(self.cache, self.dirty)
+        both = make.slice("10.244.1.2", "10.244.1.3")
+        for each in (make.node(), make.service(), both, pod()):
+            self.cache.put(type(each), each)
+        self.proxy.reconcile(frozenset(), True)
+        busy = Connections(active=1, inactive=0)
+        host.ipvs.set_connections(make.key("10.96.0.10"), make.real("10.244.1.3"), busy)
+        gone = make.slice("10.244.1.2")
+        self.cache.put(type(gone), gone)
+
+    def turn(self) -> dict[str, int]:
+        """The weights after a turn over what is dirty."""
+        self.proxy.reconcile(frozenset(self.dirty), False)
+        self.dirty.clear()
+        state = self.host.ipvs.read()[self.make.key("10.96.0.10")]
+        found: dict[str, int] = self.make.weights(state)
         return found
 
-    busy = Connections(active=1, inactive=0)
-    host.ipvs.set_connections(make.key("10.96.0.10"), make.real("10.244.1.3"), busy)
-    draining = {"10.244.1.2": 1, "10.244.1.3": 0}
-    gone = make.slice("10.244.1.2")
-    cache.put(type(gone), gone)
-    assert turn() == draining
+
+DRAINING, DRAINED = {"10.244.1.2": 1, "10.244.1.3": 0}, {"10.244.1.2": 1}
+
+
+def test_draining_lasts_until_the_pod_is_killed(make: Any, host: Any) -> None:
+    rig = DrainingProxy(make, host)
+    assert rig.turn() == DRAINING
     # The kubelet's word comes a moment later; without it the 30 s of the flag would count.
-    cache.put(Pod, pod(**LEAVING))
-    assert dirty == {LEAVING_PODS}
-    assert turn() == draining
-    now[0] = 499.0
-    assert turn() == draining
-    now[0] = 501.0
-    assert turn() == {"10.244.1.2": 1}
-    proxy.close()
+    rig.cache.put(Pod, pod(**LEAVING))
+    assert rig.dirty == {LEAVING_PODS}
+    assert rig.turn() == DRAINING
+    rig.now_s = 499.0
+    assert rig.turn() == DRAINING
+    rig.now_s = 501.0
+    assert rig.turn() == DRAINED
+    rig.proxy.close()
+
+
+def test_a_pod_that_is_killed_sooner_is_not_waited_for(make: Any, host: Any) -> None:
+    rig = DrainingProxy(make, host)
+    rig.cache.put(Pod, pod(**LEAVING))
+    assert rig.turn() == DRAINING
+    rig.cache.put(Pod, pod(**{**LEAVING, "deletion_grace_period_seconds": 0}))
+    assert rig.turn() == DRAINED
+    rig.proxy.close()
+
+
+def test_a_pod_that_has_gone_is_given_its_time(make: Any, host: Any) -> None:
+    rig = DrainingProxy(make, host)
+    rig.cache.put(Pod, pod(**LEAVING))
+    assert rig.turn() == DRAINING
+    rig.cache.delete(Pod, "default/a")
+    rig.now_s = 499.0
+    assert rig.turn() == DRAINING
+    rig.now_s = 501.0
+    assert rig.turn() == DRAINED
+    rig.proxy.close()

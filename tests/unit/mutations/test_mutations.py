@@ -1,0 +1,553 @@
+"""Every mapping from an event to its keys, and every update of an index, is held by a named test.
+
+Each mutant is a copy of the package with one of them taken out; the tests named beside it have to
+fail there. A row whose text is not found exactly once is a failure: it follows what it is about.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import cache_from_source
+from pathlib import Path
+
+import pytest
+from msgspec import Struct
+
+_ROOT = Path(__file__).parents[3]
+_DEADLINE_S = 100.0
+
+# Tests by the names that the table uses.
+_FILES = {
+    "keys": "tests/unit/proxy/test_dirty_keys.py",
+    "nodes": "tests/unit/proxy/test_proxy_nodes.py",
+    "proxy": "tests/unit/proxy/test_proxy_controller.py",
+    "sets": "tests/unit/proxy/test_service_sets.py",
+    "desired": "tests/unit/proxy/test_desired.py",
+    "drain": "tests/unit/proxy/test_drain.py",
+    "wiring": "tests/unit/agent/test_wiring.py",
+    "cache": "tests/unit/cluster/test_cache.py",
+    "followers": "tests/unit/observe/test_followers.py",
+    "health": "tests/unit/observe/test_service_health.py",
+}
+
+
+class Mutant(Struct, frozen=True):
+    """``old`` in ``module`` becomes ``new``; ``tests`` (``file name``) have to fail."""
+
+    module: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.old.strip()[:60]}"
+
+
+_KEYS = "proxy/dirty_keys.py"
+_DESIRED = "proxy/desired.py"
+_SETS = "proxy/service_sets.py"
+_HOST = "proxy/host.py"
+_PROXY = "proxy/controller.py"
+_DRAIN = "proxy/drain.py"
+_CACHE = "cluster/cache.py"
+_INDEXES = "cluster/indexes.py"
+
+MUTANTS = (
+    # --- events to keys ------------------------------------------------------------------------
+    Mutant(
+        _KEYS,
+        "return frozenset((event.key,))",
+        "return frozenset()",
+        ("proxy test_deleting_a_service_removes_what_it_had",),
+    ),
+    Mutant(
+        _KEYS,
+        "for each in (event.old, event.new) if each)",
+        "for each in (event.new,) if each)",
+        ("keys test_a_slice_that_changes_its_service_concerns_both",),
+    ),
+    Mutant(
+        _KEYS,
+        "for each in (event.old, event.new) if each)",
+        "for each in (event.old,) if each)",
+        ("keys test_a_slice_that_changes_its_service_concerns_both",),
+    ),
+    Mutant(
+        _KEYS,
+        "keys.add(CLUSTER_NODES)",
+        "pass",
+        ("keys test_events_of_nodes", "sets test_a_node_that_joins_is_no_outsider"),
+    ),
+    Mutant(
+        _KEYS,
+        "keys.add(OWN_NODE)",
+        "pass",
+        ("keys test_events_of_nodes", "proxy test_a_changed_node_moves_node_ports_sources_and_nat"),
+    ),
+    Mutant(
+        _KEYS,
+        "_own_facts if event.key == node_name else _weight",
+        "_weight",
+        ("keys test_events_of_nodes", "nodes test_the_nodes_zone_is_followed"),
+    ),
+    Mutant(
+        _KEYS,
+        "_own_facts if event.key == node_name else _weight",
+        "_own_facts",
+        ("nodes test_nodes_that_come_and_go_are_work_only_for_their_weight",),
+    ),
+    Mutant(
+        _KEYS,
+        "problems, _weight(node)",
+        "problems, None",
+        ("nodes test_a_weight_of_any_node_is_followed[node1]",),
+    ),
+    Mutant(
+        _KEYS,
+        "return view and (view.addresses, view.pod_cidrs)",
+        "return view and (view.addresses,)",
+        ("keys test_events_of_nodes",),
+    ),
+    Mutant(
+        _KEYS,
+        "return view and (view.addresses, view.pod_cidrs)",
+        "return view and (view.pod_cidrs,)",
+        ("keys test_events_of_nodes",),
+    ),
+    Mutant(
+        _KEYS,
+        "yield LOCAL_PODS",
+        "pass",
+        ("sets test_the_pods_of_another_pod_network_are_followed",),
+    ),
+    Mutant(
+        _KEYS,
+        "yield LEAVING_PODS",
+        "pass",
+        ("keys test_draining_lasts_until_the_pod_is_killed",),
+    ),
+    Mutant(
+        _KEYS,
+        "for kind in (*KINDS, Pod) if",
+        "for kind in KINDS if",
+        (
+            "keys test_draining_lasts_until_the_pod_is_killed",
+            "sets test_the_pods_of_another_pod_network_are_followed",
+        ),
+    ),
+    Mutant(
+        _KEYS,
+        "loop.mark(keys)",
+        "pass",
+        ("nodes test_the_nodes_zone_is_followed",),
+    ),
+    # --- what the keys do in a turn ------------------------------------------------------------
+    Mutant(
+        _HOST,
+        "own or CLUSTER_NODES in dirty or",
+        "own or",
+        ("sets test_a_node_that_joins_is_no_outsider",),
+    ),
+    Mutant(
+        _HOST,
+        "or (knows_pods and LOCAL_PODS in dirty)",
+        "",
+        ("sets test_the_pods_of_another_pod_network_are_followed",),
+    ),
+    Mutant(
+        _HOST,
+        "if not full and OWN_NODE not in dirty:",
+        "if not full:",
+        ("nodes test_the_nodes_zone_is_followed",),
+    ),
+    Mutant(
+        _PROXY,
+        "servers |= self._draining.servers()",
+        "pass",
+        ("keys test_a_pod_that_is_killed_sooner_is_not_waited_for",),
+    ),
+    Mutant(
+        _PROXY,
+        "everything = full or has_moved",
+        "everything = full",
+        ("nodes test_the_nodes_zone_is_followed",),
+    ),
+    Mutant(
+        _PROXY,
+        "(vips | self._applied.withheld)",
+        "vips",
+        ("proxy test_an_address_is_put_once_one_of_its_virtual_servers_stands",),
+    ),
+    # --- the cache and its indexes -------------------------------------------------------------
+    Mutant(
+        _CACHE,
+        "index.update(key, old, new)",
+        "pass",
+        (
+            "cache test_slices_by_service_sorted_by_name",
+            "cache test_services_by_every_kind_of_vip_in_any_spelling",
+            "cache test_pods_by_ip_node_and_namespace",
+        ),
+    ),
+    Mutant(
+        _CACHE,
+        "self._stores[kind].indexes.append(index)",
+        "pass",
+        ("cache test_slices_by_service_sorted_by_name",),
+    ),
+    Mutant(
+        _CACHE,
+        "notify(event)\n",
+        "pass\n",
+        ("cache test_put_change_delete_are_told_with_old_and_new",),
+    ),
+    Mutant(
+        _CACHE,
+        "for key in gone:\n                    self._write(store, kind, key, None)",
+        "pass",
+        (
+            "cache test_replace_tells_exactly_the_difference",
+            "cache test_pods_by_ip_node_and_namespace",
+        ),
+    ),
+    Mutant(
+        _INDEXES,
+        "self._discard(term, key)",
+        "pass",
+        (
+            "cache test_slices_by_service_sorted_by_name",
+            "cache test_pods_by_ip_node_and_namespace",
+        ),
+    ),
+    Mutant(
+        _INDEXES,
+        "self._add(term, key)",
+        "pass",
+        ("cache test_slices_by_service_sorted_by_name",),
+    ),
+    Mutant(
+        _INDEXES,
+        "bucket.discard(key)",
+        "pass",
+        ("cache test_services_by_every_kind_of_vip_in_any_spelling",),
+    ),
+    Mutant(
+        _INDEXES,
+        "self._buckets[term] = {bucket, key}",
+        "pass",
+        ("cache test_services_by_every_kind_of_vip_in_any_spelling",),
+    ),
+    Mutant(
+        _INDEXES,
+        "*(spec.cluster_ips or ()), *(spec.external_ips or ())]",
+        "*(spec.cluster_ips or ())]",
+        ("cache test_services_by_every_kind_of_vip_in_any_spelling",),
+    ),
+    Mutant(
+        _INDEXES,
+        "*(entry.ip for entry in pod.status.pod_ips or ())]",
+        "]",
+        ("cache test_pods_by_ip_node_and_namespace",),
+    ),
+    # --- the indexes of the desired state ------------------------------------------------------
+    Mutant(
+        _DESIRED,
+        "self._claim(server, key, claims=server in after)",
+        "pass",
+        ("desired test_the_older_service_holds_a_contested_virtual_server",),
+    ),
+    Mutant(
+        _DESIRED,
+        "if reordered or (server in before) != (server in after):",
+        "if (server in before) != (server in after):",
+        ("desired test_a_recreated_service_loses_its_seniority",),
+    ),
+    Mutant(
+        _DESIRED,
+        "_change(self._vips, vip, key, claims=vip in new_vips)",
+        "pass",
+        ("desired test_the_next_one_takes_over_and_the_address_stays_meanwhile",),
+    ),
+    Mutant(
+        _DESIRED,
+        "            self._services.pop(key, None)",
+        "            pass",
+        ("desired test_what_asks_for_nothing_is_forgotten",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._with_problems.add(key)",
+        "pass",
+        ("desired test_problems_come_and_go_with_their_service",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._with_problems.discard(key)",
+        "pass",
+        ("desired test_problems_come_and_go_with_their_service",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._owner.pop(server, None)",
+        "pass",
+        ("desired test_the_next_one_takes_over_and_the_address_stays_meanwhile",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._contested[server] = tuple(ranked)",
+        "pass",
+        ("desired test_the_older_service_holds_a_contested_virtual_server",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._contested.pop(server, None)",
+        "pass",
+        ("desired test_the_next_one_takes_over_and_the_address_stays_meanwhile",),
+    ),
+    Mutant(
+        _DESIRED,
+        "or before.get(server) != after.get(server)",
+        "",
+        ("desired test_an_update_touches_only_what_changed",),
+    ),
+    Mutant(
+        _DESIRED,
+        "or _paused(old, server) != _paused(compiled, server)",
+        "",
+        ("desired test_a_pause_is_a_change",),
+    ),
+    Mutant(
+        _DESIRED,
+        "or _guard(old, server) != _guard(compiled, server)",
+        "",
+        ("desired test_a_guard_is_a_change_even_if_no_endpoint_is",),
+    ),
+    Mutant(
+        _DESIRED,
+        "if _hairpins(old) != _hairpins(compiled) or _refused",
+        "if _refused",
+        ("desired test_hairpins_that_change_name_the_service",),
+    ),
+    Mutant(
+        _DESIRED,
+        "_change(self._health_ports, port, key, claims=claims)",
+        "self._health_ports.get(port, frozenset())",
+        ("desired test_one_service_answers_on_a_health_check_port",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._contested_health_ports.add(port)",
+        "pass",
+        ("desired test_one_service_answers_on_a_health_check_port",),
+    ),
+    Mutant(
+        _DESIRED,
+        "self._contested_health_ports.discard(port)",
+        "pass",
+        ("desired test_one_service_answers_on_a_health_check_port",),
+    ),
+    Mutant(
+        _DESIRED,
+        "touched |= claimants",
+        "pass",
+        ("desired test_one_service_answers_on_a_health_check_port",),
+    ),
+    # --- sets ----------------------------------------------------------------------------------
+    Mutant(
+        _SETS,
+        "self._follow_guards(found, desired, changes.servers)",
+        "pass",
+        ("sets test_outsiders_are_kept_out_where_no_endpoint_is_local",),
+    ),
+    Mutant(
+        _SETS,
+        "self._follow_hairpins(found, desired, changes.services)",
+        "pass",
+        ("sets test_two_services_share_a_hairpin_entry",),
+    ),
+    Mutant(
+        _SETS,
+        "_follow_plan(found, planned, vips)",
+        "pass",
+        ("sets test_a_service_comes_and_goes_in_the_order_of_safety",),
+    ),
+    Mutant(
+        _SETS,
+        "self._users[each] -= 1",
+        "pass",
+        ("sets test_two_services_share_a_hairpin_entry",),
+    ),
+    Mutant(
+        _SETS,
+        "if not self._users[each]:",
+        "if True:",
+        ("sets test_two_services_share_a_hairpin_entry",),
+    ),
+    Mutant(
+        _SETS,
+        "self._guards[key] = new",
+        "pass",
+        ("sets test_outsiders_are_kept_out_where_no_endpoint_is_local",),
+    ),
+    # --- draining ------------------------------------------------------------------------------
+    Mutant(
+        _DRAIN,
+        "self._clocks[key] = clocks",
+        "pass",
+        ("drain test_a_vanished_endpoint_goes_to_weight_0_and_then_away",),
+    ),
+    Mutant(
+        _DRAIN,
+        "known = self._clocks.pop(key, {})",
+        "known = self._clocks.get(key, {})",
+        ("drain test_the_endpoints_return_cancels_it",),
+    ),
+    Mutant(
+        _DRAIN,
+        "clocks[real] = _ENDED",
+        "pass",
+        ("drain test_a_vanished_endpoint_goes_to_weight_0_and_then_away",),
+    ),
+    Mutant(
+        _DRAIN,
+        "if known and known.by_pod:",
+        "if False:",
+        ("drain test_a_clock_that_is_ahead_puts_no_deadline_off",),
+    ),
+    # --- what is no event of the cluster, and what other nodes say -----------------------------
+    Mutant(
+        "agent.py",
+        "self.loops[0].mark((OTHER_NODES,))",
+        "None",
+        ("wiring test_word_of_other_nodes_is_for_the_proxy",),
+    ),
+    Mutant(
+        "agent.py",
+        "self.loops[0].mark((OWN_NODE,))",
+        "None",
+        ("wiring test_a_change_of_addresses_is_for_the_proxy",),
+    ),
+    Mutant(
+        "agent.py",
+        "self._proxy.subscribe(self.cache, self.loops[0])",
+        "pass",
+        ("wiring test_events_of_the_cluster_are_for_the_proxy",),
+    ),
+    Mutant(
+        "proxy/dsr_host.py",
+        "dirty = (dirty - {OTHER_NODES}) | self._services.keys()",
+        "pass",
+        ("wiring test_word_of_other_nodes_concerns_services_of_direct_return",),
+    ),
+    # --- those who follow ----------------------------------------------------------------------
+    Mutant(
+        "observe/programming.py",
+        "self._arrived.append(seconds)",
+        "pass",
+        ("followers test_programming_is_counted_from_the_change_of_the_endpoints",),
+    ),
+    Mutant(
+        "observe/events.py",
+        "self._refused[key] = refused",
+        "pass",
+        ("followers test_every_refused_address_gives_one_event",),
+    ),
+    Mutant(
+        "observe/health_checks.py",
+        "if full or changes.services or self._problems:",
+        "if full:",
+        ("health test_checks_follow_what_is_programmed",),
+    ),
+)
+
+# The first argument is the directory of the package to test.
+_RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import kube_router_py, pytest
+assert kube_router_py.__file__.startswith(sys.argv[1]), kube_router_py.__file__
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def _node_id(test: str) -> str:
+    file, _, name = test.partition(" ")
+    return f"{_FILES[file]}::{name}"
+
+
+def _run_tests(place: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    plain = ("-q", "-rA", "--tb=line", "-p", "no:cacheprovider", f"--rootdir={_ROOT}")
+    return subprocess.run(
+        [sys.executable, "-c", _RUN, str(place), *plain, *map(_node_id, tests)],
+        cwd=_ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE_S,
+        check=False,
+    )
+
+
+def _copy(place: Path) -> Path:
+    source = _ROOT / "kube_router_py"
+    # Compiled modules come along: they are valid as long as the source keeps its time.
+    shutil.copytree(source, place / "kube_router_py", ignore=shutil.ignore_patterns("lab"))
+    return place
+
+
+def _try(mutant: Mutant, place: Path) -> str:
+    """Take one thing out; returns what is wrong with the row, or with its tests."""
+    path = _copy(place) / "kube_router_py" / mutant.module
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        return f"found {text.count(mutant.old)} times in {mutant.module}: {mutant.old!r}"
+    changed = text.replace(mutant.old, mutant.new)
+    compile(changed, str(path), "exec")
+    path.write_text(changed)
+    # It may be as long as before, and written within the same second.
+    Path(cache_from_source(str(path))).unlink(missing_ok=True)
+    done = _run_tests(place, mutant.tests)
+    shutil.rmtree(place)
+    failed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")}
+    for test in mutant.tests:
+        # One of several parameters is enough, where none is named.
+        wanted = _node_id(test)
+        if not any(each == wanted or each.startswith(f"{wanted}[") for each in failed):
+            return f"{wanted} does not fail:\n{done.stdout}\n{done.stderr}"
+    return ""
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Mutant, Future[str]]]:
+    """What became of those that were asked for, two at a time from now on."""
+    place = tmp_path_factory.mktemp("mutants")
+    params = [
+        item.callspec.params
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    ]
+    found = [each.get("mutant") for each in params]
+    wanted = [each for each in found if isinstance(each, Mutant)]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            mutant: pool.submit(_try, mutant, place / str(number))
+            for number, mutant in enumerate(wanted)
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+def test_without_a_mutation_all_of_these_tests_pass(tmp_path: Path) -> None:
+    tests = tuple(sorted({test for mutant in MUTANTS for test in mutant.tests}))
+    done = _run_tests(_copy(tmp_path), tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_what_is_taken_out_is_missed(mutant: Mutant, outcomes: dict[Mutant, Future[str]]) -> None:
+    wrong = outcomes[mutant].result(_DEADLINE_S)
+    assert not wrong, wrong

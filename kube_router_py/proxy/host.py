@@ -133,7 +133,7 @@ class ThisHost:
 
     def settle_rules(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> None:
         """Make rules and the sets of nodes and pods stand, where they may not."""
-        own = full or OWN_NODE in dirty or not self._rules_stand
+        own = full or OWN_NODE in dirty
         knows_pods = not self._options.own_pod_network and (
             Pod in self._cache.kinds and self._cache.is_synced((Pod,))
         )

@@ -1,57 +1,10 @@
-"""Who answers, and which source address it sees: every kind of client, over real packets."""
+"""Affinity, silence, and the table itself; who answers whom is in test_matrix."""
 
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.e2e
-
-PORTS = {"TCP": (80, 30180), "UDP": (53, 30153)}
-# Where a packet of each client is load-balanced when it asks for a ClusterIP.
-ENTRIES = {"e2e/client1": "node1", "e2e/client2": "node2", "node1": "node1", "node2": "node2"}
-ENOUGH = 40
-
-
-def client_address(cluster: Any, client: str, family: int) -> str:
-    if "/" not in client:
-        return str(cluster.address(client, family))
-    name = client.partition("/")[2]
-    pod = cluster.api.get(f"/api/v1/namespaces/e2e/pods/{name}")
-    ips = [each["ip"] for each in pod["status"]["podIPs"]]
-    return str(next(ip for ip in ips if (":" in ip) == (family == 6)))
-
-
-def expected_source(cluster: Any, client: str, entry: str, backend: str, family: int) -> str:
-    """The client's own address, unless a reply of the backend would go past the entry node."""
-    is_here = ENTRIES.get(client) == entry or backend == entry
-    return client_address(cluster, client, family) if is_here else cluster.address(entry, family)
-
-
-@pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-@pytest.mark.parametrize("client", [*ENTRIES, "client"])
-def test_every_client_reaches_every_backend_and_keeps_its_address_where_it_can(
-    cluster: Any, client: str, protocol: str, family: int
-) -> None:
-    service = cluster.api.get("/api/v1/namespaces/e2e/services/echo")
-    port, node_port = PORTS[protocol]
-    places = [(cluster.address(node, family), node_port, node) for node in ("node1", "node2")]
-    if client in ENTRIES:
-        ips = service["spec"]["clusterIPs"]
-        cluster_ip = next(ip for ip in ips if (":" in ip) == (family == 6))
-        places.append((cluster_ip, port, ENTRIES[client]))
-    for address, number, entry in places:
-        seen: dict[str, set[str]] = {}
-        for _ in range(ENOUGH):
-            answer = cluster.ask(client, address, number, protocol)
-            assert answer["protocol"] == protocol
-            seen.setdefault(answer["node"], set()).add(answer["client"])
-            if len(seen) == 2:
-                break
-        assert seen == {
-            backend: {expected_source(cluster, client, entry, backend, family)}
-            for backend in ("node1", "node2")
-        }, f"{client} asked {address}:{number}"
 
 
 @pytest.mark.parametrize("family", [4, 6])

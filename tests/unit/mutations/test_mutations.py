@@ -4,7 +4,9 @@ Each mutant is a copy of the package with one of them taken out; the tests named
 fail there. A row whose text is not found exactly once is a failure: it follows what it is about.
 """
 
+import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from msgspec import Struct
 
 _ROOT = Path(__file__).parents[3]
 _DEADLINE_S = 100.0
+_AT_ONCE = 2
 
 # Tests by the names that the table uses.
 _FILES = {
@@ -426,8 +429,8 @@ MUTANTS = (
     ),
     Mutant(
         "agent.py",
-        "self.loops[0].mark((OWN_NODE,))",
-        "None",
+        "AddressMonitor(lambda: self.loops[0].mark((OWN_NODE,))",
+        "AddressMonitor(lambda: None",
         ("wiring test_a_change_of_addresses_is_for_the_proxy",),
     ),
     Mutant(
@@ -457,38 +460,75 @@ MUTANTS = (
     ),
     Mutant(
         "observe/health_checks.py",
-        "if full or changes.services or self._problems:",
-        "if full:",
+        "or changes.services or self._problems",
+        "",
         ("health test_checks_follow_what_is_programmed",),
     ),
 )
 
-# The first argument is the directory of the package to test.
-_RUN = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import kube_router_py, pytest
-assert kube_router_py.__file__.startswith(sys.argv[1]), kube_router_py.__file__
-sys.exit(pytest.main(sys.argv[2:]))
+# Runs tests on one copy of the package after the other, each in a process of its own. What no
+# mutant changes is imported once. A line in: [place of the copy, file for the output, arguments
+# of pytest...]; a line out: the exit code.
+_RUNNER = """
+import json, os, sys, traceback
+import hypothesis, hypothesis.strategies, msgspec, pytest, tenacity
+for line in sys.stdin:
+    place, output, *given = json.loads(line)
+    child = os.fork()
+    if not child:
+        code = 99
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+            os.dup2(1, 2)
+            sys.path.insert(0, place)
+            import kube_router_py
+            assert kube_router_py.__file__.startswith(place), kube_router_py.__file__
+            code = int(pytest.main(given))
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+class Runner:
+    """One process that runs tests; for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _RUNNER],
+            cwd=_ROOT,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+        """Run tests against the package in ``place``; returns the exit code and the output."""
+        process, output = self._process, place / "output"
+        assert process.stdin is not None
+        assert process.stdout is not None
+        plain = ("-q", "-rA", "--tb=line", "-p", "no:cacheprovider", f"--rootdir={_ROOT}")
+        # The runner has imported what pytest's plugins would have rewritten.
+        quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+        job = [str(place), str(output), *plain, *quiet, *map(_node_id, tests)]
+        process.stdin.write(f"{json.dumps(job)}\n")
+        process.stdin.flush()
+        code = process.stdout.readline().strip()
+        return (int(code) if code else -1), output.read_text() if output.exists() else ""
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate(timeout=_DEADLINE_S)
 
 
 def _node_id(test: str) -> str:
     file, _, name = test.partition(" ")
     return f"{_FILES[file]}::{name}"
-
-
-def _run_tests(place: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    plain = ("-q", "-rA", "--tb=line", "-p", "no:cacheprovider", f"--rootdir={_ROOT}")
-    return subprocess.run(
-        [sys.executable, "-c", _RUN, str(place), *plain, *map(_node_id, tests)],
-        cwd=_ROOT,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE_S,
-        check=False,
-    )
 
 
 def _copy(place: Path) -> Path:
@@ -498,7 +538,7 @@ def _copy(place: Path) -> Path:
     return place
 
 
-def _try(mutant: Mutant, place: Path) -> str:
+def _try(mutant: Mutant, place: Path, runners: queue.SimpleQueue[Runner]) -> str:
     """Take one thing out; returns what is wrong with the row, or with its tests."""
     path = _copy(place) / "kube_router_py" / mutant.module
     text = path.read_text()
@@ -509,22 +549,40 @@ def _try(mutant: Mutant, place: Path) -> str:
     path.write_text(changed)
     # It may be as long as before, and written within the same second.
     Path(cache_from_source(str(path))).unlink(missing_ok=True)
-    done = _run_tests(place, mutant.tests)
+    runner = runners.get()
+    try:
+        _, output = runner.run(place, mutant.tests)
+    finally:
+        runners.put(runner)
     shutil.rmtree(place)
-    failed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")}
+    failed = {line.split()[1] for line in output.splitlines() if line.startswith("FAILED ")}
     for test in mutant.tests:
         # One of several parameters is enough, where none is named.
         wanted = _node_id(test)
         if not any(each == wanted or each.startswith(f"{wanted}[") for each in failed):
-            return f"{wanted} does not fail:\n{done.stdout}\n{done.stderr}"
+            return f"{wanted} does not fail:\n{output}"
     return ""
 
 
 @pytest.fixture(scope="module")
+def runners() -> Iterator[queue.SimpleQueue[Runner]]:
+    """As many as there are to be at work at the same time."""
+    found = [Runner() for _ in range(_AT_ONCE)]
+    idle: queue.SimpleQueue[Runner] = queue.SimpleQueue()
+    for each in found:
+        idle.put(each)
+    yield idle
+    for each in found:
+        each.close()
+
+
+@pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    runners: queue.SimpleQueue[Runner],
 ) -> Iterator[dict[Mutant, Future[str]]]:
-    """What became of those that were asked for, two at a time from now on."""
+    """What becomes of those that were asked for."""
     place = tmp_path_factory.mktemp("mutants")
     params = [
         item.callspec.params
@@ -533,18 +591,22 @@ def outcomes(
     ]
     found = [each.get("mutant") for each in params]
     wanted = [each for each in found if isinstance(each, Mutant)]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
         yield {
-            mutant: pool.submit(_try, mutant, place / str(number))
+            mutant: pool.submit(_try, mutant, place / str(number), runners)
             for number, mutant in enumerate(wanted)
         }
         pool.shutdown(cancel_futures=True)
 
 
-def test_without_a_mutation_all_of_these_tests_pass(tmp_path: Path) -> None:
+def test_without_a_mutation_all_of_these_tests_pass(
+    tmp_path: Path, runners: queue.SimpleQueue[Runner]
+) -> None:
     tests = tuple(sorted({test for mutant in MUTANTS for test in mutant.tests}))
-    done = _run_tests(_copy(tmp_path), tests)
-    assert done.returncode == 0, done.stdout + done.stderr
+    runner = runners.get()
+    code, output = runner.run(_copy(tmp_path), tests)
+    runners.put(runner)
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)

@@ -224,6 +224,7 @@ class Agent:
             )
         ]
         self._proxy.subscribe(self.cache, self.loops[0])
+        self.followers.on_opened = lambda: self.loops[0].mark((OWN_NODE,))
         self.leases.subscribe((Lease,), lambda event: self.loops[0].mark((OTHER_NODES,)))
         isolation.subscribe(self.loops[0], (OTHER_NODES,))
         self.health = Health(

@@ -17,6 +17,7 @@ class HealthChecks:
         self._ports = ports
         self._is_restricted = is_restricted
         self._problems: tuple[Problem, ...] = ()
+        self._addresses: tuple[str, ...] = ()
 
     def begin(self) -> None:
         """Nothing to prepare."""
@@ -25,27 +26,31 @@ class HealthChecks:
         self, desired: Desired, node: ThisNode, changes: Changes, *, full: bool
     ) -> Iterable[Problem]:
         """Answer for Services that have been programmed."""
-        if full or changes.services or self._problems:
-            self._update(desired, node)
+        addresses = self._addresses_of(node)
+        if full or changes.services or self._problems or addresses != self._addresses:
+            self._addresses = addresses
+            self._update(desired)
         return self._problems
 
     def close(self) -> None:
         """Stop answering."""
         self._ports.close()
 
-    def _update(self, desired: Desired, node: ThisNode) -> None:
+    def _addresses_of(self, node: ThisNode) -> tuple[str, ...]:
+        if not self._is_restricted:
+            return ("",)
+        return tuple(
+            socket.inet_ntop(family, packed)
+            for family, each in node.node_port_addresses.items()
+            for packed in each
+        )
+
+    def _update(self, desired: Desired) -> None:
         wanted = {
             check.port: LocalEndpoints(key, check.local_endpoints)
             for key, check in desired.health_checks()
         }
-        addresses = [""]
-        if self._is_restricted:
-            addresses = [
-                socket.inet_ntop(family, packed)
-                for family, each in node.node_port_addresses.items()
-                for packed in each
-            ]
-        refused = self._ports.update(wanted, addresses)
+        refused = self._ports.update(wanted, self._addresses)
         self._problems = tuple(
             Problem(
                 f"Service {wanted[port].service}",

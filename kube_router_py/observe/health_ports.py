@@ -8,12 +8,13 @@ import logging
 import os
 import selectors
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http.server import ThreadingHTTPServer
 
 from msgspec import Struct, json
 
-from kube_router_py.observe.serve import Answer, listen
+from kube_router_py.observe.serve import RETRY_S, Answer, listen
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +31,18 @@ class LocalEndpoints(Struct, frozen=True):
 class HealthPorts:
     """Answers on ports for Services. ``is_healthy`` tells whether the service proxy works at all.
 
-    ``update`` and ``close`` are for one thread.
+    Ports that could not be had are tried again every few seconds; ``on_opened`` is called, in a
+    thread of this, when some are had. ``update`` and ``close`` are for one thread.
     """
 
-    def __init__(self, is_healthy: Callable[[], bool]) -> None:
-        self._is_healthy = is_healthy
+    def __init__(
+        self,
+        is_healthy: Callable[[], bool],
+        on_opened: Callable[[], None] = lambda: None,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._is_healthy, self._on_opened, self._retry_s = is_healthy, on_opened, retry_s
+        self._missing: dict[_Place, str] = {}
         self._local: dict[int, LocalEndpoints] = {}
         self._servers: dict[_Place, ThreadingHTTPServer] = {}
         self._lock = threading.Lock()
@@ -47,22 +55,19 @@ class HealthPorts:
         self, wanted: Mapping[int, LocalEndpoints], addresses: Iterable[str]
     ) -> dict[int, str]:
         """Answer on these ports, of these addresses (``""``: all), and on no others; returns why
-        ports could not be had, which are tried again by the next update."""
+        ports could not be had."""
         places = {(address, port) for address in addresses for port in wanted}
         if self._thread is None:
             if not places:
                 return {}
             self._start()
-        refused: dict[int, str] = {}
         with self._lock:
             self._local = dict(wanted)
             for place in self._servers.keys() - places:
                 self._close_place(place)
-            for place in sorted(places - self._servers.keys()):
-                try:
-                    self._open_place(place)
-                except OSError as error:
-                    refused[place[1]] = f"cannot listen on {_text(place)}: {error.strerror}"
+            self._missing.clear()
+            self._open_places(places - self._servers.keys())
+            refused = {port: reason for (_, port), reason in self._missing.items()}
         self._poke()
         return refused
 
@@ -74,6 +79,7 @@ class HealthPorts:
         self._poke()
         self._thread.join(5.0)
         with self._lock:
+            self._missing.clear()
             for place in [*self._servers]:
                 self._close_place(place)
             if self._selector is not None:
@@ -93,6 +99,16 @@ class HealthPorts:
     def _poke(self) -> None:
         os.write(self._wake[1], b"x")
 
+    def _open_places(self, places: Iterable[_Place]) -> None:
+        """Open what can be had; ``_missing`` tells of the rest. Under the lock."""
+        for place in sorted(places):
+            try:
+                self._open_place(place)
+            except OSError as error:
+                self._missing[place] = f"cannot listen on {_text(place)}: {error.strerror}"
+            else:
+                self._missing.pop(place, None)
+
     def _open_place(self, place: _Place) -> None:
         address, port = place
         server = listen(address, port, {"": lambda: self._answer(port)})
@@ -110,8 +126,13 @@ class HealthPorts:
     def _run(self) -> None:
         if self._selector is None:
             return
+        retry_at = 0.0
         while not self._is_closing:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(self._retry_s if self._missing else None)
+            if self._missing and time.monotonic() >= retry_at:
+                retry_at = time.monotonic() + self._retry_s
+                self._retry()
+            for key, _ in ready:
                 if key.data is None:
                     os.read(self._wake[0], 1024)
                     continue
@@ -119,6 +140,16 @@ class HealthPorts:
                     server = self._servers.get(key.data)
                     if server is not None and server is key.fileobj:
                         server.handle_request()
+
+    def _retry(self) -> None:
+        with self._lock:
+            before = len(self._missing)
+            if not self._is_closing:
+                self._open_places([*self._missing])
+            has_opened = len(self._missing) < before
+        if has_opened:
+            _log.info("health checks of Services answer on ports that were taken")
+            self._on_opened()
 
     def _answer(self, port: int) -> Answer:
         local = self._local.get(port)

@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 _CLIENT_TIMEOUT_S = 5.0
 _CLIENTS = 16
+RETRY_S = 5.0
 
 
 class Answer(Struct, frozen=True):
@@ -32,18 +33,21 @@ class HttpServer:
     """Serves ``pages`` (path to page; that of ``""`` answers at all others) on an address (``""``:
     all, both families) and port.
 
-    The port is bound at once. Raises ConfigurationError, naming ``flag``, where that is refused.
+    The port is bound at once. Raises ConfigurationError, naming ``flag`` and the value ``off`` that
+    does without, where that is refused.
     ``port`` 0 takes any free one, which ``port`` then tells.
     """
 
-    def __init__(self, address: str, port: int, pages: Mapping[str, Page], flag: str) -> None:
+    def __init__(
+        self, address: str, port: int, pages: Mapping[str, Page], flag: str, off: str = "0"
+    ) -> None:
         try:
             self._server = listen(address, port, pages)
         except OSError as error:
             where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             raise ConfigurationError(
                 f"--{flag} {port}: cannot listen on {where}: {error.strerror}; choose another "
-                f"port or address, or --{flag}=0 to do without"
+                f"port or address, or --{flag}={off} to do without"
             ) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
@@ -59,6 +63,56 @@ class HttpServer:
             self._server.shutdown()
             self._thread.join(_CLIENT_TIMEOUT_S)
         self._server.server_close()
+
+
+class PatientServer:
+    """As HttpServer, but a port that somebody else has is waited for in the background: what asks
+    there matters, and still the agent goes on without. ``what`` begins the lines of the log; the
+    flag is of the form ADDRESS:PORT."""
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        pages: Mapping[str, Page],
+        flag: str,
+        what: str,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._place, self._pages, self._flag, self._what = (address, port), pages, flag, what
+        self._retry_s = retry_s
+        self._server: HttpServer | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name=f"wait-{flag}", daemon=True)
+
+    def start(self) -> None:
+        """Listen, or begin to wait until that is possible."""
+        if reason := self._try():
+            _log.error("%s: %s; tried again every %.0f s", self._what, reason, self._retry_s)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening, or waiting for it."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLIENT_TIMEOUT_S)
+        if self._server is not None:
+            self._server.stop()
+
+    def _try(self) -> str:
+        """Why it does not listen; empty if it does."""
+        try:
+            self._server = HttpServer(*self._place, self._pages, self._flag, ":0")
+        except ConfigurationError as error:
+            return str(error)
+        self._server.start()
+        return ""
+
+    def _wait(self) -> None:
+        while not self._stopping.wait(self._retry_s):
+            if not self._try():
+                _log.info("%s: listening now", self._what)
+                return
 
 
 def listen(address: str, port: int, pages: Mapping[str, Page]) -> http.server.ThreadingHTTPServer:

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ from kube_router_py.cluster.objects import Node, NodeSpec, ObjectMeta, Taint
 from kube_router_py.loop_model import LoopStatus
 from kube_router_py.observe.health_checks import HealthChecks
 from kube_router_py.observe.health_ports import HealthPorts, LocalEndpoints
-from kube_router_py.observe.node_health import NodeHealth
+from kube_router_py.observe.node_health import NodeHealth, ProxyHealth
+from kube_router_py.observe.serve import Answer, PatientServer
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.compile import CompiledService
 from kube_router_py.proxy.desired import Changes, Desired
@@ -34,6 +37,11 @@ def ask(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, Any, 
             return error.code, json.load(error), error.headers
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -47,7 +55,8 @@ def health() -> list[bool]:
 
 @pytest.fixture
 def ports(health: list[bool]) -> Iterator[HealthPorts]:
-    found = HealthPorts(lambda: health[0])
+    # Retries are a matter of one test, which sets its own time.
+    found = HealthPorts(lambda: health[0], retry_s=3600)
     yield found
     found.close()
 
@@ -98,6 +107,19 @@ def test_a_port_that_is_taken_disturbs_no_other_and_is_tried_again(ports: Health
     assert ask(port)[0] == 200
 
 
+def test_a_port_that_is_free_again_is_had_without_an_update() -> None:
+    opened = threading.Event()
+    ports = HealthPorts(lambda: True, opened.set, retry_s=0.05)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            assert set(ports.update({port: LocalEndpoints("a/a", 1)}, LOOPBACK)) == {port}
+        assert opened.wait(_TIMEOUT_S)
+        assert ask(port)[0] == 200
+    finally:
+        ports.close()
+
+
 def test_all_addresses_of_both_families(ports: HealthPorts) -> None:
     port = free_port()
     assert ports.update({port: LocalEndpoints("a/a", 1)}, ("",)) == {}
@@ -132,12 +154,27 @@ def test_checks_follow_what_is_programmed(ports: HealthPorts) -> None:
             "spec.healthCheckNodePort",
         )
     # The next turn tries again, whatever it is about.
-    nothing = Changes(frozenset(), frozenset())
-    assert list(checks.follow(desired, node, nothing, full=False)) == []
+    assert list(checks.follow(desired, node, NOTHING, full=False)) == []
     assert ask(port)[0] == 200
 
 
-def status(*, turning: bool = True, turns: int = 3) -> LoopStatus:
+def test_checks_follow_the_nodes_addresses(ports: HealthPorts) -> None:
+    checks, desired, port = HealthChecks(ports, is_restricted=True), Desired(), free_port()
+    changes = desired.update("default/web", compiled("default/web", port, 1))
+
+    def follow(changes: Changes, *addresses: bytes) -> None:
+        node = ThisNode("node1", node_port_addresses={int(socket.AF_INET): addresses})
+        assert list(checks.follow(desired, node, changes, full=False)) == []
+
+    follow(changes, b"\x7f\0\0\1")
+    assert ask(port)[0] == 200
+    follow(NOTHING, b"\x7f\0\0\2")
+    assert ask(port, host="127.0.0.2")[0] == 200
+    with pytest.raises(urllib.error.URLError):
+        ask(port)
+
+
+def status(*, turning: bool = True) -> LoopStatus:
     return LoopStatus(
         name="service-proxy",
         turning=turning,
@@ -148,8 +185,8 @@ def status(*, turning: bool = True, turns: int = 3) -> LoopStatus:
         settled=True,
         last_turn_s=7.0,
         last_success_s=7.0,
-        turns=turns,
-        successes=turns,
+        turns=3,
+        successes=3,
         restarts=0,
         problems=(),
     )
@@ -160,28 +197,37 @@ def node(**meta: Any) -> Node:
     return Node(ObjectMeta("node1", **meta), NodeSpec(taints=tuple(taints)))
 
 
+def turn(proxy: ProxyHealth) -> None:
+    proxy.begin()
+    assert proxy.follow(Desired(), ThisNode("node1"), NOTHING, full=True) == ()
+
+
+NOTHING = Changes(frozenset(), frozenset())
 GOING = Taint("ToBeDeletedByClusterAutoscaler", "NoSchedule")
 
 
 @pytest.mark.parametrize(
-    ("found", "loop", "healthz", "livez", "eligible"),
+    ("found", "turning", "healthz", "livez", "eligible"),
     [
-        (node(), status(), 200, 200, True),
-        (None, status(), 200, 200, True),
-        (node(taints=[Taint("dedicated", "NoExecute")]), status(), 200, 200, True),
-        (node(taints=[GOING]), status(), 503, 200, False),
-        (node(deletion_timestamp="2026-03-01T12:00:00Z"), status(), 503, 200, False),
-        (node(), status(turning=False), 503, 503, True),
-        (node(), status(turns=0), 503, 503, True),
+        (node(), True, 200, 200, True),
+        (None, True, 200, 200, True),
+        (node(taints=[Taint("dedicated", "NoExecute")]), True, 200, 200, True),
+        (node(taints=[GOING]), True, 503, 200, False),
+        (node(deletion_timestamp="2026-03-01T12:00:00Z"), True, 503, 200, False),
+        (node(), False, 503, 503, True),
     ],
 )
 def test_a_node_is_asked(
-    found: Node | None, loop: LoopStatus, healthz: int, livez: int, eligible: bool
+    found: Node | None, turning: bool, healthz: int, livez: int, eligible: bool
 ) -> None:
     cache = Cache((Node,))
     if found is not None:
         cache.put(Node, found)
-    health = NodeHealth(cache, "node1", lambda: loop, lambda: 1772366400.0)
+    now_s = [0.0]
+    proxy = ProxyHealth(lambda: status(turning=turning), lambda: now_s[0])
+    turn(proxy)
+    now_s[0] = 7.0
+    health = NodeHealth(cache, "node1", proxy, lambda: 1772366400.0)
     answers = {path: page() for path, page in health.pages().items()}
     assert {path: answer.status for path, answer in answers.items()} == {
         "/healthz": healthz,
@@ -192,3 +238,50 @@ def test_a_node_is_asked(
     assert body["currentTime"] == "2026-03-01T12:00:00+00:00"
     late = "2026-03-01T11:59:53+00:00"
     assert body["lastUpdated"] == (body["currentTime"] if healthz == 200 else late)
+
+
+def test_a_proxy_works_once_it_has_programmed_and_as_long_as_it_gets_on() -> None:
+    now_s = [0.0]
+    proxy = ProxyHealth(status, lambda: now_s[0])
+    assert not proxy.is_healthy()
+    proxy.begin()
+    assert not proxy.is_healthy()
+    turn(proxy)
+    assert proxy.is_healthy()
+    now_s[0] = 3600.0  # nothing to do for an hour
+    assert (proxy.is_healthy(), proxy.age_s()) == (True, 3600.0)
+    proxy.begin()
+    now_s[0] += 50
+    proxy.begin()  # the attempt failed, and another is made
+    assert proxy.is_healthy()
+    now_s[0] += 11
+    assert not proxy.is_healthy()
+    turn(proxy)
+    assert (proxy.is_healthy(), proxy.age_s()) == (True, 0.0)
+
+
+def test_the_port_of_the_nodes_health_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    pages = {"/healthz": lambda: Answer(200, "application/json", b"{}")}
+    with caplog.at_level("INFO"), socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = PatientServer("127.0.0.1", port, pages, "healthz-bind-address", "no health", 0.05)
+        server.start()
+        assert f"no health: --healthz-bind-address {port}: cannot listen on" in caplog.text
+    try:
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not is_open(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert ask(port, "/healthz")[0] == 200
+    finally:
+        server.stop()
+    assert not is_open(port)
+
+
+def test_a_server_that_waits_for_its_port_can_be_stopped() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = PatientServer("127.0.0.1", taken.getsockname()[1], {}, "flag", "no health", 3600)
+        server.start()
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < _TIMEOUT_S

@@ -252,7 +252,7 @@ class Agent:
             )
         if options.metrics_port:
             from kube_router_py.observe.metrics import Metrics
-            from kube_router_py.observe.traffic import TrafficCollector
+            from kube_router_py.observe.traffic import TrafficPage
 
             metrics = Metrics(
                 version=kube_router_py.__version__,
@@ -263,7 +263,7 @@ class Agent:
                     "refused_addresses": self.followers.refused.number,
                 },
                 writes=self._host.writes,
-                collectors=[TrafficCollector(open_ipvs, self._proxy.served_by)],
+                more=TrafficPage(open_ipvs, self._proxy.served_by).text,
             )
             self.followers.on_programmed = metrics.on_programmed
             self._observers.append(metrics.on_turn)

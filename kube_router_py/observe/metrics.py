@@ -37,7 +37,8 @@ class Metrics:
     """The agent's metrics. ``on_turn`` is each loop's observer, ``page`` what a scrape gets.
 
     ``gauges`` gives further values at the moment of a scrape, by name without the prefix;
-    ``writes`` the number of changes sent to the kernel so far, by adapter.
+    ``writes`` the number of changes sent to the kernel so far, by adapter; ``more`` what follows,
+    in Prometheus' text format.
     """
 
     def __init__(
@@ -48,15 +49,14 @@ class Metrics:
         loops: Sequence[HasStatus],
         gauges: Numbers,
         writes: Numbers,
-        collectors: Iterable[Collector] = (),
+        more: Callable[[], bytes] = lambda: b"",
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_Collector(version, cache, loops, gauges, writes))
-        for each in collectors:
-            self._registry.register(each)
+        self._more = more
         self._turn_seconds = Histogram(
             "kube_router_controller_turn_seconds",
             "Duration of turns, by loop; full: the kernel was read back",
@@ -70,7 +70,6 @@ class Metrics:
             registry=self._registry,
             buckets=_BUCKETS,
         )
-
         self._programming = Histogram(
             "kube_router_network_programming_duration_seconds",
             "From a change of endpoints (last-change-trigger-time) to this node's kernel",
@@ -89,7 +88,7 @@ class Metrics:
             self._ipvs_sync.observe(turn.duration_s)
 
     def page(self) -> Answer:
-        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))
+        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry) + self._more())
 
 
 class _Collector(Collector):
@@ -119,7 +118,7 @@ class _Collector(Collector):
         build.add_metric((self._version, platform.python_version()), 1)
         yield build
         for name, value in sorted(self._gauges().items()):
-            yield GaugeMetricFamily(f"kube_router_{name}", "See docs/debugging.md", value=value)
+            yield GaugeMetricFamily(f"kube_router_{name}", "See docs/metrics.md", value=value)
         writes = CounterMetricFamily(
             "kube_router_kernel_writes", "Changes sent to the kernel", labels=("adapter",)
         )

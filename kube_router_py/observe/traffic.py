@@ -5,14 +5,12 @@ address. The kernel's table is dumped once for scrapes that follow each other cl
 """
 
 import logging
+import operator
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
-
-from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
-from prometheus_client.registry import Collector
 
 from kube_router_py.errors import KubeRouterError
 from kube_router_py.kernel.ipvs_decode import Traffic
@@ -50,7 +48,7 @@ Owner = tuple[str, VirtualServerKey]
 """A Service's key, and the address and port that it is served at (of a fwmark server, too)."""
 
 
-class TrafficCollector(Collector):
+class TrafficPage:
     """``connect`` opens IPVS in the thread of the scrape; ``owner_of`` tells whose a virtual server
     is, None for nobody's that is known."""
 
@@ -63,48 +61,47 @@ class TrafficCollector(Collector):
         self._connect, self._owner_of, self._clock = connect, owner_of, clock
         self._lock = threading.Lock()
         self._read_at = float("-inf")
-        self._found: dict[tuple[str, ...], Traffic] = {}
+        self._text = b""
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        found = self._read()
-        for name, (field, text) in _COUNTERS.items():
-            # Not of type counter: that would append _total to the name.
-            counter = UnknownMetricFamily(f"kube_router_service_{name}", text, labels=LABELS)
-            for labels, traffic in found.items():
-                counter.add_metric(labels, getattr(traffic, field))
-            yield counter
-        for name, (field, text) in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"kube_router_service_{name}", text, labels=LABELS)
-            for labels, traffic in found.items():
-                gauge.add_metric(labels, getattr(traffic, field))
-            yield gauge
-
-    def _read(self) -> dict[tuple[str, ...], Traffic]:
+    def text(self) -> bytes:
+        """The metrics in Prometheus' text format; without IPVS their names and types only."""
         with self._lock:
-            if self._clock() - self._read_at < _FRESH_S:
-                return self._found
-            try:
-                ipvs = self._connect()
+            if self._clock() - self._read_at >= _FRESH_S:
                 try:
-                    table = ipvs.read_traffic()
-                finally:
-                    ipvs.close()
-            except KubeRouterError as error:
-                _log.warning("traffic of services not read reason=%r", str(error))
-                return {}
-            self._found = {
-                _labels(*owner): traffic
-                for key, traffic in table.items()
-                if (owner := self._owner_of(key)) is not None
-            }
-            self._read_at = self._clock()
-            return self._found
+                    self._text = _text(self._read())
+                except KubeRouterError as error:
+                    _log.warning("traffic of services not read reason=%r", str(error))
+                    return _text({})
+                self._read_at = self._clock()
+            return self._text
+
+    def _read(self) -> dict[str, Traffic]:
+        ipvs = self._connect()
+        try:
+            table = ipvs.read_traffic()
+        finally:
+            ipvs.close()
+        owned = ((self._owner_of(key), traffic) for key, traffic in table.items())
+        return {_labels(*owner): traffic for owner, traffic in owned if owner is not None}
 
 
-def _labels(service: str, address: VirtualServerKey) -> tuple[str, ...]:
+def _text(found: Mapping[str, Traffic]) -> bytes:
+    # Written here: the library would take ten times as long (0.7 s for 10,000 virtual
+    # servers, during which little else runs), and it would append _total to the names of counters.
+    lines: list[str] = []
+    for metrics, kind in ((_COUNTERS, "counter"), (_GAUGES, "gauge")):
+        for name, (field, text) in metrics.items():
+            name = f"kube_router_service_{name}"
+            lines += (f"# HELP {name} {text}\n", f"# TYPE {name} {kind}\n")
+            value = operator.attrgetter(field)
+            lines += [f"{name}{labels} {value(traffic)}\n" for labels, traffic in found.items()]
+    return "".join(lines).encode()
+
+
+def _labels(service: str, address: VirtualServerKey) -> str:
     namespace, _, name = service.partition("/")
     vip = socket.inet_ntop(address.family, address.address)
-    return namespace, name, vip, PROTOCOL_NAMES.get(address.protocol, "?"), str(address.port)
+    protocol = PROTOCOL_NAMES.get(address.protocol, "?")
+    # None of these can have a character in it that would have to be escaped.
+    values = zip(LABELS, (namespace, name, vip, protocol, address.port), strict=True)
+    return "{" + ",".join(f'{label}="{value}"' for label, value in values) + "}"

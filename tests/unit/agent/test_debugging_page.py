@@ -11,7 +11,7 @@ from kube_router_py.loop import Loop
 from kube_router_py.loop_model import Controller, Outcome
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.metrics import Metrics
-from kube_router_py.observe.traffic import TrafficCollector
+from kube_router_py.observe.traffic import TrafficPage
 from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.proxy.sysctls import sysctls
 
@@ -68,7 +68,7 @@ def test_every_metric_is_explained_and_exists(parts):
         loops=loops,
         gauges=lambda: {"controller_ipvs_services": 1, "refused_addresses": 0},
         writes=lambda: {"ipvs": 0},
-        collectors=[TrafficCollector(NoIpvs, lambda key: None)],
+        more=TrafficPage(NoIpvs, lambda key: None).text,
     )
     served = set(re.findall(rb"^# TYPE (\w+)", metrics.page().body, re.MULTILINE))
     ours = {name.decode() for name in served if name.startswith(b"kube_router_")}

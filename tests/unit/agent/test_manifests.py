@@ -16,7 +16,8 @@ from kube_router_py.proxy.dirty_keys import KINDS
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFESTS = REPOSITORY / "manifests"
-DIRECTORIES = ("base", "overlays/service-proxy")
+OVERLAYS = ("overlays/service-proxy", "overlays/dsr")
+DIRECTORIES = ("base", *OVERLAYS)
 
 
 def documents(directory):
@@ -68,8 +69,9 @@ def test_the_arguments_are_flags_of_this_version(directory):
     parse(container(directory)["args"], {})
 
 
-def test_the_overlay_runs_the_service_proxy_alone():
-    options = parse(container("overlays/service-proxy")["args"], {})
+@pytest.mark.parametrize("directory", OVERLAYS)
+def test_the_overlays_run_the_service_proxy_alone(directory):
+    options = parse(container(directory)["args"], {})
     others = (options.run_firewall, options.run_router, options.run_loadbalancer)
     assert (options.run_service_proxy, *others) == (True, False, False, False)
 
@@ -89,6 +91,21 @@ def test_the_pod_is_no_more_privileged_than_it_needs_and_survives_what_it_must()
     security = container()["securityContext"]
     assert security["privileged"] is False
     assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+
+
+def test_what_enters_pods_may_see_their_processes_and_nothing_else_is_added():
+    spec = of_kind("DaemonSet", "overlays/dsr")["spec"]["template"]["spec"]
+    assert spec["hostPID"] is True
+    assert set(spec) == {"hostPID", "containers"}
+    security = container("overlays/dsr")["securityContext"]
+    added = set(security["capabilities"].pop("add"))
+    usual = set(container()["securityContext"]["capabilities"]["add"])
+    assert added - usual == {"SYS_ADMIN", "SYS_PTRACE"}
+    assert usual <= added
+    assert security == {
+        "appArmorProfile": {"type": "Unconfined"},
+        "capabilities": {"drop": ["ALL"]},
+    }
 
 
 def test_kernel_parameters_are_written_where_they_are_mounted():

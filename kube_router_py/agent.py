@@ -261,6 +261,7 @@ class Agent:
                 gauges=lambda: {
                     "controller_ipvs_services": self._proxy.virtual_servers,
                     "refused_addresses": self.followers.refused.number,
+                    "events_dropped_total": self.followers.refused.dropped,
                 },
                 writes=self._host.writes,
                 more=TrafficPage(open_ipvs, self._proxy.served_by).text,

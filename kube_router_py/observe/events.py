@@ -29,6 +29,8 @@ _WAITING_MAX = 256
 # As the API server keeps Events for an hour, so long is one not told again.
 _TOLD_MAX = 4096
 _PAUSE_S = 5.0
+# Of a whole cluster's agents, started at once, each asks the API server only so often.
+_SPACING_S = 0.05
 _NAMED_AT_START = 20
 
 
@@ -67,15 +69,25 @@ class RefusedAddresses:
     """A ``Follower``: each external or load balancer IP that is not served gives an Event, and what
     was refused at the start is counted in one line of the log."""
 
-    def __init__(self, cache: Cache, client: Client, node: str) -> None:
+    def __init__(
+        self, cache: Cache, client: Client, node: str, spacing_s: float = _SPACING_S
+    ) -> None:
         self._cache, self._client, self._node = cache, client, node
+        self._spacing_s = spacing_s
         self._refused: dict[str, tuple[Problem, ...]] = {}
+        self._queued: dict[str, set[Problem]] = {}
+        self._refusals: set[int] = set()
         self._was_counted = False
         self._told: set[str] = set()
         self._waiting: queue.Queue[tuple[str, Problem] | None] = queue.Queue(_WAITING_MAX)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self.dropped = 0
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many Events had no room so far; each full turn tries again. For any thread."""
+        return self._dropped
 
     @property
     def number(self) -> int:
@@ -93,12 +105,13 @@ class RefusedAddresses:
         for key in {*desired.services(), *self._refused} if full else changes.services:
             compiled = desired.compiled(key)
             refused = compiled.refused if compiled else ()
-            for problem in set(refused).difference(self._refused.get(key, ())):
-                self._tell(key, problem)
+            before = self._queued.pop(key, set())
+            self._refused.pop(key, None)
             if refused:
                 self._refused[key] = refused
-            else:
-                self._refused.pop(key, None)
+                self._queued[key] = {
+                    problem for problem in refused if problem in before or self._tell(key, problem)
+                }
         if full and not self._was_counted:
             self._was_counted = True
             self._count()
@@ -125,14 +138,16 @@ class RefusedAddresses:
                 f" and {more} more" if more > 0 else "",
             )
 
-    def _tell(self, key: str, problem: Problem) -> None:
+    def _tell(self, key: str, problem: Problem) -> bool:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="events", daemon=True)
             self._thread.start()
         try:
             self._waiting.put_nowait((key, problem))
         except queue.Full:
-            self.dropped += 1
+            self._dropped += 1
+            return False
+        return True
 
     # --- the thread ----------------------------------------------------------------------------
 
@@ -144,6 +159,7 @@ class RefusedAddresses:
             event = service_event(service, found[1], self._node, datetime.now(UTC))
             if event["metadata"]["name"] not in self._told:
                 self._write(event)
+                self._stopping.wait(self._spacing_s)
 
     def _write(self, event: dict[str, Any]) -> None:
         meta = event["metadata"]
@@ -155,7 +171,10 @@ class RefusedAddresses:
                     self._stopping.wait(_PAUSE_S)
                     continue
                 if error.status != 409:  # another node was first
-                    _log.warning("no Event for service=%s reason=%r", meta["name"], str(error))
+                    known = error.status in self._refusals  # most likely it is so for all
+                    self._refusals.add(error.status)
+                    level = logging.DEBUG if known else logging.WARNING
+                    _log.log(level, "no Event name=%s reason=%r", meta["name"], str(error))
             except ApiError:
                 self._stopping.wait(_PAUSE_S)
                 continue

@@ -36,7 +36,8 @@ Numbers = Callable[[], Mapping[str, float]]
 class Metrics:
     """The agent's metrics. ``on_turn`` is each loop's observer, ``page`` what a scrape gets.
 
-    ``gauges`` gives further values at the moment of a scrape, by name without the prefix;
+    ``gauges`` gives further values at the moment of a scrape, by name without the prefix (those
+    that end in ``_total`` are counters);
     ``writes`` the number of changes sent to the kernel so far, by adapter; ``more`` what follows,
     in Prometheus' text format.
     """
@@ -118,7 +119,8 @@ class _Collector(Collector):
         build.add_metric((self._version, platform.python_version()), 1)
         yield build
         for name, value in sorted(self._gauges().items()):
-            yield GaugeMetricFamily(f"kube_router_{name}", "See docs/metrics.md", value=value)
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(f"kube_router_{name}", "See docs/metrics.md", value=value)
         writes = CounterMetricFamily(
             "kube_router_kernel_writes", "Changes sent to the kernel", labels=("adapter",)
         )

@@ -8,6 +8,7 @@ looked are not counted.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
@@ -16,6 +17,10 @@ from kube_router_py.cluster.objects import EndpointSlice
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.desired import Changes, Desired
 from kube_router_py.proxy.settings import ThisNode
+from kube_router_py.services import HEADLESS_LABEL
+
+# While nothing can be programmed the newest changes stand for all.
+_WAITING_MAX = 10_000
 
 ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 
@@ -30,8 +35,8 @@ class ProgrammingLatency:
         self._wall_clock = wall_clock
         self._started_s = wall_clock()
         self._lock = threading.Lock()
-        self._arrived: list[float] = []
-        self._in_turn: list[float] = []
+        self._arrived: deque[float] = deque(maxlen=_WAITING_MAX)
+        self._in_turn: deque[float] = deque(maxlen=_WAITING_MAX)
 
     def subscribe(self, cache: Cache) -> None:
         """Note the times of changes as they arrive."""
@@ -39,8 +44,10 @@ class ProgrammingLatency:
 
     def _note(self, event: Event) -> None:
         times = [each and each.metadata.annotation(ANNOTATION) for each in (event.old, event.new)]
-        if not times[1] or times[0] == times[1]:
+        if event.new is None or not times[1] or times[0] == times[1]:
             return
+        if HEADLESS_LABEL in (event.new.metadata.labels or ()):
+            return  # nothing of it is programmed
         try:
             seconds = datetime.fromisoformat(times[1]).timestamp()
         except (ValueError, OverflowError):

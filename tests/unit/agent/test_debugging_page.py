@@ -7,11 +7,13 @@ import pytest
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Node, Service
+from kube_router_py.kernel.ipvs_decode import Traffic
 from kube_router_py.loop import Loop
-from kube_router_py.loop_model import Controller, Outcome
+from kube_router_py.loop_model import Controller, Outcome, Turn
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.metrics import Metrics
-from kube_router_py.observe.traffic import TrafficPage
+from kube_router_py.observe.traffic import LABELS, TrafficPage
+from kube_router_py.proxy.model import VirtualServerKey
 from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.proxy.sysctls import sysctls
 
@@ -20,9 +22,9 @@ PAGE = (DOCS / "debugging.md").read_text()
 METRICS_PAGE = (DOCS / "metrics.md").read_text()
 
 
-class NoIpvs:
+class OneServer:
     def read_traffic(self):
-        return {}
+        return {VirtualServerKey(2, 6, bytes((10, 96, 0, 10)), 80): Traffic(1, 2, 3, 4, 5)}
 
     def close(self):
         pass
@@ -66,13 +68,36 @@ def test_every_metric_is_explained_and_exists(parts):
         version="1",
         cache=cache,
         loops=loops,
-        gauges=lambda: {"controller_ipvs_services": 1, "refused_addresses": 0},
+        gauges=lambda: {
+            "controller_ipvs_services": 1,
+            "refused_addresses": 0,
+            "events_dropped_total": 0,
+        },
         writes=lambda: {"ipvs": 0},
-        more=TrafficPage(NoIpvs, lambda key: None).text,
+        more=TrafficPage(OneServer, lambda key: ("default/web", key)).text,
     )
-    served = set(re.findall(rb"^# TYPE (\w+)", metrics.page().body, re.MULTILINE))
-    ours = {name.decode() for name in served if name.startswith(b"kube_router_")}
-    assert ours == set(re.findall(r"^\| `(kube_router_\w+)", METRICS_PAGE, re.MULTILINE))
+    metrics.on_turn(Turn("service-proxy", 1.0, False, 1, 0))
+    page = metrics.page().body.decode()
+    types = dict(re.findall(r"^# TYPE (kube_router_\w+) (\w+)$", page, re.MULTILINE))
+    rows = re.findall(
+        r"^\| `(kube_router_\w+?)(?:\{([\w,]+)\})?` \| (\w+) \|", METRICS_PAGE, re.MULTILINE
+    )
+    assert types == {name: kind for name, _, kind in rows}
+    labels = {name: set(given.split(",")) - {""} for name, given, _ in rows}
+    for name in labels:
+        samples = re.findall(rf"^{name}(?:_count)?(?:\{{(.*)\}})? \S+$", page, re.MULTILINE)
+        assert samples, f"{name} has no value"
+        # Those of Services have the same labels all, which a sentence names.
+        wanted = set(LABELS) if name.startswith("kube_router_service_") else labels[name]
+        assert set(re.findall(r"(\w+)=\"", samples[0])) == wanted, name
+    assert all(f"`{label}`" in METRICS_PAGE for label in LABELS)
+
+
+def test_what_the_alerts_of_the_page_ask_for_exists():
+    rules = METRICS_PAGE.split("```yaml")[1].split("```")[0]
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"kube_router_\w+", rules)}
+    assert asked
+    assert asked <= set(re.findall(r"^\| `(kube_router_\w+)", METRICS_PAGE, re.MULTILINE))
 
 
 def test_every_kernel_parameter_is_explained():

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import RefusedError
@@ -102,16 +103,16 @@ def test_the_name_of_an_event_is_the_same_on_every_node() -> None:
 def test_an_event_that_is_there_is_fine_and_one_that_is_not_permitted_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    api, cache, desired = Api(409, 403), Cache((Service,)), Desired()
+    api, cache, desired = Api(409, 403, 403), Cache((Service,)), Desired()
     follower = RefusedAddresses(cache, api, "node1")  # type: ignore[arg-type]
     with caplog.at_level("WARNING"):
-        for name in ("a", "b", "c"):
+        for name in ("a", "b", "c", "d"):
             cache.put(Service, service(name))
             changes = desired.update(f"default/{name}", refusing(name, "192.0.2.1"))
             follower.follow(desired, NODE, changes, full=False)
             api.posted.get(timeout=_TIMEOUT_S)
         follower.stop(_TIMEOUT_S)
-    assert caplog.text.count("no Event for") == 1
+    assert caplog.text.count("no Event") == 1
 
 
 def test_more_events_than_can_wait_are_counted() -> None:
@@ -127,14 +128,61 @@ def test_more_events_than_can_wait_are_counted() -> None:
     follower = RefusedAddresses(cache, Slow(), "node1")  # type: ignore[arg-type]
     many = refusing("a", *(f"192.0.2.{n % 250}" for n in range(400)))
     follower.follow(desired, NODE, desired.update("default/a", many), full=False)
-    assert follower.dropped >= 400 - 256 - 1
+    dropped = follower.dropped
+    assert dropped >= 400 - 256 - 1
+    # Full turns try again, and with them only what had no room.
+    follower.follow(desired, NODE, NOTHING, full=False)
+    assert follower.dropped == dropped
+    follower.follow(desired, NODE, NOTHING, full=True)
+    assert 0 < follower.dropped - dropped <= dropped
     held.set()
+    follower.stop(_TIMEOUT_S)
+
+
+def test_what_had_no_room_is_told_later() -> None:
+    held, api = threading.Event(), Api()
+    posted = api.post
+
+    def post(path: str, body: dict[str, Any]) -> bytes:
+        held.wait(_TIMEOUT_S)
+        return posted(path, body)
+
+    api.post = post  # type: ignore[method-assign]
+    cache, desired = Cache((Service,)), Desired()
+    cache.put(Service, service("a"))
+    follower = RefusedAddresses(cache, api, "node1", 0.0)  # type: ignore[arg-type]
+    many = refusing("a", *(f"192.0.2.{n}" for n in range(256)), "192.0.3.1", "192.0.3.2")
+    follower.follow(desired, NODE, desired.update("default/a", many), full=False)
+    assert follower.dropped
+    held.set()
+    fields: set[str] = set()
+    while len(fields) < 258:
+        try:
+            fields.add(api.posted.get(timeout=0.1)["involvedObject"]["fieldPath"])
+        except queue.Empty:
+            follower.follow(desired, NODE, NOTHING, full=True)
+    assert fields == {problem.field for problem in many.refused}
     follower.stop(_TIMEOUT_S)
 
 
 def slice_at(time: str | None) -> EndpointSlice:
     annotations = {ANNOTATION: time} if time else None
     return EndpointSlice(ObjectMeta("web-1", "default", annotations=annotations))
+
+
+def test_what_is_never_programmed_is_not_counted() -> None:
+    seen: list[float] = []
+    latency = ProgrammingLatency(seen.append, lambda: 0.0)
+    cache = Cache((EndpointSlice,))
+    latency.subscribe(cache)
+    found = slice_at("2026-03-01T12:00:00Z")
+    for labels in ({"service.kubernetes.io/headless": ""}, None):
+        meta = structs.replace(found.metadata, labels=labels)
+        cache.delete(EndpointSlice, "default/web-1")
+        cache.put(EndpointSlice, structs.replace(found, metadata=meta))
+        latency.begin()
+        latency.follow(Desired(), NODE, NOTHING, full=False)
+        assert len(seen) == (0 if labels else 1)
 
 
 def test_programming_is_counted_from_the_change_of_the_endpoints() -> None:

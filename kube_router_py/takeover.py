@@ -5,6 +5,9 @@ agent writes nothing until it is gone. In the other modes both work side by side
 rules being the first that a packet meets: the agent programs everything and says that the other
 has to go. A kube-proxy whose mode cannot be found out is taken for the former.
 
+It may come back, as an upgrade by kubeadm brings it: every full turn looks again. A virtual server
+that was ours is not given up then; the table is repaired by full turns, and the log says why.
+
 When it is gone. Its rules still lead packets to endpoints, to those of its last day. Once all
 Services are programmed, what it left goes, so that IPVS sees the packets; connections that its
 rules have begun live on in conntrack.
@@ -15,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from kube_router_py.errors import KubeRouterError
-from kube_router_py.kernel import kube_proxy
+from kube_router_py.kernel import kube_proxy, kube_router
 from kube_router_py.kernel.iptables import choose_variant
 from kube_router_py.kernel.kube_proxy import Step
 from kube_router_py.problem import Problem
@@ -36,7 +39,7 @@ _REMEDY = (
 def left_behind() -> Iterator[Step]:
     """What keeps packets from the agent's rules, of kube-proxy and of kube-router."""
     yield from kube_proxy.leftovers(everything=False)
-    yield from kube_proxy.leftovers_of_kube_router(choose_variant())
+    yield from kube_router.leftovers(choose_variant())
 
 
 class Takeover:
@@ -56,14 +59,16 @@ class Takeover:
         self._running_mode, self._steps, self._clock = running_mode, steps, clock
         self._mode: str | None = None
         self._looked_at = self._told_at = float("-inf")
-        self._is_done = False
+        self._may_program = self._is_done = False
 
     def may_program(self) -> bool:
-        """Whether writing to IPVS makes sense. Looks every few seconds at most."""
-        if self._is_done:
+        """Whether writing to IPVS makes sense. Looks every few seconds at most; once it does, a
+        kube-proxy that comes later is for ``follow`` to tell of."""
+        if self._may_program:
             return True
         self._look()
         if self._mode is None or self._mode in _PEACEFUL:
+            self._may_program = True
             return True
         if self._clock() - self._told_at >= _TELL_AGAIN_S:
             self._told_at = self._clock()
@@ -83,13 +88,20 @@ class Takeover:
     ) -> Iterable[Problem]:
         """Everything is programmed: nothing of what others left is needed any more."""
         del desired, node, changes
-        if not self._is_done and full:
+        if full:
             self._look()
-            if self._mode is None:
+            if self._mode is not None:
+                self._is_done = False
+            elif not self._is_done:
                 self._is_done = self._remove()
         if self._mode is None:
             return ()
-        reason = f"kube-proxy runs in mode {self._mode}, before the agent's own rules; {_REMEDY}"
+        does = (
+            "its rules come before the agent's own"
+            if self._mode in _PEACEFUL
+            else "it deletes what the agent makes"
+        )
+        reason = f"kube-proxy runs in mode {self._mode}, {does}; {_REMEDY}"
         return (Problem(f"Node {self._node_name}", "", reason),)
 
     def _look(self) -> None:

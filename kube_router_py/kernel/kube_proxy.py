@@ -7,13 +7,13 @@ off or elsewhere, its process is looked for, as far as this process can see othe
 import http.client
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.iptables import IptablesProgram, program_name
 from kube_router_py.kernel.program import run
-from kube_router_py.kernel.rule_text import canonical, parse_table, target
+from kube_router_py.kernel.rule_text import parse_table
 
 MODES = ("iptables", "ipvs", "nftables", "userspace")
 UNKNOWN = "unknown"
@@ -172,28 +172,3 @@ def _command(*words: str, stdin: str = "") -> Callable[[], None]:
             raise KernelError(f"{' '.join(words)}: {done.complaint}")
 
     return execute
-
-
-def source_nat_of_kube_router(chains: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The rules in nat POSTROUTING by which kube-router rewrote sources itself: SNAT of what IPVS
-    masquerades. Ours does so in chains of its own."""
-    return tuple(
-        rule
-        for rule in chains.get("POSTROUTING", ())
-        if target(canonical(rule)) == "SNAT" and "-m ipvs" in rule and "--vmethod MASQ" in rule
-    )
-
-
-def leftovers_of_kube_router(variant: str) -> Iterator[Step]:
-    """What kube-router left beside what the agent takes over by its name."""
-    for family in _NAMES_FILES:
-        program = program_name(variant, family)
-        if shutil.which(program) is None:
-            continue
-        saved = run([f"{program}-save", "-t", "nat"], timeout_s=_TIMEOUT_S)
-        rules = source_nat_of_kube_router(parse_table(saved.stdout, "nat"))
-        if rules:
-            lines = "".join(f"-D POSTROUTING {rule}\n" for rule in rules)
-            text = f"*nat\n{lines}COMMIT\n"
-            restore = _command(f"{program}-restore", "--noflush", "-w", "5", stdin=text)
-            yield f"source NAT of kube-router ({family})", restore

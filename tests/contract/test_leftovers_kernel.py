@@ -1,4 +1,4 @@
-"""The lock of the agent, and what kube-proxy leaves, in network namespaces of a real kernel."""
+"""The agent's lock, and what kube-proxy and kube-router leave, in namespaces of a real kernel."""
 
 import subprocess
 import threading
@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from kube_router_py.errors import PreflightError
+from kube_router_py.kernel import kube_router
 from kube_router_py.kernel.agent_lock import AgentLock
 from kube_router_py.kernel.kube_proxy import leftovers
 
@@ -119,6 +120,59 @@ def test_a_set_that_rules_refer_to_goes_with_them() -> None:
     sh("iptables-nft", "-t", "nat", "-A", "KUBE-SERVICES", *match, "-j", "ACCEPT")
     remove(everything=True)
     assert sh("ipset", "list", "-name") == ""
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("variant", _VARIANTS)
+@pytest.mark.parametrize(
+    ("family", "vip", "all_of_it"),
+    [("-4", "10.96.0.9/32", "0.0.0.0/0"), ("-6", "fd00:96::9/128", "::/0")],
+)
+def test_direct_server_return_of_kube_router_goes_and_nothing_else(
+    variant: str, family: str, vip: str, all_of_it: str
+) -> None:
+    program = variant.replace("iptables", "ip6tables") if family == "-6" else variant
+    mark = ["-d", vip, "-p", "tcp", "--dport", "80", "-j", "MARK", "--set-mark"]
+    clamp = ["-p", "tcp", "--sport", "80", "--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS"]
+    mangle = (program, "-t", "mangle", "-A")
+    for chain in ("PREROUTING", "OUTPUT"):
+        sh(*mangle, chain, *mark, "0x2a7b")
+    sh(*mangle, "PREROUTING", "-s", vip, "-i", "kube-bridge", *clamp, "--set-mss", "1440")
+    sh(*mangle, "PREROUTING", *mark, "0x99")  # an administrator's
+    ip = ("ip", family)
+    for words in (
+        "rule add fwmark 0x2a7b table 78 priority 32764",
+        "rule add table 79 priority 32765",
+        "route add local default dev lo table 78",
+        "rule add fwmark 0x99 table 99 priority 32763",
+        f"rule add from {vip} table 77 priority 32700",
+        f"rule add fwmark 0x7d000000/0xff000000 to {all_of_it} table 78 priority 32764 protocol 75",
+    ):
+        sh(*ip, *words.split())
+    done = []
+    for what, step in kube_router.leftovers(variant):
+        step()
+        done.append(what)
+    assert len(done) == 4
+    saved = sh(f"{program}-save", "-t", "mangle")
+    assert "0x2a7b" not in saved
+    assert "TCPMSS" not in saved
+    assert "0x99/0xffffffff" in saved
+    rules = sh(*ip, "-N", "rule", "show")
+    assert "0x2a7b" not in rules
+    assert "lookup 79" not in rules
+    assert all(each in rules for each in ("lookup 99", "lookup 77", "0x7d000000/0xff000000"))
+    assert "default" not in sh(*ip, "route", "show", "table", "all", "type", "local")
+    assert list(kube_router.leftovers(variant)) == []
+
+
+@pytest.mark.usefixtures("namespace")
+def test_routing_tables_in_use_by_others_stay() -> None:
+    sh("ip", "rule", "add", "table", "79", "priority", "32765")
+    sh("ip", "route", "add", "blackhole", "192.0.2.0/24", "table", "79")
+    # Ours, and the agent's own rule with it.
+    sh("ip", "route", "add", "local", "default", "dev", "lo", "table", "78", "proto", "75")
+    assert list(kube_router.leftovers("iptables-nft")) == []
 
 
 @pytest.mark.usefixtures("namespace")

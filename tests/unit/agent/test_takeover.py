@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel import kube_proxy
+from kube_router_py.kernel import kube_router
 from kube_router_py.kernel.kube_proxy import Step, is_chain, is_set, running_mode
 from kube_router_py.kernel.modules import advice, missing_modules
 from kube_router_py.proxy.desired import Changes, Desired
@@ -86,9 +86,30 @@ def test_what_cannot_be_removed_is_tried_again(caplog: pytest.LogCaptureFixture)
     rig.failing.clear()
     rig.turn()
     assert rig.left == []
-    looks, rig.now_s = rig.looks, 600.0
-    rig.turn()
-    assert rig.looks == looks  # and then it is over
+    rig.left = ["somebody else's"]
+    rig.now_s = 600.0
+    assert rig.turn() == []
+    assert rig.left == ["somebody else's"]  # and then it is over
+
+
+@pytest.mark.parametrize(
+    ("mode", "does"),
+    [("iptables", "come before the agent's own"), ("ipvs", "deletes what the agent makes")],
+)
+def test_a_kube_proxy_that_comes_back_is_told_of_and_cleared_away_again(
+    mode: str, does: str
+) -> None:
+    rig = Rig(None)
+    assert rig.takeover.may_program()
+    assert rig.turn() == []
+    rig.mode, rig.left, rig.now_s = mode, ["chains"], 300.0
+    (reason,) = rig.turn()
+    assert does in reason
+    assert rig.takeover.may_program()  # Services are not given up
+    assert rig.left == ["chains"]
+    rig.mode, rig.now_s = None, 600.0
+    assert rig.turn() == []
+    assert rig.left == []
 
 
 @pytest.mark.parametrize(
@@ -225,7 +246,33 @@ def test_the_source_nat_of_kube_router_is_told_from_ours() -> None:
             "-s 10.0.0.0/8 -j SNAT --to-source 192.0.2.1",
         )
     }
-    assert kube_proxy.source_nat_of_kube_router(chains) == (theirs,)
+    assert kube_router.source_nat(chains) == {"POSTROUTING": (theirs,)}
+    assert kube_router.source_nat({}) == {}
+
+
+def test_marks_of_kube_router_are_told_from_those_of_others() -> None:
+    mark = "-d 10.96.0.9/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark"
+    clamp = (
+        "-i kube-bridge -p tcp -m tcp --sport 80 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440"
+    )
+    chains = {
+        "PREROUTING": (
+            f"{mark} 0x2a7b/0xffffffff",
+            f"{mark} 0x2a7c/0xffffffff",  # no policy rule has this one
+            f"{mark} 0x2a7b/0xffff",
+            "-p tcp -j MARK --set-xmark 0x2a7b/0xffffffff",
+            f"-s 10.96.0.9/32 {clamp}",
+            f"-s 192.0.2.9/32 {clamp}",
+            "-j KUBE-ROUTER-DSR",
+        ),
+        "OUTPUT": (f"{mark} 0x2a7b/0xffffffff",),
+        "POSTROUTING": (f"{mark} 0x2a7b/0xffffffff",),
+    }
+    assert kube_router.direct_return(chains, [0x2A7B]) == {
+        "PREROUTING": (f"{mark} 0x2a7b/0xffffffff", f"-s 10.96.0.9/32 {clamp}"),
+        "OUTPUT": (f"{mark} 0x2a7b/0xffffffff",),
+    }
+    assert kube_router.direct_return(chains, []) == {}
 
 
 def test_modules_are_looked_for_where_the_kernel_tells(tmp_path: Path) -> None:

@@ -136,12 +136,13 @@ def names_pod(cgroups: str, pod_uid: str) -> bool:
     """Whether the text of a /proc/PID/cgroup lies below the cgroup of the pod.
 
     ``/kubepods/burstable/podUID/ID`` (cgroupfs), ``.../kubepods-burstable-podU_I_D.slice/...``
-    (systemd), in either version of cgroups and of the kubelet's layout.
+    (systemd), in either version of cgroups and of the kubelet's layout; and what a runtime makes of
+    systemd's names while it manages cgroups itself: ``...podU_I_D.slice:cri-containerd:ID``.
     """
     wanted = {f"pod{pod_uid}", f"pod{pod_uid.replace('-', '_')}"}
     for line in cgroups.splitlines():
         for part in line.split(":", 2)[-1].split("/"):
-            name = part.removesuffix(".slice")
+            name = part.partition(":")[0].removesuffix(".slice")
             # systemd's slices repeat the names of those above: kubepods-burstable-podU_I_D.slice
             if any(name == each or name.endswith(f"-{each}") for each in wanted):
                 return True

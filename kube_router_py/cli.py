@@ -35,7 +35,8 @@ Usage: kube-router-py cleanup [--kube-proxy-leftovers] [FLAG...]
 
 Removes what the agent left in this node's kernel: its IPVS virtual servers (all outside of
 --excluded-cidrs), its iptables chains and ipsets, the link kube-dummy-if with its routes, marks and
-policy routing of direct server return. Run it as root, with the agent stopped. It says what it did.
+policy routing of direct server return. Run it as root, with the agent stopped: for one that runs it
+waits half a minute, then refuses. It says what it did.
 The same as kube-router-py --cleanup-config.
 
   --kube-proxy-leftovers   Remove what kube-proxy left instead, and nothing of the agent's: chains
@@ -47,6 +48,8 @@ Exit codes: 0 all removed; 1 something stayed; 2 a mistake in the flags.
 
 
 KUBE_PROXY_LEFTOVERS = "--kube-proxy-leftovers"
+# As long as an agent waits for the one before it.
+_LOCK_WAIT_S = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,10 +133,13 @@ def _clean_up(arguments: Sequence[str]) -> int:
     options = parse(arguments, os.environ)
     from kube_router_py.adapters import check_capabilities, dsr_opener, opener
     from kube_router_py.cleanup import clean_up, clean_up_kube_proxy
+    from kube_router_py.kernel.agent_lock import AgentLock
 
     check_capabilities()
     if of_kube_proxy:
         return OK if clean_up_kube_proxy(print) else FAILED
+    # An agent that runs would make anew what is removed; the kernel frees the lock with us.
+    AgentLock().take(_LOCK_WAIT_S)
     ports = opener(options, needs_ipvs=False)()
     try:
         return OK if clean_up(options, ports, dsr_opener(options), print) else FAILED

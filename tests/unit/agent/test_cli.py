@@ -14,7 +14,7 @@ import pytest
 
 import kube_router_py
 from kube_router_py import cli
-from kube_router_py.errors import KernelError
+from kube_router_py.errors import KernelError, PreflightError
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFEST = """\
@@ -218,3 +218,19 @@ def test_light_commands_do_not_load_heavy_libraries(argv):
         cwd=REPOSITORY,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_cleanup_does_not_begin_beside_an_agent(monkeypatch, capsys):
+    def refuse(self, wait_s):
+        assert wait_s >= 1.0  # one that is just ending is waited for
+        raise PreflightError("another kube-router-py agent runs in this network namespace")
+
+    def opened(*_, **__):
+        raise AssertionError("the kernel was touched")
+
+    monkeypatch.setattr("kube_router_py.adapters.check_capabilities", lambda: None)
+    monkeypatch.setattr("kube_router_py.adapters.opener", opened)
+    monkeypatch.setattr("kube_router_py.kernel.agent_lock.AgentLock.take", refuse)
+    for argv in (["cleanup"], ["--cleanup-config"]):
+        assert cli.main(argv) == 1
+        assert "another kube-router-py agent" in capsys.readouterr().err

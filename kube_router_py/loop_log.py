@@ -21,7 +21,7 @@ def tell_problems(loop: str, before: Sequence[Problem], now: Sequence[Problem]) 
         _log.warning("problem loop=%s %s", loop, problem)
     if len(news) > _SHOWN_PROBLEMS:
         more = len(news) - _SHOWN_PROBLEMS
-        _log.warning("more problems, /readyz shows all loop=%s more=%d", loop, more)
+        _log.warning("more problems, /problems shows all loop=%s more=%d", loop, more)
     solved = sorted(known.difference(now))
     for problem in solved[:_SHOWN_PROBLEMS]:
         _log.info("problem solved loop=%s %s", loop, problem)

@@ -15,6 +15,7 @@ from msgspec import json
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Node
 from kube_router_py.loop_model import LoopStatus
+from kube_router_py.observe.log import harmless
 from kube_router_py.observe.serve import Answer, Page
 
 # A probe every few seconds must not carry a list as long as the cluster's Services.
@@ -51,7 +52,12 @@ class Health:
         self._applied_revision: int | None = None
 
     def pages(self) -> dict[str, Page]:
-        return {"/healthz": self.live, "/livez": self.live, "/readyz": self.ready}
+        return {
+            "/healthz": self.live,
+            "/livez": self.live,
+            "/readyz": self.ready,
+            "/problems": self.problems,
+        }
 
     def live(self) -> Answer:
         loops = {status.name: status for status in (loop.status() for loop in self._loops)}
@@ -62,6 +68,14 @@ class Health:
     def ready(self) -> Answer:
         report = self.report()
         return _json(200 if report["ready"] else 503, report)
+
+    def problems(self) -> Answer:
+        """All of them, one in a line."""
+        found = [*self._cache.problems()]
+        for loop in self._loops:
+            found += loop.status().problems
+        text = "".join(harmless(str(problem)) + "\n" for problem in sorted(found))
+        return Answer(200, "text/plain; charset=utf-8", text.encode(errors="replace"))
 
     def report(self) -> dict[str, Any]:
         """The document of ``/readyz``; docs/debugging.md explains it."""
@@ -138,7 +152,7 @@ def _problems(problems: Iterable[Any]) -> list[dict[str, str]]:
     found = list(problems)
     listed = [{"object": p.object, "field": p.field, "reason": p.reason} for p in found[:_MOST]]
     if len(found) > _MOST:
-        more = f"and {len(found) - _MOST} more; the log has named them all"
+        more = f"and {len(found) - _MOST} more; /problems shows all"
         listed.append({"object": "", "field": "", "reason": more})
     return listed
 

@@ -45,14 +45,14 @@ class LineFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage().translate(_HARMLESS)
+        text = harmless(record.getMessage())
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             text += f' at="{origin(error)}"'
         lines = [f"{record.levelname} {_short_name(record.name)}: {text}"]
         if error is not None and self._tracebacks:
             for part in traceback.format_exception(error):
-                shown = (line.translate(_HARMLESS) for line in part.rstrip("\n").split("\n"))
+                shown = map(harmless, part.rstrip("\n").split("\n"))
                 lines += [f"  {line}" for line in shown]
         if self._journal:
             prefix = f"<{priority(record.levelno)}>"
@@ -60,6 +60,11 @@ class LineFormatter(logging.Formatter):
             at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             prefix = f"{at}.{int(record.msecs):03d}Z "
         return "\n".join(prefix + line for line in lines)
+
+
+def harmless(text: str) -> str:
+    """Text that strangers wrote, as one line that does nothing to a terminal."""
+    return text.translate(_HARMLESS)
 
 
 def priority(level: int) -> int:

@@ -291,6 +291,19 @@ def test_not_ready_where_a_loop_is_not_and_shows_its_problems():
     assert answer(health.live)[0] == 200
 
 
+def test_readyz_names_a_hundred_problems_and_another_page_all():
+    cache, loop, health = make_health()
+    sync(cache)
+    found = tuple(Problem(f"Service default/s{n:03}", "spec", "is\nbad") for n in range(150))
+    loop.values.update(problems=found)
+    listed = answer(health.ready)[1]["loops"]["service-proxy"]["problems"]
+    assert len(listed) == 101
+    assert listed[-1]["reason"] == "and 50 more; /problems shows all"
+    page = health.pages()["/problems"]()
+    lines = page.body.decode().splitlines()
+    assert (page.status, len(lines), lines[149]) == (200, 150, "Service default/s149 spec: is bad")
+
+
 def test_a_loop_that_does_not_turn_fails_the_liveness_probe():
     _, loop, health = make_health()
     loop.values.update(turning=False, reason="no turn ended for 200 s")

@@ -248,7 +248,7 @@ def _sources(guard: Guard | None, family: int, node: ThisNode) -> tuple[str, ...
         return ()
     if guard.outsiders:
         own = node.addresses.get(family)
-        here = (socket.inet_ntop(family, own),) if own else ()
+        here = (f"{socket.inet_ntop(family, own)}/{len(own) * 8}",) if own else ()
         return (*node.pod_cidrs.get(family, ()), *here)
     return guard.source_ranges
 

@@ -82,7 +82,7 @@ class RefusedAddresses:
         self._waiting: queue.Queue[tuple[str, Problem] | None] = queue.Queue(_WAITING_MAX)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._dropped = 0
+        self._dropped = self._written = 0
 
     @property
     def dropped(self) -> int:
@@ -93,6 +93,11 @@ class RefusedAddresses:
     def number(self) -> int:
         """How many addresses are refused at the moment. For any thread."""
         return sum(map(len, list(self._refused.values())))
+
+    @property
+    def written(self) -> int:
+        """How many Events the API server has, from this node or another. For any thread."""
+        return self._written
 
     def begin(self) -> None:
         """Nothing to prepare."""
@@ -166,18 +171,24 @@ class RefusedAddresses:
         while not self._stopping.is_set():
             try:
                 self._client.post(f"/api/v1/namespaces/{meta['namespace']}/events", event)
+                self._written += 1
             except RefusedError as error:
                 if error.status == 429 or error.status >= 500:
                     self._stopping.wait(_PAUSE_S)
                     continue
-                if error.status != 409:  # another node was first
-                    known = error.status in self._refusals  # most likely it is so for all
-                    self._refusals.add(error.status)
-                    level = logging.DEBUG if known else logging.WARNING
-                    _log.log(level, "no Event name=%s reason=%r", meta["name"], str(error))
+                if error.status == 409:  # another node was first
+                    self._written += 1
+                else:
+                    self._tell_refusal(meta["name"], error)
             except ApiError:
                 self._stopping.wait(_PAUSE_S)
                 continue
             break
         if len(self._told) < _TOLD_MAX:
             self._told.add(meta["name"])
+
+    def _tell_refusal(self, name: str, error: RefusedError) -> None:
+        is_known = error.status in self._refusals  # most likely it is so for all
+        self._refusals.add(error.status)
+        level = logging.DEBUG if is_known else logging.WARNING
+        _log.log(level, "no Event name=%s reason=%r", name, str(error))

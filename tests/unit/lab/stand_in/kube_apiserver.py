@@ -13,6 +13,8 @@ import json
 import re
 import socket
 import tempfile
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,18 @@ FINALIZE = re.compile(r"/api/v1/namespaces/([^/]+)/finalize")
 
 
 def ask_etcd(path: str, body: object = None) -> Object:
+    """Waits, as the real one does, for an etcd that is just coming up."""
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(given.etcd_servers + path, data, timeout=30) as answer:
-        return dict(json.load(answer))
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(given.etcd_servers + path, data, timeout=30) as answer:
+                return dict(json.load(answer))
+        except urllib.error.URLError as error:
+            refused = isinstance(error.reason, ConnectionRefusedError)
+            if not refused or time.monotonic() > end:
+                raise
+        time.sleep(0.1)
 
 
 class StrictStore(Store):

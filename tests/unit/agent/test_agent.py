@@ -104,6 +104,7 @@ class Api:
         self.stopping = False
         self.status = 200
         self.selectors = {}
+        self.posted = []
         api = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -127,6 +128,14 @@ class Api:
                     self.send_header("Content-Length", str(len(data)))
                     self.end_headers()
                     self.wfile.write(data)
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                api.posted.append((self.path, body))
+                self.send_response(201)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
 
             def stream(self, path):
                 self.send_response(200)
@@ -322,6 +331,55 @@ def test_the_agent_programs_what_the_api_says_and_says_when_it_has(api, start):
         if state.weight
     }
     assert set(weights) == {packed("10.244.1.2"), packed("10.244.1.3")}
+
+
+def test_load_balancers_operators_and_dashboards_are_told(api, start):
+    check, health, metrics = free_port(), free_port(), free_port()
+    web = service("web", "10.96.0.10")
+    web["spec"] |= {
+        "type": "LoadBalancer",
+        "externalIPs": ["198.51.100.1"],
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": check,
+    }
+    endpoints = slice_of("web", "10.244.1.2")
+    endpoints["endpoints"][0]["nodeName"] = "node1"
+    api.objects[RESOURCES[Service].path].append(web)
+    api.objects[RESOURCES[EndpointSlice].path].append(endpoints)
+    running = start(
+        f"--healthz-bind-address=127.0.0.1:{health}",
+        "--metrics-addr=127.0.0.1",
+        f"--metrics-port={metrics}",
+    )
+
+    def page(port, path="/"):
+        return ask(SimpleNamespace(port=port), path)
+
+    until(lambda: ready(running)["applied_revision"] == 10, "sync")
+    status, body = page(check)
+    assert (status, json.loads(body)["localEndpoints"]) == (200, 1)
+    status, body = page(health, "/healthz")
+    assert (status, json.loads(body)["nodeEligible"]) == (200, True)
+    # A taken-down endpoint, and a node about to go, are followed.
+    gone = slice_of("web", "10.244.2.2")
+    gone["metadata"]["annotations"] = {
+        "endpoints.kubernetes.io/last-change-trigger-time": "2999-01-01T00:00:00Z"
+    }
+    api.tell(EndpointSlice, "MODIFIED", gone)
+    until(lambda: page(check)[0] == 503, "no local endpoint")
+    taint = {"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}
+    api.tell(Node, "MODIFIED", {**NODE, "spec": {**NODE["spec"], "taints": [taint]}})
+    until(lambda: page(health, "/healthz")[0] == 503, "a node about to go")
+    assert page(health, "/livez")[0] == 200
+    ((path, event),) = until(lambda: [*api.posted], "an Event")
+    assert path == "/api/v1/namespaces/default/events"
+    assert event["reason"] == "AddressRefused"
+    assert "198.51.100.1" in event["message"]
+    for line in (
+        b"kube_router_refused_addresses 1.0\n",
+        b"kube_router_network_programming_duration_seconds_count 1.0\n",
+    ):
+        until(lambda line=line: line in page(metrics, "/metrics")[1], line)
 
 
 def test_stopping_keeps_the_kernel_and_a_restart_writes_nothing(api, start):

@@ -71,6 +71,12 @@ class Metrics:
             registry=self._registry,
             buckets=_BUCKETS,
         )
+        self._export = Histogram(
+            "kube_router_controller_ipvs_metrics_export_time",
+            "Duration of reading the traffic of Services in seconds",
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
         self._programming = Histogram(
             "kube_router_network_programming_duration_seconds",
             "From a change of endpoints (last-change-trigger-time) to this node's kernel",
@@ -89,7 +95,9 @@ class Metrics:
             self._ipvs_sync.observe(turn.duration_s)
 
     def page(self) -> Answer:
-        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry) + self._more())
+        with self._export.time():
+            more = self._more()
+        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry) + more)
 
 
 class _Collector(Collector):

@@ -5,8 +5,8 @@ agent writes nothing until it is gone. In the other modes both work side by side
 rules being the first that a packet meets: the agent programs everything and says that the other
 has to go. A kube-proxy whose mode cannot be found out is taken for the former.
 
-It may come back, as an upgrade of the cluster brings it: every full turn looks again. A virtual server
-that was ours is not given up then; the table is repaired by full turns, and the log says why.
+It may come back, as an upgrade of the cluster brings it: every full turn looks again. What is
+served is not given up then; full turns repair the table, and a Problem says why.
 
 When it is gone. Its rules still lead packets to endpoints, to those of its last day. Once all
 Services are programmed, what it left goes, so that IPVS sees the packets; connections that its

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, RefusedError
 from kube_router_py.cluster.objects import Lease, Node, Service
-from kube_router_py.errors import ApiError
 from kube_router_py.proxy.dsr import DSR_ANNOTATION
 
 _log = logging.getLogger(__name__)
@@ -180,9 +179,9 @@ class LeaseReady:
                 text = self._wanted or ""
             try:
                 self._write(text)
-            except ApiError as error:
+            except Exception as error:  # noqa: BLE001 - the thread must outlive what nobody foresaw
                 pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))
-                _log.warning("readiness not told retry_s=%.0f reason=%r", pause_s, str(error))
+                _log.warning("readiness not told retry_s=%.0f reason=%r", pause_s, repr(error))
                 continue
             pause_s = 0.0
             with self._changed:

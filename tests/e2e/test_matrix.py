@@ -5,6 +5,7 @@ What is expected is written down here as kube-proxy documents it, not taken from
 ``Case.expected``.
 """
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -209,11 +210,31 @@ def test_the_matrix(world: World, entry: str) -> None:
     assert not wrong, f"{len(wrong)} of {len(cases)} are wrong:\n" + "\n".join(sorted(wrong))
 
 
+def ping(address: str) -> bytes:
+    """The answer to an echo request (RFC 792, RFC 4443), whose first byte says what it is."""
+    is_ipv6 = ":" in address
+    family, protocol, kind = (
+        (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128)
+        if is_ipv6
+        else (socket.AF_INET, socket.IPPROTO_ICMP, 8)
+    )
+    # The kernel fills in the checksum of ICMPv6; without payload, that of ICMP is this.
+    checksum = 0 if is_ipv6 else ~(kind << 8) & 0xFFFF
+    with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
+        sock.settimeout(60)
+        sock.connect((address, 0))
+        sock.send(bytes((kind, 0, *checksum.to_bytes(2, "big"), 0, 0, 0, 0)))
+        answer = sock.recv(256)
+        return answer if is_ipv6 else answer[20:]
+
+
 def test_a_vip_is_refused_on_other_ports_and_answers_pings(world: World) -> None:
     world.lead_client_to("node2")
     for vip in VIPS["cluster"]["lb"]:
         with pytest.raises(ConnectionRefusedError):
             world.cluster.ask("client", vip, 9999)
+        answer = world.cluster.inside("client", lambda vip=vip: ping(vip))
+        assert answer[0] == (129 if ":" in vip else 0)
 
 
 def test_source_ranges_admit_whom_they_name(world: World) -> None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -105,6 +106,54 @@ def test_schedulers_do_what_they_are_called(cluster: Any, echo_ip: str) -> None:
     problems = cluster.ready("node1")["loops"]["service-proxy"]["problems"]
     assert any("no-such" in problem["reason"] for problem in problems)
     cluster.api.merge(path, {"metadata": {"annotations": {SCHEDULER: None}}})
+    cluster.wait()
+
+
+def test_topology_hints_keep_requests_in_the_zone(cluster: Any, echo_ip: str) -> None:
+    """The lab's nodes are in zones of their own, and its controller writes the hints."""
+    path, nodes = f"{SERVICES}/echo", ("node1", "node2")
+
+    def in_use(node: str) -> int:
+        servers = cluster.ipvs(node)[f"TCP {echo_ip}:80"]
+        return sum(not each.endswith(" 0") for each in servers)
+
+    cluster.api.merge(path, {"spec": {"trafficDistribution": "PreferClose"}})
+    cluster.eventually(lambda: [in_use(node) for node in nodes] == [1, 1], "one endpoint each")
+    for number, node in enumerate(nodes, start=1):
+        assert distribution(cluster, f"e2e/client{number}", echo_ip, 4) == {node: 4}
+        assert cluster.ask("client", cluster.address(node, 4), 30180)["node"] == node
+    cluster.api.merge(path, {"spec": {"trafficDistribution": None}})
+    cluster.eventually(lambda: [in_use(node) for node in nodes] == [2, 2], "both endpoints again")
+
+
+def test_affinity_ends_with_its_timeout(cluster: Any) -> None:
+    """With UDP: a closed connection would hold on to its affinity for two minutes."""
+    timeout_s = 2
+    body = {
+        "metadata": {"name": "brief"},
+        "spec": {
+            "selector": {"app": "echo"},
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout_s}},
+            "ports": [{"port": 53, "targetPort": "dns", "protocol": "UDP"}],
+        },
+    }
+    address = cluster.api.create(SERVICES, body)["spec"]["clusterIP"]
+    # How long a flow is remembered; the affinity it belongs to lasts at least as long.
+    before = cluster.run("node1", "ipvsadm", "-L", "--timeout").split()[-3:]
+    cluster.run("node1", "ipvsadm", "--set", "0", "0", "1")
+    cluster.wait()
+    answers: set[str] = set()
+
+    def both_have_answered() -> bool:
+        answers.add(cluster.ask("e2e/client1", address, 53, "UDP")["pod"])
+        # The time that the test is about.
+        time.sleep(timeout_s + 1)
+        return len(answers) == 2
+
+    cluster.eventually(both_have_answered, "an answer of each backend")
+    cluster.run("node1", "ipvsadm", "--set", *before)
+    cluster.api.delete(f"{SERVICES}/brief")
     cluster.wait()
 
 

@@ -13,6 +13,7 @@ from kube_router_py.kernel.ports import BridgePort, NodeAddress
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.model import RealServerKey
 
+BRIDGE_FILTERS = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 _NAMED = 5
 
 

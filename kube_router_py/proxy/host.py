@@ -12,7 +12,7 @@ from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports import HostPorts, NodeAddress, Sysctls
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, LOCAL_PODS, OWN_NODE
-from kube_router_py.proxy.hairpin_ports import hairpin_problems
+from kube_router_py.proxy.hairpin_ports import BRIDGE_FILTERS, hairpin_problems
 from kube_router_py.proxy.model import RealServerKey
 from kube_router_py.proxy.service_rules import FamilyRules, compile_rules
 from kube_router_py.proxy.settings import (
@@ -126,7 +126,9 @@ class ThisHost:
         """Tell whether bridges let these endpoints reach themselves."""
         found = [*endpoints]
         self._hairpin_problems = ()
-        if found:
+        # Without it the NAT is undone behind the bridge, which then has no say in it.
+        on_bridge = any(ports.sysctls.read(name) == "1" for name in BRIDGE_FILTERS)
+        if found and on_bridge:
             self._hairpin_problems = hairpin_problems(
                 found, ports.links.node_addresses(), ports.links.bridge_ports(), self.node.name
             )

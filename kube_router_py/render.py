@@ -18,6 +18,7 @@ from kube_router_py.options import Options
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.compile import PROTOCOLS, compile_service
 from kube_router_py.proxy.desired import Desired
+from kube_router_py.proxy.dsr import DirectServer
 from kube_router_py.proxy.model import (
     Flag,
     Forward,
@@ -36,6 +37,7 @@ from kube_router_py.proxy.settings import (
     proxy_options,
     this_node,
 )
+from kube_router_py.render_dsr import DirectServers, with_direct_return
 from kube_router_py.services import cluster_ips, is_proxied, service_key_of
 
 _FLAG_NAMES = {
@@ -104,8 +106,8 @@ def render(manifests: Manifests, node_name: str, options: Options) -> dict[str, 
     document: dict[str, Any] = {}
     problems = set(manifests.problems)
     if options.run_service_proxy:
-        desired, more = _compile(manifests, node_name, proxy_options(options))
-        document["virtual_servers"] = _virtual_servers(desired)
+        desired, direct, more = _compile(manifests, node_name, proxy_options(options))
+        document["virtual_servers"] = _virtual_servers(desired, direct)
         document["health_checks"] = _health_checks(desired)
         document["hairpins"] = _hairpins(desired)
         problems |= more
@@ -118,7 +120,7 @@ def render(manifests: Manifests, node_name: str, options: Options) -> dict[str, 
 
 def _compile(
     manifests: Manifests, node_name: str, options: ProxyOptions
-) -> tuple[Desired, set[Problem]]:
+) -> tuple[Desired, DirectServers, set[Problem]]:
     problems: set[Problem] = set()
     node = ThisNode(node_name)
     found = manifests.get(Node, node_name)
@@ -134,9 +136,16 @@ def _compile(
             slices.setdefault(key, []).append(each)
     desired = Desired()
     with_node_ports: list[str] = []
+    compiled = {
+        service.metadata.key: compile_service(
+            service, slices.get(service.metadata.key, ()), node, options
+        )
+        for service in manifests.list(Service)
+    }
+    compiled, direct = with_direct_return(compiled, slices, manifests, node)
     for service in manifests.list(Service):
         key = service.metadata.key
-        desired.update(key, compile_service(service, slices.get(key, ()), node, options))
+        desired.update(key, compiled[key])
         has_node_ports = service.spec.type in ("NodePort", "LoadBalancer") and any(
             port.node_port for port in service.spec.ports or ()
         )
@@ -154,33 +163,38 @@ def _compile(
             field, what = "status.addresses", f"has no {' and no '.join(missing)} address"
         reason = f"{what}: NodePorts are left out ({names})"
         problems.add(Problem(f"Node {node_name}", field, reason))
-    return desired, problems
+    return desired, direct, problems
 
 
-def _virtual_servers(desired: Desired) -> list[dict[str, Any]]:
+def _virtual_servers(desired: Desired, direct: DirectServers) -> list[dict[str, Any]]:
     def place(key: VirtualServerKey) -> tuple[Any, ...]:
         origin = desired.origin(key)
-        return (desired.owner(key), origin.port_name, origin.kind, key)
+        where = direct[key].address if key in direct else key
+        return (desired.owner(key), origin.port_name, origin.kind, where)
 
     return [
-        _virtual_server(desired, key, state)
+        _virtual_server(desired, key, direct.get(key), state)
         for key in sorted(desired.servers(), key=place)
         if (state := desired.state(key)) is not None
     ]
 
 
 def _virtual_server(
-    desired: Desired, key: VirtualServerKey, state: VirtualServerState
+    desired: Desired,
+    key: VirtualServerKey,
+    direct: DirectServer | None,
+    state: VirtualServerState,
 ) -> dict[str, Any]:
+    address = direct.address if direct else key
     origin = desired.origin(key)
     tunnelled = any(real.forward == Forward.TUNNEL for real in state.real_servers.values())
     entry: dict[str, Any] = {
         "service": desired.owner(key),
         "port_name": origin.port_name,
         "kind": str(origin.kind),
-        "protocol": _PROTOCOL_NAMES[key.protocol],
-        "address": str(ip_address(key.address)),
-        "port": key.port,
+        "protocol": _PROTOCOL_NAMES[address.protocol],
+        "address": str(ip_address(address.address)),
+        "port": address.port,
         "fwmark": key.fwmark or None,
         "scheduler": state.config.scheduler,
         "flags": [name for flag, name in _FLAG_NAMES.items() if state.config.flags & flag],
@@ -190,7 +204,8 @@ def _virtual_server(
             _real_server(real, value) for real, value in sorted(state.real_servers.items())
         ],
     }
-    if guard := desired.guard(key):
+    guard = Guard(source_ranges=direct.sources) if direct else desired.guard(key)
+    if guard and guard != Guard():
         entry["guard"] = _guard(guard)
     leaving = desired.paused(key) | desired.terminating(key)
     if leaving:
@@ -282,7 +297,7 @@ def _server_line(entry: dict[str, Any]) -> str:
     words.append(entry["scheduler"])
     words += entry["flags"]
     if entry["fwmark"]:
-        words.append(f"fwmark {entry['fwmark']}")
+        words.append(f"fwmark {entry['fwmark']:#x}")
     if entry["persistence_s"]:
         words.append(f"persistent {entry['persistence_s']} s")
     if entry["forward"] != "masquerade":

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
@@ -258,8 +259,12 @@ class Flow:
             return ""
 
     def ask_again(self) -> str:
-        """Who answers first, of some datagrams: one may be lost."""
-        return next((found for _ in range(6) if (found := self.ask(10.0))), "")
+        """Who answers first, of some datagrams: those may be lost that come before a timer of the
+        kernel has taken the old entry away. On the node itself they are refused at once."""
+        deadline = time.monotonic() + 60.0
+        while not (found := self.ask(5.0)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
 
     def close(self) -> None:
         self._socket.close()

@@ -115,8 +115,9 @@ def guard_entries(key: VirtualServerKey, guard: Guard | None) -> Iterable[tuple[
         yield sets.no_local, text
     if guard.source_ranges is not None:
         yield sets.limited, text
+        host = f"/{8 * len(key.address)}"
         for cidr in guard.source_ranges:
-            yield sets.allowed, f"{text},{cidr}"
+            yield sets.allowed, f"{text},{cidr.removesuffix(host)}"
 
 
 def _port_text(key: VirtualServerKey) -> str:

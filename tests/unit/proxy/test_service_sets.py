@@ -190,6 +190,47 @@ def test_two_services_share_a_hairpin_entry(rig: Rig) -> None:
     assert rig.entries("hairpin") == set()
 
 
+@pytest.mark.parametrize(
+    ("cidr", "entry"),
+    [("203.0.113.7/32", "203.0.113.7"), ("203.0.113.0/24", "203.0.113.0/24")],
+)
+def test_ranges_of_one_address_outlast_every_look_at_the_kernel(
+    rig: Rig, cidr: str, entry: str
+) -> None:
+    """The kernel prints them without a prefix length."""
+    service = rig.make.service(lb_ips=("192.0.2.10",), load_balancer_source_ranges=(cidr,))
+    rig.put(service, rig.make.slice("10.244.1.2"))
+    rig.turn(full=True)
+    assert rig.entries("limited") == {"192.0.2.10,tcp:80"}
+    before = rig.host.ports.ipsets.writes
+    for _ in range(3):
+        rig.turn(full=True)
+        assert rig.entries("allowed") == {f"192.0.2.10,tcp:80,{entry}"}
+    assert rig.host.ports.ipsets.writes == before
+
+
+def test_entries_of_every_kind_read_back_as_they_were_written(make: Any, host: Any) -> None:
+    """Else a full turn would take them for too many, and remove them."""
+    rig = Rig(make, host, structs.replace(OPTIONS, ipv6=True))
+    service = make.service(
+        "web",
+        ("10.96.0.10", "fd00:10:96:0:0::10"),
+        lb_ips=("192.0.2.10", "2001:db8:0::10"),
+        ip_families=("IPv4", "IPv6"),
+        load_balancer_source_ranges=("203.0.113.7/32", "2001:db8:7:0::1/128", "2001:db8::/32"),
+        annotations={"kube-router.io/service.hairpin": ""},
+        node_port=30080,
+    )
+    rig.put(service, make.slice("10.244.1.2"))
+    rig.put(make.slice("fd00:10:244:1::2", name="web-2", family="IPv6"))
+    rig.turn(full=True)
+    found = host.ports.ipsets.read("inet6:kube-router-allowed")
+    assert found == {f"2001:db8::10,tcp:80,{each}" for each in ("2001:db8:7::1", "2001:db8::/32")}
+    before = host.ports.ipsets.writes
+    rig.turn(full=True)
+    assert host.ports.ipsets.writes == before
+
+
 def test_entries_that_others_changed_are_repaired(rig: Rig) -> None:
     rig.put(rig.make.service(), rig.make.slice("10.244.1.2"))
     rig.turn(full=True)

@@ -6,6 +6,8 @@
     no connections, or deadline     deleted
     wanted again                    back to its weight
 
+With the scheduler dh nothing drains: it would refuse every client of the address meanwhile.
+
 What drains is read from the kernel (there, not wanted), so a restart forgets only the clock. UDP
 and SCTP real servers are deleted at once: with expire_nodest_conn their flows move on.
 """
@@ -21,6 +23,7 @@ from kube_router_py.proxy.model import (
     VirtualServerKey,
     VirtualServerState,
 )
+from kube_router_py.proxy.scheduling import WITHOUT_DRAINING
 
 _POLL_S = 1.0
 # One look costs about 0.2 ms a virtual server: a mass roll-out must not keep the loop busy.
@@ -62,6 +65,8 @@ class Draining:
         """
         known = self._clocks.pop(key, {})
         if wanted is None or actual is None or not key.is_tcp or not self._enabled:
+            return wanted
+        if wanted.config.scheduler == WITHOUT_DRAINING:
             return wanted
         leaving = actual.real_servers.keys() - wanted.real_servers.keys()
         if not leaving:

@@ -17,6 +17,11 @@ WEIGHTED_SCHEDULER = "wrr"
 SCHEDULERS = frozenset(
     "rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh twos".split()  # noqa: SIM905 - reads better
 )
+# They hash clients to real servers, of which one that drains (weight 0) would refuse its share:
+# with SCHED1 (IP_VS_SVC_F_SCHED_SH_FALLBACK, _MH_FALLBACK) they go on to the next one.
+_HASHING = frozenset(("sh", "mh"))
+# Hashes by the VIP, so that one real server has all clients, and knows no next one.
+WITHOUT_DRAINING = "dh"
 _SCHEDULER_FLAGS = {"flag-1": Flag.SCHED1, "flag-2": Flag.SCHED2, "flag-3": Flag.SCHED3}
 
 DEFAULT_AFFINITY_S = 10800
@@ -70,13 +75,13 @@ def weigh(
 
 def _compile_flags(service: Service, scheduler: str, report: Report) -> int:
     text = service.metadata.annotation(SCHEDULER_FLAGS_ANNOTATION)
+    flags = int(Flag.SCHED1) if scheduler in _HASHING else 0
     if not text:
-        return 0
+        return flags
     field = f"metadata.annotations[{SCHEDULER_FLAGS_ANNOTATION}]"
-    if scheduler != "mh":
-        report(field, f"scheduler flags have a meaning for mh only, not for {scheduler}")
+    if scheduler not in _HASHING:
+        report(field, f"scheduler flags have a meaning for sh and mh only, not for {scheduler}")
         return 0
-    flags = 0
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name in _SCHEDULER_FLAGS:
             flags |= int(_SCHEDULER_FLAGS[name])

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from kube_router_py.cluster.objects import ObjectMeta, Pod, PodStatus
 from kube_router_py.proxy.drain import Draining
@@ -102,6 +103,16 @@ def test_a_removed_virtual_server_takes_its_draining_with_it(make: Any) -> None:
     held = drain.target(key, state(make, a=1), state(make, a=1, b=1), frozenset(), 0.0)
     assert drain.target(key, None, held, frozenset(), 1.0) is None
     assert drain.wake_after_s(1.0) is None
+
+
+def test_nothing_drains_where_one_real_server_has_all_clients(make: Any) -> None:
+    drain = Draining(enabled=True, grace_s=30)
+    wanted, actual = (
+        structs.replace(each, config=VirtualServer("dh"))
+        for each in (state(make, a=1), state(make, a=1, b=1))
+    )
+    assert drain.target(make.key("10.96.0.10"), wanted, actual, frozenset(), 0.0) == wanted
+    assert drain.wake_after_s(0.0) is None
 
 
 def test_the_deadline_is_that_of_the_pod_where_it_is_known(make: Any) -> None:

@@ -314,8 +314,11 @@ def test_session_affinity(
         ({"scheduler": "best"}, "rr", 0, 1),
         ({"scheduler": "fo"}, "rr", 0, 1),
         ({"scheduler": "mh", "schedflags": "flag-1,flag-2"}, "mh", Flag.SCHED1 | Flag.SCHED2, 0),
-        ({"scheduler": "mh", "schedflags": "flag-3, flag-9"}, "mh", Flag.SCHED3, 1),
-        ({"scheduler": "sh", "schedflags": "flag-1"}, "sh", 0, 1),
+        ({"scheduler": "mh", "schedflags": "flag-3, flag-9"}, "mh", Flag.SCHED1 | Flag.SCHED3, 1),
+        ({"scheduler": "mh"}, "mh", Flag.SCHED1, 0),
+        ({"scheduler": "sh", "schedflags": "flag-2"}, "sh", Flag.SCHED1 | Flag.SCHED2, 0),
+        ({"scheduler": "lc", "schedflags": "flag-1"}, "lc", 0, 1),
+        ({"scheduler": "sh", "schedflags": "flag-1"}, "sh", Flag.SCHED1, 0),
     ],
 )
 def test_scheduler_annotations(

@@ -211,6 +211,7 @@ class Agent:
             dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready, isolation.is_isolated),
             followers=(*self.followers.all(), self._takeover),
         )
+        self._takeover.is_settled = lambda: self._proxy.rules_stand
         # Made in run(), in the namespace that the agent serves.
         self._monitor: AddressMonitor | None = None
         self._observers: list[Callable[[Turn], None]] = []

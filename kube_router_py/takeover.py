@@ -57,6 +57,8 @@ class Takeover:
     ) -> None:
         self._node_name = node_name
         self._running_mode, self._steps, self._clock = running_mode, steps, clock
+        # Whether what does the work of those that go stands: set by who wires it all.
+        self.is_settled: Callable[[], bool] = lambda: True
         self._mode: str | None = None
         self._looked_at = self._told_at = float("-inf")
         self._may_program = self._is_done = False
@@ -92,7 +94,7 @@ class Takeover:
             self._look()
             if self._mode is not None:
                 self._is_done = False
-            elif not self._is_done:
+            elif not self._is_done and self.is_settled():
                 self._is_done = self._remove()
         if self._mode is None:
             return ()

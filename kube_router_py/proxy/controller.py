@@ -104,6 +104,11 @@ class ServiceProxy:
         """How many virtual servers stand in the kernel, as far as we know. For any thread."""
         return len(self._applied.servers)
 
+    @property
+    def rules_stand(self) -> bool:
+        """Whether kernel parameters, rules and sets are as they should be. In the loop's thread."""
+        return self._host.is_settled and not self._sets.problems
+
     def served_by(self, key: VirtualServerKey) -> tuple[str, VirtualServerKey] | None:
         """The Service that holds a virtual server, and the address and port it is served at (its
         own, or that behind its fwmark). For any thread."""

@@ -77,6 +77,16 @@ def test_beside_another_kube_proxy_everything_is_programmed_and_nothing_removed(
     assert rig.left == []
 
 
+def test_nothing_goes_before_the_rules_stand_that_take_its_place() -> None:
+    rig = Rig(None)
+    rig.takeover.is_settled = lambda: False
+    rig.turn()
+    assert rig.left == ["chains", "link"]
+    rig.takeover.is_settled = lambda: True
+    rig.turn()
+    assert rig.left == []
+
+
 def test_what_cannot_be_removed_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(None, "chains")
     with caplog.at_level("WARNING"):

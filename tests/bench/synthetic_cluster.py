@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 ENDPOINTS = 5
+_EMPTY = {"pods": "Pod", "leases": "Lease", "networkpolicies": "NetworkPolicy"}
 
 
 def service(number: int) -> dict[str, Any]:
@@ -97,7 +98,8 @@ def serve(services: int, port: Any) -> None:
                 self.end_headers()
                 time.sleep(600)
                 return
-            kind, items = lists[url.path]
+            plural = url.path.rpartition("/")[2]
+            kind, items = lists.get(url.path) or (_EMPTY[plural], [])
             start, limit = int(query.get("continue", "0")), int(query.get("limit", "0"))
             end = start + limit if limit else len(items)
             meta = {"resourceVersion": "1000000"}

@@ -67,6 +67,8 @@ _MISSING_PARTS = (
     ("run_loadbalancer", "load balancer", "Services of type LoadBalancer get no address"),
 )
 _MISSING_GROUPS = frozenset((FIREWALL, POD_NETWORK, BGP, PEERS, LOADBALANCER))
+# Flags in these groups that parts which do run read, too.
+_WITH_EFFECT = frozenset(("enable-pod-egress", "loadbalancer-ip-range"))
 # Flags of parts that do run which nothing reads yet, or never will.
 _WITHOUT_EFFECT = frozenset(
     (
@@ -134,7 +136,7 @@ def not_running(options: Options) -> Iterator[str]:
     given = [
         f"--{name}"
         for name in given_text(options)
-        if groups[name] in _MISSING_GROUPS or name in _WITHOUT_EFFECT
+        if name in _WITHOUT_EFFECT or (groups[name] in _MISSING_GROUPS and name not in _WITH_EFFECT)
     ]
     if given:
         yield f"accepted, but without effect in this version: flags={','.join(given)}"

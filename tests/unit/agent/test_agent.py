@@ -537,6 +537,9 @@ def test_the_start_up_log_says_what_is_not_running():
     assert "load balancer" not in text
     assert "--bgp-port" in text
     assert "--enable-pprof" in text
+    # The service proxy goes by these.
+    read = parse(["--enable-pod-egress=false", "--loadbalancer-ip-range=192.0.2.0/24"], {})
+    assert not any("without effect" in line for line in not_running(read))
     assert list(not_running(parse(["--run-firewall=false", "--run-router=false"], {}))) == []
 
 

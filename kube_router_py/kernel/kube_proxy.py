@@ -14,10 +14,10 @@ from kube_router_py.errors import KernelError
 from kube_router_py.kernel.iptables import IptablesProgram, program_name
 from kube_router_py.kernel.program import run
 from kube_router_py.kernel.rule_text import parse_table
+from kube_router_py.proxy.model import KUBE_PROXY_LINK
 
 MODES = ("iptables", "ipvs", "nftables", "userspace")
 UNKNOWN = "unknown"
-LINK = "kube-ipvs0"
 
 _PORT = 10249
 _TIMEOUT_S = 30.0
@@ -153,8 +153,8 @@ def _nft_tables() -> Iterator[Step]:
 
 
 def _link() -> Iterator[Step]:
-    if Path("/proc/thread-self/net/dev").read_text().find(f"{LINK}:") >= 0:
-        yield f"link {LINK}", _command("ip", "link", "del", LINK)
+    if Path("/proc/thread-self/net/dev").read_text().find(f"{KUBE_PROXY_LINK}:") >= 0:
+        yield f"link {KUBE_PROXY_LINK}", _command("ip", "link", "del", KUBE_PROXY_LINK)
 
 
 def _ipsets() -> Iterator[Step]:

@@ -194,7 +194,8 @@ class ServiceProxy:
             full=full,
             only_grow=bool(self._held),
         )
-        self._host.settle_rules(ports, dirty, full=full)
+        if not self._host.settle_rules(ports, dirty, full=full):
+            self._sets.doubt()
         if full or changes.services:
             self._host.check_hairpins(ports, self._sets.hairpins())
         self._dsr.before_grow(ports, self._desired)

@@ -13,7 +13,7 @@ from kube_router_py.kernel.ports import HostPorts, NodeAddress, Sysctls
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.dirty_keys import CLUSTER_NODES, LOCAL_PODS, OWN_NODE
 from kube_router_py.proxy.hairpin_ports import BRIDGE_FILTERS, hairpin_problems
-from kube_router_py.proxy.model import RealServerKey
+from kube_router_py.proxy.model import KUBE_PROXY_LINK, RealServerKey
 from kube_router_py.proxy.service_rules import FamilyRules, compile_rules
 from kube_router_py.proxy.settings import (
     ProxyOptions,
@@ -31,8 +31,6 @@ from kube_router_py.proxy.surroundings import (
 from kube_router_py.proxy.sysctls import Sysctl, sysctls
 
 _log = logging.getLogger(__name__)
-
-KUBE_PROXY_LINK = "kube-ipvs0"
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
@@ -126,25 +124,25 @@ class ThisHost:
         """Tell whether bridges let these endpoints reach themselves."""
         found = [*endpoints]
         self._hairpin_problems = ()
-        # Without it the NAT is undone behind the bridge, which then has no say in it.
-        on_bridge = any(ports.sysctls.read(name) == "1" for name in BRIDGE_FILTERS)
-        if found and on_bridge:
+        # Without these the NAT is undone behind the bridge, which then has no say in it.
+        if found and any(ports.sysctls.read(name) == "1" for name in BRIDGE_FILTERS):
             self._hairpin_problems = hairpin_problems(
                 found, ports.links.node_addresses(), ports.links.bridge_ports(), self.node.name
             )
 
-    def settle_rules(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> None:
-        """Make rules and the sets of nodes and pods stand, where they may not."""
+    def settle_rules(self, ports: HostPorts, dirty: frozenset[Hashable], *, full: bool) -> bool:
+        """Make rules and the sets of nodes and pods stand, where they may not; False if that was
+        tried and failed: a set that they refer to may be gone."""
         own = full or OWN_NODE in dirty
         knows_pods = not self._options.own_pod_network and (
             Pod in self._cache.kinds and self._cache.is_synced((Pod,))
         )
         if not (own or CLUSTER_NODES in dirty or (knows_pods and LOCAL_PODS in dirty)):
-            return
+            return True
         if not self.node.addresses:
             # The Node is not there yet, or says nothing: rules from before the start are kept.
             self._rules_stand = True
-            return
+            return True
         pods = pod_addresses(self._cache.list(Pod), self.node.name) if knows_pods else None
         self._around = Surroundings(
             cluster_networks(self._cache.list(Node)),
@@ -155,7 +153,7 @@ class ThisHost:
             random_fully = ports.iptables.random_fully()
         except KernelError as error:
             self._refused("", error)
-            return
+            return False
         wanted, self._rule_problems = compile_rules(
             self.node, self._around, self._options, random_fully=random_fully
         )
@@ -165,6 +163,7 @@ class ThisHost:
                 _settle_family(ports, family, rules=own)
             except KernelError as error:
                 self._refused(f" ({family.family})", error)
+        return self._rules_stand
 
     def _refused(self, family: str, error: KernelError) -> None:
         self._rules_stand = False

@@ -14,6 +14,10 @@ PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 """Names of IP protocols by number, as iptables and ipset have them."""
 
 
+KUBE_PROXY_LINK = "kube-ipvs0"
+"""The link on which kube-proxy (mode ipvs) has service addresses."""
+
+
 class Forward(IntEnum):
     """How packets reach a real server (IP_VS_CONN_F_*, include/uapi/linux/ip_vs.h)."""
 

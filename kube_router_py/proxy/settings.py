@@ -9,6 +9,7 @@ from msgspec import Struct
 from kube_router_py.cluster.node import NodeView
 from kube_router_py.cluster.objects import Node
 from kube_router_py.problem import Problem
+from kube_router_py.proxy.model import KUBE_PROXY_LINK
 from kube_router_py.services import Network, is_inside, unusable_address
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class ThisNode(Struct, frozen=True):
 # Links whose addresses are not the node's: of container bridges and of dummies. As kube-router.
 _FOREIGN_LINKS = ("dummy", "kube", "docker")
 # Dummies that hold nothing but Services' addresses: kube-router's, kube-proxy's, the DNS cache's.
-_VIP_LINKS = frozenset({"kube-dummy-if", "kube-ipvs0", "nodelocaldns"})
+_VIP_LINKS = frozenset({"kube-dummy-if", KUBE_PROXY_LINK, "nodelocaldns"})
 
 
 def this_node(

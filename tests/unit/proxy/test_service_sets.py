@@ -11,7 +11,7 @@ from kube_router_py.cluster.objects import Node, Pod, PodSpec, PodStatus, Servic
 from kube_router_py.errors import KernelError
 from kube_router_py.loop import Outcome
 from kube_router_py.proxy.controller import ServiceProxy
-from kube_router_py.proxy.dirty_keys import KINDS, LOCAL_PODS
+from kube_router_py.proxy.dirty_keys import KINDS, LOCAL_PODS, OWN_NODE
 from kube_router_py.proxy.settings import ProxyOptions
 
 OPTIONS = ProxyOptions(strict_external_ips=False)
@@ -321,3 +321,23 @@ def test_a_node_that_joins_is_no_outsider(rig: Rig) -> None:
     rig.cache.delete(Node, "node3")
     rig.turn()
     assert not rig.entries("cluster") & {"192.168.1.3", "10.244.3.0/24"}
+
+
+def test_sets_and_rules_that_others_destroyed_together_stand_again(rig: Rig) -> None:
+    """Without a full turn: rules that cannot stand for want of a set make the sets be looked at."""
+    rig.put(rig.make.service(), rig.make.slice("10.244.1.2"))
+    rig.turn(full=True)
+    ensure = rig.host.ports.iptables.ensure
+
+    def needs_its_sets(family: str, table: str, rules: Any) -> Any:
+        if "kube-router-svip" not in rig.host.ipsets.sets:
+            raise KernelError("Set kube-router-svip doesn't exist")
+        return ensure(family, table, rules)
+
+    rig.host.ports.iptables.ensure = needs_its_sets
+    del rig.host.ipsets.sets["kube-router-svip"]
+    rig.dirty.add(OWN_NODE)
+    assert OWN_NODE in rig.turn().failed
+    outcome = rig.turn()
+    assert (outcome.failed, outcome.problems) == (frozenset(), ())
+    assert rig.entries("svip") == {"10.96.0.10"}

@@ -273,7 +273,7 @@ class RealBackend:
         patch = {"metadata": {"annotations": {WAITED_ANNOTATION: str(revision)}}}
         for resource in ("services", "endpointslices"):
             self.store.patch(resource, "kubernetes", patch, namespace="default")
-        for node in self.store.list("nodes"):  # an agent watches its own only
+        for node in self.store.list("nodes"):
             self.store.patch("nodes", node["metadata"]["name"], patch)
         await agents.wait_applied(revision, deadline)
         return revision

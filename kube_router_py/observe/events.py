@@ -161,10 +161,13 @@ class RefusedAddresses:
             service = self._cache.get(Service, found[0])
             if service is None:
                 continue
-            event = service_event(service, found[1], self._node, datetime.now(UTC))
-            if event["metadata"]["name"] not in self._told:
-                self._write(event)
-                self._stopping.wait(self._spacing_s)
+            try:
+                event = service_event(service, found[1], self._node, datetime.now(UTC))
+                if event["metadata"]["name"] not in self._told:
+                    self._write(event)
+                    self._stopping.wait(self._spacing_s)
+            except Exception:  # noqa: BLE001 - one Event must not be the last
+                _log.exception("no Event for service=%s", found[0])
 
     def _write(self, event: dict[str, Any]) -> None:
         meta = event["metadata"]

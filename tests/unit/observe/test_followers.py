@@ -287,3 +287,23 @@ def test_without_ipvs_a_scrape_goes_on() -> None:
         raise KernelError("no IPVS here")
 
     assert b"# TYPE kube_router_service_cps gauge" in TrafficPage(refuse, lambda key: None).text()
+
+
+def test_one_event_that_goes_wrong_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Api):
+        def post(self, path: str, body: dict[str, Any]) -> bytes:
+            if body["involvedObject"]["name"] == "a":
+                self.posted.put(body)
+                raise RuntimeError("nobody foresaw this")
+            return super().post(path, body)
+
+    api, cache, desired = Broken(), Cache((Service,)), Desired()
+    follower = RefusedAddresses(cache, api, "node1")  # type: ignore[arg-type]
+    with caplog.at_level("ERROR"):
+        for name in ("a", "b"):
+            cache.put(Service, service(name))
+            changes = desired.update(f"default/{name}", refusing(name, "192.0.2.1"))
+            follower.follow(desired, NODE, changes, full=False)
+            assert api.posted.get(timeout=_TIMEOUT_S)["involvedObject"]["name"] == name
+        follower.stop(_TIMEOUT_S)
+    assert "nobody foresaw this" in caplog.text

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +65,37 @@ class Api:
 
     def delete(self, path: str) -> Object:
         return self.request("DELETE", path)
+
+
+class Traffic:
+    """Requests of one client, one after the other, until told to stop."""
+
+    def __init__(self, cluster: "Cluster", client: str, address: str, port: int) -> None:
+        self.answers: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._ask = lambda: str(cluster.ask(client, address, port)["pod"])
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    @property
+    def attempts(self) -> int:
+        return self.answers.total() + len(self.failures)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers[self._ask()] += 1
+            except (OSError, ValueError) as error:
+                self.failures.append(repr(error))
+            self._stop.wait(0.02)
+
+    def __enter__(self) -> "Traffic":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 class Cluster:
@@ -118,6 +150,10 @@ class Cluster:
             while chunk := sock.recv(65536):
                 data += chunk
         return dict(json.loads(data.partition(b"\r\n\r\n")[2]))
+
+    def traffic(self, client: str, address: str, port: int) -> Traffic:
+        """``with cluster.traffic(...) as traffic:`` asks all the while."""
+        return Traffic(self, client, address, port)
 
     def run(self, target: str, *argv: str) -> str:
         done = subprocess.run(
@@ -186,3 +222,10 @@ def cluster() -> Cluster:
     cluster = Cluster()
     cluster.wait()
     return cluster
+
+
+@pytest.fixture
+def echo_ip(cluster: Cluster) -> str:
+    """The first ClusterIP of the Service that all of echo.yaml's pods of that name are behind."""
+    service = cluster.api.get("/api/v1/namespaces/e2e/services/echo")
+    return str(service["spec"]["clusterIP"])

@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,39 +15,6 @@ SERVICES = "/api/v1/namespaces/e2e/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/e2e/endpointslices"
 CONFIG_MAPS = "/api/v1/namespaces/e2e/configmaps"
 UNCHECKED = "?labValidation=off"
-
-
-class Traffic:
-    """Requests, one after the other, until told to stop."""
-
-    def __init__(self, cluster: Any, client: str, address: str, port: int) -> None:
-        self.attempts = 0
-        self.failures: list[str] = []
-        self._ask = lambda: cluster.ask(client, address, port)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            self.attempts += 1
-            try:
-                self._ask()
-            except OSError as error:
-                self.failures.append(repr(error))
-            self._stop.wait(0.05)
-
-    def __enter__(self) -> "Traffic":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-@pytest.fixture
-def echo_ip(cluster: Any) -> str:
-    return str(cluster.api.get(f"{SERVICES}/echo")["spec"]["clusterIP"])
 
 
 @contextmanager
@@ -98,7 +64,7 @@ def test_foreign_changes_are_repaired_and_told_and_excluded_networks_left_alone(
 def test_a_restart_keeps_streams_and_writes_nothing(cluster: Any, echo_ip: str, how: str) -> None:
     with (
         stream(cluster, "e2e/client1", echo_ip) as (sock, lines),
-        Traffic(cluster, "e2e/client1", echo_ip, 80) as traffic,
+        cluster.traffic("e2e/client1", echo_ip, 80) as traffic,
     ):
         assert json.loads(lines.readline())
         port = sock.getsockname()[1]
@@ -120,7 +86,7 @@ def test_a_lost_api_server_costs_no_request_and_no_work(cluster: Any, echo_ip: s
     cluster.wait()
     writes = {node: cluster.metric(node, WRITES) for node in ("node1", "node2")}
     relists = cluster.metric("node1", "kube_router_cache_relists_total")
-    with Traffic(cluster, "e2e/client1", echo_ip, 80) as traffic:
+    with cluster.traffic("e2e/client1", echo_ip, 80) as traffic:
         # A revision that no watch of the agent's tells: compaction leaves them all behind it.
         cluster.api.create(CONFIG_MAPS, {"metadata": {"name": "unwatched"}})
         cluster.state.ask({"op": "apiserver", "verb": "stop"})

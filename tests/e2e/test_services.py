@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,43 +17,11 @@ WEIGHT = "kube-router.io/backend-weight"
 SCHEDULER = "kube-router.io/service.scheduler"
 
 
-class Traffic:
-    """Requests of one client, one after the other, until told to stop."""
-
-    def __init__(self, cluster: Any, client: str, address: str, port: int) -> None:
-        self.answers: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self._ask = lambda: cluster.ask(client, address, port)["pod"]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.answers[self._ask()] += 1
-            except (OSError, ValueError) as error:
-                self.failures.append(repr(error))
-            self._stop.wait(0.02)
-
-    def __enter__(self) -> "Traffic":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-@pytest.fixture
-def echo_ip(cluster: Any) -> str:
-    return str(cluster.api.get(f"{SERVICES}/echo")["spec"]["clusterIP"])
-
-
 def test_replacing_every_backend_fails_no_request(cluster: Any, echo_ip: str) -> None:
     node2 = cluster.address("node2", 4)
     with (
-        Traffic(cluster, "e2e/client1", echo_ip, 80) as inside,
-        Traffic(cluster, "client", node2, 30180) as outside,
+        cluster.traffic("e2e/client1", echo_ip, 80) as inside,
+        cluster.traffic("client", node2, 30180) as outside,
     ):
         cluster.eventually(lambda: len(inside.answers) == len(outside.answers) == 2, "both pods")
         before = set(inside.answers)

@@ -4,7 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Generator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,3 +47,26 @@ def recent_kubectl() -> str:
     if (int(found["major"]), int(found["minor"].rstrip("+"))) < (1, 27):
         pytest.skip(f"missing capability: kubectl 1.27 or newer (found {found['gitVersion']})")
     return path
+
+
+def _beside(name: str) -> ModuleType:
+    """The module of that name in this directory: importlib mode lets tests import no such thing."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def tracer() -> Any:
+    """Walks packets through the firewall that ``render`` prints (module firewall_tracer)."""
+    return _beside("firewall_tracer")
+
+
+@pytest.fixture(scope="session")
+def clusters(tracer: Any) -> Any:
+    """Small clusters for the firewall (module firewall_cluster)."""
+    return _beside("firewall_cluster")

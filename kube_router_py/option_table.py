@@ -241,6 +241,13 @@ class Options(RoutingOptions):
     netpol_default_deny: bool = flag(
         kind.SWITCH, False, FIREWALL, "Refuse a Pod's traffic until its policies are programmed."
     )
+    netpol_allow_own_node: bool = flag(
+        kind.SWITCH,
+        False,
+        FIREWALL,
+        "Let Pods reach the node they run on, whatever their egress policies say. (Not in "
+        "kube-router, which applies them.)",
+    )
     use_nftables_for_netpol: bool = flag(
         kind.SWITCH, False, FIREWALL, "Enforce policies by nftables (experimental in kube-router)."
     )

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.firewall.settings import firewall_options
 from kube_router_py.manifests import ManifestError, Manifests, load_manifests
 from kube_router_py.options import Options
 from kube_router_py.problem import Problem
@@ -38,6 +39,7 @@ from kube_router_py.proxy.settings import (
     this_node,
 )
 from kube_router_py.render_dsr import DirectServers, with_direct_return
+from kube_router_py.render_firewall import render_firewall, text_of_firewall
 from kube_router_py.services import cluster_ips, is_proxied, service_key_of
 
 _FLAG_NAMES = {
@@ -111,6 +113,10 @@ def render(manifests: Manifests, node_name: str, options: Options) -> dict[str, 
         document["health_checks"] = _health_checks(desired)
         document["hairpins"] = _hairpins(desired)
         problems |= more
+    if options.run_firewall:
+        found, wrong = render_firewall(manifests, node_name, firewall_options(options))
+        document |= found
+        problems |= wrong
     document["problems"] = [
         {"object": each.object, "field": each.field, "reason": each.reason}
         for each in sorted(problems)
@@ -284,6 +290,7 @@ def render_text(document: dict[str, Any]) -> Iterator[str]:
     for hairpin in document.get("hairpins", ()):
         where = f"{hairpin['protocol']} {_place(hairpin)}"
         yield f"Hairpin of Service {hairpin['service']}: {where}"
+    yield from text_of_firewall(document)
     if document["problems"]:
         yield "Problems"
         for problem in document["problems"]:

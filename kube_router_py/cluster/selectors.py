@@ -1,31 +1,92 @@
-"""Label selectors (Kubernetes API reference, LabelSelector). Pure."""
+"""Label selectors (Kubernetes API reference, LabelSelector): one canonical form of each. Pure."""
 
 from collections.abc import Mapping
 
+from msgspec import Struct
+
 from kube_router_py.cluster.objects import LabelSelector, LabelSelectorRequirement
+
+_WITH_VALUES = ("In", "NotIn")
+_OPERATORS = (*_WITH_VALUES, "Exists", "DoesNotExist")
+
+
+class Requirement(Struct, frozen=True, order=True):
+    """One condition on one label: ``operator`` as in the API; ``values`` sorted."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        value = labels.get(self.key)
+        match self.operator:
+            case "In":
+                return value in self.values
+            case "NotIn":  # what lacks the label is not in, either
+                return value not in self.values
+            case "Exists":
+                return value is not None
+            case _:
+                return value is None
+
+
+class Selector(Struct, frozen=True, order=True):
+    """Conditions that all have to hold; none: everything is selected. Equal selectors are equal,
+    however they were written."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        return all(each.holds(labels) for each in self.requirements)
+
+    def __str__(self) -> str:
+        return ",".join(map(_text, self.requirements)) or "(all)"
+
+
+EVERYTHING = Selector()
+
+
+def parse_selector(selector: LabelSelector) -> Selector:
+    """The canonical form. Raises ValueError, naming the field and what is wrong with it, for an
+    operator that is not known, and for values where there may be none or must be some."""
+    found = {
+        Requirement(key, "In", (value,)) for key, value in (selector.match_labels or {}).items()
+    }
+    for index, each in enumerate(selector.match_expressions or ()):
+        try:
+            found.add(_requirement(each))
+        except ValueError as error:
+            raise ValueError(f"matchExpressions[{index}]: {error}") from None
+    return Selector(tuple(sorted(found)))
 
 
 def matches(selector: LabelSelector | None, labels: Mapping[str, str] | None) -> bool:
     """Whether a selector selects an object with these labels. An empty selector selects all, None
-    nothing. Raises ValueError for an operator that is not known."""
-    if selector is None:
-        return False
-    found = labels or {}
-    return all(
-        found.get(key) == value for key, value in (selector.match_labels or {}).items()
-    ) and all(_holds(each, found) for each in selector.match_expressions or ())
+    nothing. Raises ValueError as ``parse_selector`` does."""
+    return selector is not None and parse_selector(selector).selects(labels or {})
 
 
-def _holds(requirement: LabelSelectorRequirement, labels: Mapping[str, str]) -> bool:
-    value, values = labels.get(requirement.key), requirement.values or ()
+def _requirement(each: LabelSelectorRequirement) -> Requirement:
+    if not each.key:
+        raise ValueError("a key is missing")
+    if each.operator not in _OPERATORS:
+        raise ValueError(f"operator {each.operator!r} is none of {', '.join(_OPERATORS)}")
+    values = tuple(sorted(set(each.values or ())))
+    if each.operator in _WITH_VALUES and not values:
+        raise ValueError(f"operator {each.operator} needs values")
+    if each.operator not in _WITH_VALUES and values:
+        raise ValueError(f"operator {each.operator} takes no values")
+    return Requirement(each.key, each.operator, values)
+
+
+def _text(requirement: Requirement) -> str:
+    key, values = requirement.key, requirement.values
     match requirement.operator:
         case "In":
-            return value is not None and value in values
-        case "NotIn":  # what lacks the label is not in, either
-            return value is None or value not in values
+            return f"{key}={values[0]}" if len(values) == 1 else f"{key} in ({','.join(values)})"
+        case "NotIn":
+            return f"{key} notin ({','.join(values)})"
         case "Exists":
-            return value is not None
-        case "DoesNotExist":
-            return value is None
-        case other:
-            raise ValueError(f"{other!r} is not In, NotIn, Exists or DoesNotExist")
+            return key
+        case _:
+            return f"!{key}"

@@ -26,12 +26,11 @@ from msgspec import Struct, structs
 
 from kube_router_py.cluster.objects import Endpoint, EndpointSlice, Pod, Service
 from kube_router_py.kernel.ports import Jump, TableRules
+from kube_router_py.marks import DSR_MARK, DSR_MARK_TCP
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.addresses import Kind
 from kube_router_py.proxy.compile import CompiledService
 from kube_router_py.proxy.model import (
-    DSR_MARK,
-    DSR_MARK_TCP,
     PROTOCOL_NAMES,
     Forward,
     Guard,

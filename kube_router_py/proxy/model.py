@@ -10,6 +10,8 @@ from enum import IntEnum, IntFlag
 
 from msgspec import Struct
 
+from kube_router_py.marks import DSR_MARK, DSR_MARK_MASK, DSR_MARK_TCP
+
 PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 """Names of IP protocols by number, as iptables and ipset have them."""
 
@@ -47,11 +49,6 @@ class Flag(IntFlag):
     SCHED1 = 0x08
     SCHED2 = 0x10
     SCHED3 = 0x20
-
-
-# Marks of direct server return (see ``dsr``): the first byte, and the bit of a TCP virtual server.
-DSR_MARK, DSR_MARK_MASK = 0x7D000000, 0xFF000000
-DSR_MARK_TCP = 0x00800000
 
 
 class VirtualServerKey(Struct, frozen=True, order=True, gc=False):

@@ -23,9 +23,9 @@ import socket
 from msgspec import Struct
 
 from kube_router_py.kernel.ports import IpsetSpec, Jump, TableRules
+from kube_router_py.marks import DSR_MARK, DSR_MARK_MASK
 from kube_router_py.problem import Problem
 from kube_router_py.proxy import dsr, masquerade
-from kube_router_py.proxy.model import DSR_MARK, DSR_MARK_MASK
 from kube_router_py.proxy.packet_sets import FAMILIES, SETS, FamilySets
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode
 from kube_router_py.proxy.surroundings import Surroundings

@@ -18,9 +18,10 @@ from kube_router_py.cluster.objects import (
     PodSpec,
     ServicePort,
 )
+from kube_router_py.marks import DSR_MARK_TCP
 from kube_router_py.proxy import dsr
 from kube_router_py.proxy.compile import CompiledService, compile_service
-from kube_router_py.proxy.model import DSR_MARK_TCP, Forward, Vip, VirtualServerKey
+from kube_router_py.proxy.model import Forward, Vip, VirtualServerKey
 from kube_router_py.proxy.settings import ProxyOptions
 
 OPTIONS = ProxyOptions(ipv6=True, strict_external_ips=False)

@@ -1,0 +1,1 @@
+"""The firewall: NetworkPolicies compiled to iptables chains and ipsets of this node."""

@@ -1,0 +1,357 @@
+"""What the firewall wants of the kernel, kept up to date by what changes. Pure.
+
+Facts go in (``put_*``); ``settle`` carries them through, in this order: policies and local pods say
+who is isolated by what; that says which policies need chains here; their chains say which sets are
+needed; the pods of the cluster fill these. The cost is that of what the change touches.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from msgspec import Struct
+
+from kube_router_py.firewall.chains import (
+    DIRECTION_CHAINS,
+    SetSource,
+    address_digit,
+    dispatch_bucket,
+    dispatch_top,
+    pod_rules,
+    policy_rules,
+)
+from kube_router_py.firewall.contents import Contents, SetDelta
+from kube_router_py.firewall.frame import (
+    direction_rules,
+    frame_chains,
+    frame_sets,
+    isolated_pods,
+    local_pods,
+    node_ports,
+    services,
+)
+from kube_router_py.firewall.membership import Membership
+from kube_router_py.firewall.model import Direction, PodFacts, Policy, Selection
+from kube_router_py.firewall.names import pod_chain, policy_chain
+from kube_router_py.firewall.settings import FirewallOptions, NodeFacts
+from kube_router_py.kernel.ports import IpsetSpec
+from kube_router_py.problem import Problem
+
+Rules = tuple[str, ...]
+_Isolation = dict[Direction, tuple[str, ...]]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Changes(Struct):
+    """What is different since the last ``settle``, as the kernel has to be told.
+
+    ``created`` and ``changed``: sets; ``dropped``: those that nothing refers to any more.
+    ``chains`` by family and name, with all rules; ``gone``: those to delete, by family.
+    """
+
+    created: set[IpsetSpec]
+    changed: dict[IpsetSpec, SetDelta]
+    dropped: set[IpsetSpec]
+    chains: dict[str, dict[str, Rules]]
+    gone: dict[str, set[str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.created or self.changed or self.dropped or self.chains or self.gone)
+
+
+class Desired:
+    """See the module docstring. Not thread-safe."""
+
+    def __init__(self, options: FirewallOptions) -> None:
+        self._options = options
+        self._families = options.families
+        self._policies: dict[str, Policy] = {}
+        # Of targets only this node's pods matter, of peers all.
+        self._targets, self._peers = Membership(), Membership()
+        self._by_target: dict[Selection, set[str]] = {}
+        self._queued: dict[str, PodFacts | None] = {}
+        self._local: dict[str, PodFacts] = {}
+        self._dirty_pods: set[str] = set()
+        self._dirty_policies: set[str] = set()
+        # What of a local pod is programmed: the facts, and by which policies it is isolated.
+        self._programmed: dict[str, tuple[PodFacts, _Isolation]] = {}
+        # Pods that need a policy's chain, and the sets that the chain refers to.
+        self._users: dict[tuple[str, Direction], set[str]] = {}
+        self._sources: dict[tuple[str, Direction], tuple[SetSource, ...]] = {}
+        self._set_users: dict[SetSource, int] = {}
+        self._of_selection: dict[Selection, set[SetSource]] = {}
+        # Dispatch: pod chains by address, in buckets by the address's last digit.
+        self._buckets: dict[tuple[Direction, str, int], dict[str, list[str]]] = {}
+        self._bucket_chains: dict[tuple[Direction, str, int], set[str]] = {}
+        self._dirty_buckets: set[tuple[Direction, str, int]] = set()
+        self._services: dict[str, dict[IpsetSpec, frozenset[str]]] = {}
+        self.sets = Contents()
+        self.chains: dict[str, dict[str, Rules]] = {family: {} for family in self._families}
+        self._touched: dict[str, dict[str, Rules | None]] = {f: {} for f in self._families}
+        for family in self._families:
+            for spec in frame_sets(family):
+                self.sets.create(spec)
+            for direction in Direction:
+                self._put_direction(direction, family)
+        self.put_node(NodeFacts())
+
+    # --- facts ---------------------------------------------------------------------------------
+
+    def put_node(self, node: NodeFacts) -> None:
+        for family in self._families:
+            for name, rules in frame_chains(family, node, self._options).items():
+                self._put_chain(family, name, rules)
+
+    def put_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
+        self._peers.put_namespace(name, labels)
+
+    def put_pod(self, key: str, pod: PodFacts | None) -> None:
+        local = pod if pod is not None and pod.is_local else None
+        if local is not None or key in self._local:
+            _put(self._local, key, local)
+            self._targets.put_pod(key, local)
+            self._dirty_pods.add(key)
+        self._queued[key] = pod
+
+    def put_policy(self, key: str, policy: Policy | None) -> None:
+        old = self._policies.get(key)
+        if old == policy:
+            return
+        if old is not None and old.target is not None:
+            self._dirty_pods.update(self._targets.members(old.target))
+            self._targets.remove(old.target)
+            users = self._by_target[old.target]
+            users.discard(key)
+            if not users:
+                del self._by_target[old.target]
+        _put(self._policies, key, policy)
+        if policy is not None and policy.target is not None:
+            self._targets.add(policy.target)
+            self._by_target.setdefault(policy.target, set()).add(key)
+            self._dirty_pods.update(self._targets.members(policy.target))
+        self._dirty_policies.add(key)
+
+    def put_service(
+        self, key: str, ports: Mapping[str, frozenset[str]], nodes: Mapping[str, frozenset[str]]
+    ) -> None:
+        """``ports`` and ``nodes`` as ``service_addresses`` gives them; empty: there is none."""
+        new = {services(family): entries for family, entries in ports.items()}
+        new |= {node_ports(family): entries for family, entries in nodes.items()}
+        old = self._services.get(key, {})
+        _put(self._services, key, new or None)
+        for spec in {*old, *new}:
+            before, after = old.get(spec, frozenset()), new.get(spec, frozenset())
+            self.sets.add(spec, after - before)
+            self.sets.discard(spec, before - after)
+
+    # --- what follows --------------------------------------------------------------------------
+
+    def settle(self) -> Changes:
+        """Carry through what was put since the last time; returns what the kernel has to learn."""
+        self._follow_moves()  # of namespaces, before selections come and go
+        for move in self._targets.take_moves():
+            for pod in (move.old, move.new):
+                if pod is not None:
+                    self._dirty_pods.add(pod.key)
+        dirty, self._dirty_pods = self._dirty_pods, set()
+        needed: set[tuple[str, Direction]] = set()
+        for key in sorted(dirty):
+            needed |= self._put_local_pod(key)
+        policies, self._dirty_policies = self._dirty_policies, set()
+        needed.update((key, direction) for key in policies for direction in Direction)
+        for policy, direction in sorted(needed):
+            self._put_policy_chain(policy, direction)
+        for bucket in sorted(self._dirty_buckets):
+            self._put_bucket(bucket)
+        self._dirty_buckets.clear()
+        self._fill_sets()
+        return self._take_changes()
+
+    @property
+    def policy_chains(self) -> int:
+        """How many policies have a chain on this node, each direction counted."""
+        return len(self._sources)
+
+    def isolation(self, pod: str) -> Mapping[Direction, tuple[str, ...]]:
+        """The policies by which a local pod is isolated, by direction."""
+        return self._programmed[pod][1] if pod in self._programmed else {}
+
+    def problems(self) -> list[Problem]:
+        return [problem for policy in self._policies.values() for problem in policy.problems]
+
+    def _put_local_pod(self, key: str) -> set[tuple[str, Direction]]:
+        """Program a pod anew where it changed; returns the policy chains with other users."""
+        pod = self._local.get(key)
+        isolation = self._isolation(pod) if pod else {}
+        old = self._programmed.get(key)
+        new = (pod, isolation) if pod else None
+        if old == new:
+            return set()
+        _put(self._programmed, key, new)
+        needed: set[tuple[str, Direction]] = set()
+        for is_new, state in ((False, old), (True, new)):
+            if state is None:
+                continue
+            facts, isolated = state
+            change = self.sets.add if is_new else self.sets.discard
+            for family in self._families:
+                change(local_pods(family), facts.addresses.get(family, ()))
+                for direction in isolated:
+                    change(isolated_pods(direction, family), facts.addresses.get(family, ()))
+            for direction, policies in isolated.items():
+                for policy in policies:
+                    users = self._users.setdefault((policy, direction), set())
+                    (users.add if is_new else users.discard)(key)
+                    needed.add((policy, direction))
+            self._dispatch(facts, isolated, is_new=is_new)
+        self._put_pod_chains(key, old, new)
+        return needed
+
+    def _isolation(self, pod: PodFacts) -> _Isolation:
+        found: dict[Direction, list[str]] = {}
+        for selection in self._targets.selections_of(pod):
+            for key in self._by_target[selection]:
+                for direction in self._policies[key].rules:
+                    found.setdefault(direction, []).append(key)
+        return {direction: tuple(sorted(keys)) for direction, keys in sorted(found.items())}
+
+    def _put_pod_chains(
+        self,
+        key: str,
+        old: tuple[PodFacts, _Isolation] | None,
+        new: tuple[PodFacts, _Isolation] | None,
+    ) -> None:
+        for family in self._families:
+            for direction in Direction:
+                name = pod_chain(key, direction)
+                if new and direction in new[1] and (addresses := new[0].addresses.get(family)):
+                    policies = new[1][direction]
+                    rules = pod_rules(key, direction, family, addresses, policies)
+                    self._put_chain(family, name, rules)
+                elif old and direction in old[1]:
+                    self._put_chain(family, name, None)
+
+    def _dispatch(self, pod: PodFacts, isolation: _Isolation, *, is_new: bool) -> None:
+        for family in self._families:
+            for direction in isolation:
+                chain = pod_chain(pod.key, direction)
+                for address in pod.addresses.get(family, ()):
+                    place = (direction, family, address_digit(address, 0))
+                    bucket = self._buckets.setdefault(place, {})
+                    chains = set(bucket.get(address, ()))
+                    (chains.add if is_new else chains.discard)(chain)
+                    _put(bucket, address, sorted(chains) or None)
+                    self._dirty_buckets.add(place)
+
+    def _put_bucket(self, place: tuple[Direction, str, int]) -> None:
+        direction, family, digit = place
+        bucket = self._buckets[place]
+        new = dispatch_bucket(direction, family, digit, bucket) if bucket else {}
+        for name in self._bucket_chains.get(place, set()) - new.keys():
+            self._put_chain(family, name, None)
+        for name, rules in new.items():
+            self._put_chain(family, name, rules)
+        _put(self._bucket_chains, place, set(new) or None)
+        if not bucket:
+            del self._buckets[place]
+        self._put_direction(direction, family)
+
+    def _put_direction(self, direction: Direction, family: str) -> None:
+        digits = [d for towards, of, d in self._buckets if (towards, of) == (direction, family)]
+        dispatch = dispatch_top(direction, family, digits)
+        rules = direction_rules(direction, family, dispatch)
+        self._put_chain(family, DIRECTION_CHAINS[direction], rules)
+
+    def _put_policy_chain(self, key: str, direction: Direction) -> None:
+        place = (key, direction)
+        policy = self._policies.get(key)
+        if not self._users.get(place):
+            self._users.pop(place, None)
+            policy = None
+        name = policy_chain(key, direction)
+        sources: list[SetSource] = []
+        for family in self._families:
+            rules = None
+            if policy is not None and direction in policy.rules:
+                rules, used = policy_rules(policy, direction, family)
+                sources += used
+            self._put_chain(family, name, rules)
+        # First the new ones: what both use stays.
+        for source in sources:
+            self._use(source)
+        for source in self._sources.get(place, ()):
+            self._release(source)
+        _put(self._sources, place, tuple(sources) if policy is not None else None)
+
+    def _use(self, source: SetSource) -> None:
+        users = self._set_users.get(source, 0)
+        self._set_users[source] = users + 1
+        if users:
+            return
+        self.sets.create(source.spec)
+        self.sets.add(source.spec, source.networks)
+        if source.selection is not None:
+            self._peers.add(source.selection)
+            self._of_selection.setdefault(source.selection, set()).add(source)
+            for pod in self._peers.members(source.selection).values():
+                self.sets.add(source.spec, source.entries(pod))
+
+    def _release(self, source: SetSource) -> None:
+        self._set_users[source] -= 1
+        if self._set_users[source]:
+            return
+        del self._set_users[source]
+        self.sets.drop(source.spec)
+        if source.selection is not None:
+            self._peers.remove(source.selection)
+            users = self._of_selection[source.selection]
+            users.discard(source)
+            if not users:
+                del self._of_selection[source.selection]
+
+    def _fill_sets(self) -> None:
+        """Last: by now it is known which selections matter, and each pod is looked at once."""
+        queued, self._queued = self._queued, {}
+        for key, pod in queued.items():
+            self._peers.put_pod(key, pod)
+        self._follow_moves()
+
+    def _follow_moves(self) -> None:
+        for move in self._peers.take_moves():
+            for source in self._of_selection.get(move.selection, ()):
+                if move.new is not None:
+                    self.sets.add(source.spec, source.entries(move.new))
+                if move.old is not None:
+                    self.sets.discard(source.spec, source.entries(move.old))
+
+    # --- changes -------------------------------------------------------------------------------
+
+    def _put_chain(self, family: str, name: str, rules: Rules | None) -> None:
+        chains = self.chains[family]
+        old = chains.get(name)
+        if old == rules:
+            return
+        self._touched[family].setdefault(name, old)
+        _put(chains, name, rules)
+
+    def _take_changes(self) -> Changes:
+        created, changed, dropped = self.sets.take()
+        changes = Changes(created, changed, dropped, {}, {})
+        for family, touched in self._touched.items():
+            for name, old in touched.items():
+                rules = self.chains[family].get(name)
+                if rules == old:
+                    continue
+                if rules is None:
+                    changes.gone.setdefault(family, set()).add(name)
+                else:
+                    changes.chains.setdefault(family, {})[name] = rules
+            touched.clear()
+        return changes
+
+
+def _put(mapping: dict[K, V], key: K, value: V | None) -> None:
+    if value is None:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = value

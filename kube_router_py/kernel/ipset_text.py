@@ -1,8 +1,12 @@
 """Entries of sets as text, in the one spelling in which ipset(8) prints them."""
 
 import ipaddress
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import pairwise
+
+from kube_router_py.kernel.ports import IpsetSpec, SetState
 
 # Options that may follow an entry, with the number of words each takes. They are no part of what
 # the entry is; a set taken over from elsewhere may have been created with them.
@@ -23,22 +27,50 @@ def canonical_entries(set_type: str, entries: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def parse_save(text: str, name: str) -> tuple[dict[str, str], list[str]]:
-    """What ``ipset save NAME`` printed: the header (``type``, ``family``, ...) and the entries."""
-    header: dict[str, str] = {}
-    entries: list[str] = []
-    prefix = f"add {name} "
+def parse_save(text: str, is_wanted: Callable[[str], bool]) -> dict[str, SetState]:
+    """What ``ipset save`` printed of those sets that are wanted, by name."""
+    headers: dict[str, tuple[IpsetSpec, int]] = {}
+    entries: dict[str, list[str]] = {}
     for line in text.splitlines():
-        if line.startswith(prefix):
-            entries.append(_without_options(line[len(prefix) :]))
-        elif line.startswith(f"create {name} "):
-            words = line.split()[2:]
-            header["type"] = words[0]
-            # Flags without a value (counters, comment) shift the pairs: look values up by name.
-            header |= {word: value for word, value in pairwise(words) if word in _HEADER}
-    if "type" not in header:
-        raise ValueError(f"ipset save printed no header of set {name}")
-    return header, entries
+        verb, name, rest = line.split(" ", 2)
+        if verb == "add":
+            if name in entries:
+                entries[name].append(_without_options(rest) if " " in rest else rest)
+        elif verb == "create" and is_wanted(name):
+            headers[name] = _header(name, *rest.split())
+            entries[name] = []
+    return {
+        name: SetState(spec, maxelem, _saved_entries(spec, entries[name]))
+        for name, (spec, maxelem) in headers.items()
+    }
+
+
+def parse_list(text: str) -> dict[str, IpsetSpec]:
+    """What ``ipset list -terse`` printed: the sets that stand, by name."""
+    found: dict[str, IpsetSpec] = {}
+    name = set_type = ""
+    for line in text.splitlines():
+        key, _, value = line.partition(": ")
+        if key == "Name":
+            name = value
+        elif key == "Type":
+            set_type = value
+        elif key == "Header":
+            found[name] = _header(name, set_type, *value.split())[0]
+    return found
+
+
+def _header(name: str, set_type: str, *words: str) -> tuple[IpsetSpec, int]:
+    # Flags without a value (counters, comment) shift the pairs: look values up by name.
+    options = {word: value for word, value in pairwise(words) if word in _HEADER}
+    # Sets without a limit (bitmap, list:set) print none.
+    maxelem = int(options.get("maxelem", "0")) or 1 << 32
+    return IpsetSpec(name, set_type, options.get("family", "inet")), maxelem
+
+
+def _saved_entries(spec: IpsetSpec, entries: Iterable[str]) -> frozenset[str]:
+    # IPv4 has but one spelling, the one that is printed; of large sets this saves the most time.
+    return frozenset(entries) if spec.family == "inet" else canonical_entries(spec.type, entries)
 
 
 def _without_options(text: str) -> str:
@@ -57,6 +89,7 @@ def _without_options(text: str) -> str:
     return " ".join(kept)
 
 
+@lru_cache(maxsize=16384)
 def _canonical(set_type: str, entry: str) -> tuple[str, ...]:
     element, _, flags = entry.strip().partition(" ")
     kinds = set_type.partition(":")[2].split(",")
@@ -79,6 +112,10 @@ def _canonical(set_type: str, entry: str) -> tuple[str, ...]:
 
 
 def _addresses(kind: str, text: str) -> tuple[str, ...]:
+    try:
+        return (socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text)),)
+    except OSError:  # all but plain IPv4, which is the most frequent by far
+        pass
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:

@@ -1,24 +1,34 @@
 """iptables: own chains and jumps, compared with iptables-save, changed by one iptables-restore.
 
-Works with both variants of the program (nft and legacy), of which a node uses one; rules of the
-other variant stay in force beside it. ``iptables-restore --noflush`` touches only the chains it is
-told of, leaves the counters of all other rules, and takes effect as a whole or not at all.
+Works with both variants of the program (nft and legacy). ``iptables-restore --noflush`` touches
+only the chains it is told of, leaves the counters of all other rules, and takes effect as a whole
+or not at all.
 """
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from msgspec import Struct, field
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.iptables_plan import Chains, Plan, plan_ensure, plan_remove
-from kube_router_py.kernel.ports import TableRules
+from kube_router_py.kernel import iptables_counters
+from kube_router_py.kernel.iptables_plan import (
+    Chains,
+    Plan,
+    nothing,
+    plan_change,
+    plan_ensure,
+    plan_remove,
+)
+from kube_router_py.kernel.iptables_variant import VARIANTS as VARIANTS
+from kube_router_py.kernel.iptables_variant import choose_variant as choose_variant
+from kube_router_py.kernel.iptables_variant import is_legacy
+from kube_router_py.kernel.iptables_variant import program_name as program_name
+from kube_router_py.kernel.ports import Counters, TableRules
 from kube_router_py.kernel.program import Finished, run
 from kube_router_py.kernel.rule_text import Rule, canonical, parse_table, words
-
-VARIANTS = ("iptables", "iptables-nft", "iptables-legacy")
 
 # Seconds that the legacy variant itself waits for the xtables lock; the nft variant needs none.
 _LOCK_WAIT_S = 5
@@ -30,38 +40,17 @@ _BAD_PARAMETER = 2
 # Above this many differently spelt rules in a chain, rewriting it is the cheaper answer.
 _CHECKS_MAX = 64
 
-# Chains that the kubelet and kubeadm's tools create to show which variant the node uses.
-_HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
-
 
 class _ContendedError(KernelError):
     """Somebody else held the lock or changed the table: read and plan again."""
 
 
-def choose_variant(names_file: str = "/proc/thread-self/net/ip_tables_names") -> str:
-    """The variant whose tables the kubelet wrote to, or else the node's default, ``iptables``.
+class _Known(Struct):
+    """What is known of a chain: rules that were found equal (as wanted, as printed), and
+    spellings that the kernel confirmed to be the same rule, by canonical form."""
 
-    The legacy tables are looked at only where they exist: looking would create them.
-    """
-    candidates = ["iptables-nft"]
-    try:
-        if "mangle" in Path(names_file).read_text().split():
-            candidates.append("iptables-legacy")
-    except OSError:  # the kernel has no legacy tables
-        pass
-    for variant in candidates:
-        try:
-            saved = run([f"{variant}-save", "-t", "mangle"], timeout_s=_TIMEOUT_S)
-        except KernelError:  # not installed
-            continue
-        if any(hint in saved.stdout for hint in _HINTS):
-            return variant
-    return "iptables"
-
-
-def program_name(variant: str, family: str) -> str:
-    """The program of a variant for a family: ``ip6tables-nft`` for (iptables-nft, inet6)."""
-    return variant if family == "inet" else variant.replace("iptables", "ip6tables", 1)
+    equal: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    spellings: dict[Rule, Rule] = field(default_factory=dict)
 
 
 class IptablesProgram:
@@ -74,12 +63,20 @@ class IptablesProgram:
         if variant not in VARIANTS:
             raise ValueError(f"variant {variant!r} is none of {', '.join(VARIANTS)}")
         self.writes = 0
-        self._variant = variant
+        self.variant = variant
         self._random_fully: bool | None = None
-        # Spellings that the kernel confirmed to be the same rule, by place and canonical form.
-        self._spellings: dict[tuple[str, str, str, Rule], Rule] = {}
+        self._is_legacy: bool | None = None
+        self._known: dict[tuple[str, str], dict[str, _Known]] = {}
 
-    def ensure(self, family: str, table: str, rules: TableRules) -> tuple[str, ...]:
+    def ensure(
+        self,
+        family: str,
+        table: str,
+        rules: TableRules,
+        prune: Callable[[str], bool] = nothing,
+        *,
+        leave: Collection[str] = (),
+    ) -> tuple[str, ...]:
         """Make own chains and jumps stand as given; returns what was changed, in words.
 
         ``first`` and ``last`` are meant among foreign rules: several loops of the agent can be
@@ -88,14 +85,42 @@ class IptablesProgram:
         """
 
         def same(chain: str, wanted: Sequence[str], standing: Sequence[str]) -> bool:
-            return self._same(family, table, chain, wanted, standing)
+            return self._same(family, table, chain, tuple(wanted), tuple(standing))
 
-        return self._converge(family, table, lambda chains: plan_ensure(chains, rules, same))
+        return self._converge(
+            family,
+            table,
+            lambda chains: plan_ensure(chains, rules, same, prune=prune, leave=leave),
+        )
+
+    def change(
+        self,
+        family: str,
+        table: str,
+        chains: Mapping[str, tuple[str, ...]],
+        delete: Iterable[str] = (),
+    ) -> None:
+        """Rewrite own chains and delete others in one step, without reading the table.
+
+        One to be deleted that does not exist is no error. Raises KernelError with the rule that
+        was refused; nothing has changed then.
+        """
+        plan = plan_change(chains, delete)
+        if plan.lines:
+            _retrying()(self._commit, family, table, plan)
 
     def remove(self, family: str, table: str, chains: Iterable[str]) -> None:
         """Remove own chains and every jump to them; what is not there is no error."""
         names = tuple(chains)
         self._converge(family, table, lambda standing: plan_remove(standing, names))
+
+    def counters(self, family: str, table: str, chains: Iterable[str]) -> dict[str, Counters]:
+        """Counters of the rules of these chains; those that do not exist are left out."""
+        if self._is_legacy is None:
+            self._is_legacy = is_legacy(self.variant)
+        if self._is_legacy and (iptc := iptables_counters.library()) is not None:
+            return iptables_counters.read_counters(iptc, family, table, chains)
+        return iptables_counters.parse_counters(self._save(family, table, "-c"), table, chains)
 
     def random_fully(self) -> bool:
         """Whether SNAT and MASQUERADE know --random-fully here (iptables 1.6.2, Linux 3.14).
@@ -118,20 +143,12 @@ class IptablesProgram:
         """Nothing to release: every call runs a program of its own."""
 
     def _program(self, family: str) -> str:
-        return (
-            self._variant if family == "inet" else self._variant.replace("iptables", "ip6tables", 1)
-        )
+        return program_name(self.variant, family)
 
     def _converge(
         self, family: str, table: str, plan_for: Callable[[Chains], Plan]
     ) -> tuple[str, ...]:
-        retrying = Retrying(
-            retry=retry_if_exception_type(_ContendedError),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.05, max=0.5),
-            reraise=True,
-        )
-        return retrying(self._attempt, family, table, plan_for)
+        return _retrying()(self._attempt, family, table, plan_for)
 
     def _attempt(
         self, family: str, table: str, plan_for: Callable[[Chains], Plan]
@@ -140,18 +157,35 @@ class IptablesProgram:
         plan = plan_for(before)
         if not plan.lines:
             return ()
+        try:
+            self._commit(family, table, plan)
+        except _ContendedError:
+            raise
+        except KernelError as error:
+            if self._read(family, table) != before:
+                raise _ContendedError(str(error)) from error
+            raise
+        return plan.changes
+
+    def _commit(self, family: str, table: str, plan: Plan) -> None:
+        """Carry out a plan, all of it or nothing."""
         self.writes += len(plan.changes)
         text = "\n".join((f"*{table}", *plan.lines, "COMMIT", ""))
         done = self._restore(family, text)
         if done.code == 0:
-            return plan.changes
+            return
         message = f"{self._program(family)}-restore of table {table}: {_blame(done, text)}"
-        if done.code == _BUSY or self._read(family, table) != before:
-            raise _ContendedError(message)
-        raise KernelError(message)
+        raise (_ContendedError if done.code == _BUSY else KernelError)(message)
 
     def _read(self, family: str, table: str) -> Chains:
-        command = [f"{self._program(family)}-save", "-t", table]
+        chains = parse_table(self._save(family, table), table)
+        known = self._known.get((family, table), {})
+        for name in known.keys() - chains.keys():
+            del known[name]
+        return chains
+
+    def _save(self, family: str, table: str, *options: str) -> str:
+        command = [f"{self._program(family)}-save", "-t", table, *options]
         done = run(command, timeout_s=_TIMEOUT_S)
         if f"able `{table}' is incompatible" in done.stdout + done.stderr:
             raise KernelError(
@@ -160,39 +194,61 @@ class IptablesProgram:
             )
         if done.code != 0:
             raise KernelError(f"{' '.join(command)}: {done.complaint}")
-        return parse_table(done.stdout, table)
+        return done.stdout
 
     def _restore(self, family: str, text: str, *options: str) -> Finished:
         command = [f"{self._program(family)}-restore", "--noflush", "-w", str(_LOCK_WAIT_S)]
         return run([*command, *options], text, timeout_s=_TIMEOUT_S, writes=not options)
 
     def _same(
-        self, family: str, table: str, chain: str, wanted: Sequence[str], standing: Sequence[str]
+        self,
+        family: str,
+        table: str,
+        chain: str,
+        wanted: tuple[str, ...],
+        standing: tuple[str, ...],
     ) -> bool:
         """Whether rules are equal, asking the kernel about spellings that are new to us.
 
         Only rules in the same place that are found nowhere else in the chain are asked about.
+        What was found equal once is not looked at again while it is printed alike.
         """
+        if wanted == standing:
+            return True
         if len(wanted) != len(standing):
             return False
-        printed = [canonical(rule) for rule in standing]
+        known = self._known.setdefault((family, table), {}).setdefault(chain, _Known())
+        if known.equal == (wanted, standing):
+            return True
         unknown: list[tuple[str, Rule, Rule]] = []
-        for text, found in zip(wanted, printed, strict=True):
-            form = canonical(text)
-            if form != found and self._spellings.get((family, table, chain, form)) != found:
-                unknown.append((text, form, found))
-        everywhere = set(printed)
-        if len(unknown) > _CHECKS_MAX or any(form in everywhere for _, form, _ in unknown):
-            return False
-        if not all(self._stands(family, table, chain, text) for text, _, _ in unknown):
-            return False
-        for _, form, found in unknown:
-            self._spellings[family, table, chain, form] = found
+        for text, found in zip(wanted, standing, strict=True):
+            if text == found:
+                continue
+            form, printed = canonical(text), canonical(found)
+            if form != printed and known.spellings.get(form) != printed:
+                unknown.append((text, form, printed))
+        if unknown:
+            everywhere = set(map(canonical, standing))
+            if len(unknown) > _CHECKS_MAX or any(form in everywhere for _, form, _ in unknown):
+                return False
+            if not all(self._stands(family, table, chain, text) for text, _, _ in unknown):
+                return False
+            known.spellings.update({form: printed for _, form, printed in unknown})
+        known.equal = (wanted, standing)
         return True
 
     def _stands(self, family: str, table: str, chain: str, rule: str) -> bool:
         command = [self._program(family), "-w", str(_LOCK_WAIT_S), "-t", table, "-C", chain]
         return run([*command, *words(rule)], timeout_s=_TIMEOUT_S).code == 0
+
+
+def _retrying() -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(_ContendedError),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.05, max=0.5),
+        reraise=True,
+    )
 
 
 def _blame(done: Finished, text: str) -> str:

@@ -8,7 +8,7 @@ kernel reads it, a text that is gone makes the whole commit fail and be planned 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -17,6 +17,12 @@ from kube_router_py.kernel.rule_text import canonical, target
 
 OWN_PREFIX = "KUBE-ROUTER-"
 """Chains of the whole agent: its loops may each want to be first in a parent chain."""
+
+OWN_PREFIXES = (OWN_PREFIX, "KUBE-POD-", "KUBE-NWPLCY-")
+"""With those of single pods and policies."""
+
+_MAYBE_GOAL = re.compile(r"-[jg] (\S+)")
+_DISPLACED = re.compile(r"jump in (\S+) put back in its place: ")
 
 Chains = Mapping[str, Sequence[str]]
 Same = Callable[[str, Sequence[str], Sequence[str]], bool]
@@ -40,36 +46,73 @@ def same_rules(chain: str, wanted: Sequence[str], standing: Sequence[str]) -> bo
     )
 
 
-def plan_ensure(standing: Chains, rules: TableRules, same: Same = same_rules) -> Plan:
-    """Rewrite the own chains that differ, and put right the jumps of the parents that differ.
+def nothing(name: str) -> bool:
+    """No chain at all."""
+    del name
+    return False
+
+
+def plan_ensure(
+    standing: Chains,
+    rules: TableRules,
+    same: Same = same_rules,
+    *,
+    prune: Callable[[str], bool] = nothing,
+    leave: Collection[str] = (),
+) -> Plan:
+    """Rewrite the own chains that differ, put right the jumps of the parents that differ, and
+    delete standing chains for which ``prune`` is true, unless they are wanted.
 
     A foreign chain's rule that leads into an own one is ours, and goes where it is not wanted.
+    In the parents of ``leave`` jumps are left where they are, if only all of them are there.
     """
-    declared: list[str] = []
-    body: list[str] = []
+    changed: dict[str, tuple[str, ...]] = {}
     changes: list[str] = []
     for name, wanted in rules.chains.items():
         found = standing.get(name)
         if found is not None and same(name, wanted, found):
             continue
-        declared.append(f":{name} - [0:0]")
-        body += (f"-A {name} {rule}".rstrip() for rule in wanted)
+        changed[name] = wanted
         changes.append(f"chain {name} {'created' if found is None else 'rewritten'}")
+    doomed = [name for name in standing if name not in rules.chains and prune(name)]
+    declared, body, deleted = _rewrite(changed, doomed)
     wanted_jumps: dict[str, list[Jump]] = {}
     for jump in rules.jumps:
         wanted_jumps.setdefault(jump.parent, []).append(jump)
-    leading = _rules_leading_to(standing, rules.chains)
+    own = {*rules.chains, *doomed}
+    leading = _rules_leading_to(standing, own)
     for parent in {**wanted_jumps, **leading}:
-        if parent in rules.chains:
+        if parent in own:
             continue
-        if parent.startswith(OWN_PREFIX) and parent not in wanted_jumps:
-            continue  # the rules of another loop's chain are that loop's business
-        lines, changed = _plan_parent(
-            parent, standing.get(parent, ()), wanted_jumps.get(parent, []), rules.chains, same
+        jumps = wanted_jumps.get(parent, [])
+        if parent.startswith(OWN_PREFIXES) and not jumps:
+            # The rules of another loop's chain are that loop's business, if they can stay.
+            lines = [f"-D {parent} {rule}" for rule in leading[parent] if _goal(rule) in doomed]
+            body += lines
+            changes += (f"jump in {parent} deleted" for _ in lines)
+            continue
+        lines, words = _plan_parent(
+            parent, standing.get(parent, ()), jumps, own, same, leave=parent in leave
         )
         body += lines
-        changes += changed
-    return Plan((*declared, *body), tuple(changes))
+        changes += words
+    changes += (f"chain {name} deleted" for name in doomed)
+    return Plan((*declared, *body, *deleted), tuple(changes))
+
+
+def plan_change(chains: Mapping[str, Sequence[str]], delete: Iterable[str] = ()) -> Plan:
+    """Rewrite own chains and delete others, whatever stands."""
+    doomed = [name for name in dict.fromkeys(delete) if name not in chains]
+    declared, body, deleted = _rewrite(chains, doomed)
+    words = [f"chain {name} rewritten" for name in chains]
+    words += (f"chain {name} deleted" for name in doomed)
+    return Plan((*declared, *body, *deleted), tuple(words))
+
+
+def displaced(changes: Iterable[str]) -> frozenset[str]:
+    """Of the words of a plan: the parents whose jumps stood, but not in their place."""
+    found = (_DISPLACED.match(change) for change in changes)
+    return frozenset(match.group(1) for match in found if match)
 
 
 def plan_remove(standing: Chains, names: Iterable[str]) -> Plan:
@@ -78,50 +121,80 @@ def plan_remove(standing: Chains, names: Iterable[str]) -> Plan:
     lines = [f":{name} - [0:0]" for name in doomed]
     changes: list[str] = []
     for parent, leading in _rules_leading_to(standing, doomed).items():
-        if parent not in doomed:
-            lines += (f"-D {parent} {rule}" for rule in leading)
-            changes += (f"jump in {parent} deleted" for _ in leading)
+        lines += (f"-D {parent} {rule}" for rule in leading)
+        changes += (f"jump in {parent} deleted" for _ in leading)
     lines += (f"-X {name}" for name in doomed)
     changes += (f"chain {name} deleted" for name in doomed)
     return Plan(tuple(lines), tuple(changes))
 
 
-def _rules_leading_to(standing: Chains, names: Iterable[str]) -> dict[str, list[str]]:
-    """Rules by chain whose target is one of ``names`` (canonical form only where it may be)."""
+def _rewrite(
+    chains: Mapping[str, Sequence[str]], doomed: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Lines that declare chains (which empties them), fill them, and delete the doomed ones."""
+    declared = [f":{name} - [0:0]" for name in (*chains, *doomed)]
+    body = [f"-A {name} {rule}".rstrip() for name, rules in chains.items() for rule in rules]
+    return declared, body, [f"-X {name}" for name in doomed]
+
+
+def _goal(rule: str) -> str:
+    return target(canonical(rule))
+
+
+def _rules_leading_to(standing: Chains, names: Collection[str]) -> dict[str, list[str]]:
+    """Rules of other chains whose target is one of ``names``, by chain."""
     wanted = set(names)
-    if not wanted:
-        return {}
-    maybe = re.compile(rf"-[jg] (?:{'|'.join(map(re.escape, sorted(wanted)))})(?:\s|$)")
     found: dict[str, list[str]] = {}
+    if not wanted:
+        return found
     for parent, rules in standing.items():
-        hits = [rule for rule in rules if maybe.search(rule) and target(canonical(rule)) in wanted]
+        if parent in wanted:
+            continue
+        # Canonical form only where it may be one: there are many rules.
+        hits = [
+            rule
+            for rule in rules
+            if not wanted.isdisjoint(_MAYBE_GOAL.findall(rule)) and _goal(rule) in wanted
+        ]
         if hits:
             found[parent] = hits
     return found
 
 
 def _plan_parent(
-    parent: str, standing: Sequence[str], jumps: list[Jump], own: Iterable[str], same: Same
+    parent: str,
+    standing: Sequence[str],
+    jumps: list[Jump],
+    own: Collection[str],
+    same: Same,
+    *,
+    leave: bool,
 ) -> tuple[list[str], list[str]]:
     first = [jump.rule for jump in jumps if jump.position == "first"]
     last = [jump.rule for jump in jumps if jump.position != "first"]
     wanted = {canonical(jump.rule) for jump in jumps}
-    chains = set(own)
     mine = [
         index
         for index, rule in enumerate(standing)
-        if canonical(rule) in wanted or target(canonical(rule)) in chains
+        if canonical(rule) in wanted or _goal(rule) in own
     ]
     ours = [standing[index] for index in mine]
-    if same(parent, [*first, *last], ours) and _placed(standing, mine, len(first)):
+    equal = same(parent, [*first, *last], ours)
+    if equal and _placed(standing, mine, len(first)):
         return [], []
+    all_stand = equal or wanted <= set(map(canonical, ours))
+    if leave and all_stand and jumps:
+        stale = [] if equal else [rule for rule in ours if canonical(rule) not in wanted]
+        lines = [f"-D {parent} {rule}" for rule in stale]
+        return lines, [f"jump in {parent} deleted" for _ in stale]
     lines = [f"-D {parent} {rule}" for rule in ours]
     # Each is put before those already there, hence the last of them first.
     lines += (f"-I {parent} 1 {rule}" for rule in reversed(first))
     lines += (f"-A {parent} {rule}" for rule in last)
     if not jumps:
         return lines, [f"jump in {parent} deleted" for _ in ours]
-    return lines, [f"jump in {parent} restored: {jump.rule}" for jump in jumps]
+    verb = "put back in its place" if all_stand else "restored"
+    return lines, [f"jump in {parent} {verb}: {jump.rule}" for jump in jumps]
 
 
 def _placed(standing: Sequence[str], mine: list[int], first: int) -> bool:

@@ -10,7 +10,7 @@ Rules for every adapter:
   whole call; what failed for a single item is returned beside the others.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -124,6 +124,34 @@ class IpsetSpec(Struct, frozen=True, order=True):
     family: str
 
 
+class SetState(Struct, frozen=True):
+    """What the kernel holds under a name; there is room for ``maxelem`` entries."""
+
+    spec: IpsetSpec
+    maxelem: int
+    entries: frozenset[str]
+
+
+class SetChange(Struct, frozen=True):
+    """How a set that stands is to change.
+
+    ``content`` is all that the set shall hold afterwards. It is looked at only where the set is
+    missing, too small, or cheaper made anew; ``add`` and ``remove`` are the difference.
+    """
+
+    spec: IpsetSpec
+    content: Collection[str]
+    add: frozenset[str] = frozenset()
+    remove: frozenset[str] = frozenset()
+
+
+class SetFailure(Struct, frozen=True):
+    """One set that is not as it should be; ``message`` is for people."""
+
+    name: str
+    message: str
+
+
 class Ipsets(Protocol):
     """Named sets. Entries are written as ipset(8) prints them (``10.0.0.0/24``)."""
 
@@ -132,10 +160,20 @@ class Ipsets(Protocol):
     def read(self, name: str) -> frozenset[str] | None:
         """Entries of a set, or None if there is no such set."""
 
+    def read_all(self, is_own: Callable[[str], bool]) -> dict[str, SetState]:
+        """All sets whose name is own, by name; spare sets left by a crash are none."""
+
     def ensure(self, spec: IpsetSpec, entries: frozenset[str]) -> int:
         """Make the set exist with exactly these entries, by deltas.
 
         Returns the number of changes: one for each entry added or deleted, one for a new set.
+        """
+
+    def put_all(self, sets: Mapping[IpsetSpec, Collection[str]]) -> list[SetFailure]:
+        """Create sets with these entries, or replace all that they hold, each in one step.
+
+        One that stands with another type or family is replaced unless a rule refers to it. A set
+        is as complete as the kernel allows: an entry it refuses is reported and left out.
         """
 
     def change(self, spec: IpsetSpec, add: frozenset[str], remove: frozenset[str]) -> int:
@@ -145,8 +183,18 @@ class Ipsets(Protocol):
         such set or no room in it: ``ensure`` is the remedy for both.
         """
 
+    def change_all(self, changes: Sequence[SetChange]) -> list[SetFailure]:
+        """Carry out the additions of all changes, then the removals, without reading the sets.
+
+        What is there already, or gone already, is no error. A set is made larger before it is
+        full; a missing one is created. Whatever cannot be done to one is done to the others.
+        """
+
     def destroy(self, names: Iterable[str]) -> None:
-        """Destroy sets by name; a missing one is no error."""
+        """Destroy sets by name; a missing one is no error.
+
+        All are tried. KernelError then names those that are in use.
+        """
 
     def close(self) -> None: ...
 
@@ -170,17 +218,47 @@ class TableRules(Struct, frozen=True):
     jumps: tuple[Jump, ...] = ()
 
 
+Counters = tuple[tuple[int, int], ...]
+"""Packets and bytes of each rule of a chain, in the order of the rules."""
+
+
 class Iptables(Protocol):
     """iptables of one network namespace, both families (``inet``, ``inet6``)."""
 
     writes: int
 
-    def ensure(self, family: str, table: str, rules: TableRules) -> tuple[str, ...]:
+    def ensure(
+        self,
+        family: str,
+        table: str,
+        rules: TableRules,
+        prune: Callable[[str], bool] = ...,
+        *,
+        leave: Collection[str] = (),
+    ) -> tuple[str, ...]:
         """Make own chains and jumps stand as given; returns what was changed, in words.
 
         Rules are compared with what the kernel holds; nothing is written when they agree.
-        Foreign chains and rules are never touched.
+        Standing chains that ``prune`` says are own and that are not among ``rules`` are deleted
+        in the same step, with every jump to them. In the parents of ``leave`` a jump that stands
+        anywhere stays where it is. Foreign chains and rules are never touched.
         """
+
+    def change(
+        self,
+        family: str,
+        table: str,
+        chains: Mapping[str, tuple[str, ...]],
+        delete: Iterable[str] = (),
+    ) -> None:
+        """Rewrite own chains and delete others in one step, without reading the table.
+
+        One to be deleted that does not exist is no error. Raises KernelError with the rule that
+        was refused; nothing has changed then.
+        """
+
+    def counters(self, family: str, table: str, chains: Iterable[str]) -> dict[str, Counters]:
+        """Counters of the rules of these chains; those that do not exist are left out."""
 
     def remove(self, family: str, table: str, chains: Iterable[str]) -> None:
         """Remove own chains and every jump to them."""

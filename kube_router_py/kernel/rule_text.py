@@ -209,14 +209,28 @@ def _general(option: Group) -> Group:
     name = option[option[0] == "!"]
     value = option[-1]
     if name in ("-s", "-d"):
-        try:
-            network = ipaddress.ip_network(value, strict=False)
-        except ValueError:
-            return option
-        return (*option[:-1], str(network))
+        return (*option[:-1], _masked(value))
     if name == "-p":
         return (*option[:-1], _PROTOCOLS.get(value.lower(), value.lower()))
     return option
+
+
+def _masked(text: str) -> str:
+    """An address with its mask, as a prefix length where the mask is one (ip_network would take
+    0.0.0.15 for a host mask, which iptables does not know)."""
+    address, _, mask = text.partition("/")
+    try:
+        if "." not in mask and ":" not in mask:
+            return str(ipaddress.ip_network(text, strict=False))
+        bits = int(ipaddress.ip_address(mask))
+        found = ipaddress.ip_address(address)
+        kept = type(found)(int(found) & bits)
+    except ValueError:
+        return text
+    inverted = ~bits & ((1 << found.max_prefixlen) - 1)
+    if inverted & (inverted + 1):
+        return f"{kept}/{type(found)(bits)}"
+    return f"{kept}/{found.max_prefixlen - inverted.bit_length()}"
 
 
 def _finish(name: str, options: list[Group], protocol: str) -> Group:

@@ -6,24 +6,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kube_router_py.kernel.ipset_text import canonical_entries, parse_save
+from kube_router_py.kernel.ipset_text import canonical_entries, parse_list, parse_save
+from kube_router_py.kernel.ports import IpsetSpec, SetState
 
 
 def test_a_saved_set_is_read_without_what_is_no_part_of_its_entries() -> None:
-    header, entries = parse_save(
-        "create a hash:net family inet hashsize 1024 maxelem 65536 timeout 0 counters comment "
+    found = parse_save(
+        "create a hash:net family inet hashsize 1024 maxelem 1024 timeout 0 counters comment "
         "bucketsize 12 initval 0xd2d2ee01\n"
         "add a 10.0.0.1 timeout 0 packets 3 bytes 9\n"
-        'add a 10.9.0.0/16 timeout 7 nomatch packets 0 bytes 0 comment "add a 1.2.3.4"\n',
-        "a",
+        'add a 10.9.0.0/16 timeout 7 nomatch packets 0 bytes 0 comment "add a 1.2.3.4"\n'
+        "create b list:set size 8\n"
+        "create c bitmap:port range 1-9\n",
+        lambda name: name != "c",
     )
-    assert header == {"type": "hash:net", "family": "inet", "maxelem": "65536"}
-    assert entries == ["10.0.0.1", "10.9.0.0/16 nomatch"]
+    assert found == {
+        "a": SetState(
+            IpsetSpec("a", "hash:net", "inet"), 1024, frozenset({"10.0.0.1", "10.9.0.0/16 nomatch"})
+        ),
+        "b": SetState(IpsetSpec("b", "list:set", "inet"), 1 << 32, frozenset()),
+    }
 
 
-def test_a_text_without_the_set_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no header"):
-        parse_save("create b hash:ip family inet\n", "a")
+def test_a_saved_set_of_ipv6_is_in_one_spelling() -> None:
+    text = "create a hash:ip family inet6 hashsize 64 maxelem 65536\nadd a ::1.2.3.4\n"
+    expected = canonical_entries("hash:ip", ["::102:304"])
+    assert parse_save(text, lambda _: True)["a"].entries == expected
+
+
+def test_listed_sets() -> None:
+    text = (
+        "Name: a\nType: hash:ip\nRevision: 6\n"
+        "Header: family inet6 hashsize 64 maxelem 4 bucketsize 12 initval 0xf2f6a976\n"
+        "Size in memory: 216\nReferences: 1\nNumber of entries: 0\n\n"
+        "Name: b\nType: list:set\nRevision: 3\nHeader: size 8\nSize in memory: 80\n"
+    )
+    assert parse_list(text) == {
+        "a": IpsetSpec("a", "hash:ip", "inet6"),
+        "b": IpsetSpec("b", "list:set", "inet"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,17 @@ class Set:
         self.bits = 32 if self.family == "inet" else 128
         self.hosts: set[Address] = set()
         self.places: set[tuple[Address, int, int]] = set()
-        self.nets: dict[int, set[int]] = {}
-        add = {"hash:ip": self._host, "hash:ip,port": self._place, "hash:net": self._net}
+        self.nets: dict[tuple[int, int, int], set[int]] = {}
+        add = {
+            "hash:ip": self._host,
+            "hash:ip,port": self._place,
+            "hash:net": self._net,
+            "hash:net,port": self._net_place,
+        }
         need(self.type in add, f"set {self.name}: type {self.type}")
         for entry in entries:
             add[self.type](entry)
-        self.dimension = 2 if self.type == "hash:ip,port" else 1
+        self.dimension = 2 if self.type.endswith(",port") else 1
 
     def _address(self, text: str) -> Address:
         try:
@@ -95,34 +100,45 @@ class Set:
     def _host(self, entry: str) -> None:
         self.hosts.add(self._address(entry))
 
-    def _place(self, entry: str) -> None:
+    def _split(self, entry: str) -> tuple[str, int, int]:
         address, comma, rest = entry.partition(",")
         protocol, colon, port = rest.partition(":")
         need(comma and colon and port.isdigit(), f"set {self.name}: entry {entry!r}")
         need(protocol in ("tcp", "udp", "sctp"), f"set {self.name}: protocol of {entry!r}")
         need(0 <= int(port) <= 65535, f"set {self.name}: port of {entry!r}")
-        self.places.add((self._address(address), PROTOCOLS[protocol], int(port)))
+        return address, PROTOCOLS[protocol], int(port)
 
-    def _net(self, entry: str) -> None:
+    def _place(self, entry: str) -> None:
+        address, protocol, port = self._split(entry)
+        self.places.add((self._address(address), protocol, port))
+
+    def _net_place(self, entry: str) -> None:
+        self._net(*self._split(entry))
+
+    def _net(self, entry: str, protocol: int = 0, port: int = 0) -> None:
         try:
             found = ipaddress.ip_network(entry)  # strict: ipset prints no host bits
         except ValueError as error:
             raise TracerError(f"set {self.name}: {error}") from error
         need(found.max_prefixlen == self.bits, f"set {self.name}: {entry} is of the other family")
-        need(found.prefixlen > 0, f"set {self.name}: hash:net takes no /0")
-        self.nets.setdefault(found.prefixlen, set()).add(int(found.network_address))
+        need(found.prefixlen > 0, f"set {self.name}: {self.type} takes no /0")
+        key = (found.prefixlen, protocol, port)
+        self.nets.setdefault(key, set()).add(int(found.network_address))
 
     def holds(self, packet: Packet, directions: list[str]) -> bool:
         address = packet.src if directions[0] == "src" else packet.dst
         if self.type == "hash:ip":
             return address in self.hosts
+        place = (0, 0)
+        if self.dimension == 2:
+            place = packet.protocol, packet.sport if directions[1] == "src" else packet.dport
         if self.type == "hash:ip,port":
-            port = packet.sport if directions[1] == "src" else packet.dport
-            return (address, packet.protocol, port) in self.places
+            return (address, *place) in self.places
         value = int(address)
         return any(
             value >> self.bits - length << self.bits - length in found
-            for length, found in self.nets.items()
+            for (length, *where), found in self.nets.items()
+            if tuple(where) == place
         )
 
 

@@ -22,6 +22,13 @@ SETS = [
         "maxelem": 3,
         "entries": ["10.1.0.0/16", "10.2.3.4/32"],
     },
+    {
+        "name": "halves",
+        "type": "hash:net,port",
+        "family": "inet",
+        "maxelem": 3,
+        "entries": ["0.0.0.0/1,tcp:80", "128.0.0.0/1,udp:81"],
+    },
     {"name": "inet6:a", "type": "hash:ip", "family": "inet6", "maxelem": 3, "entries": []},
 ]
 
@@ -113,6 +120,9 @@ def test_a_rule_inserted_stands_above_older_ones(tracer: Any) -> None:
         ("-m set --match-set nets dst", {"dst": "10.1.255.1"}, True),
         ("-m set --match-set nets dst", {"dst": "10.2.3.4"}, True),
         ("-m set --match-set nets dst", {"dst": "10.2.3.5"}, False),
+        ("-m set --match-set halves dst,dst", {"dport": 80}, True),
+        ("-m set --match-set halves dst,dst", {"dport": 81}, False),
+        ("-m set --match-set halves dst,dst", {"dport": 80, "dst": "192.0.2.1"}, False),
         ("-m conntrack --ctstate RELATED,ESTABLISHED", {}, False),
         ("-m conntrack --ctstate RELATED,ESTABLISHED", {"state": "ESTABLISHED"}, True),
         ("-m conntrack ! --ctstate INVALID", {}, True),
@@ -197,6 +207,7 @@ def test_text_without_commit_is_an_error(tracer: Any) -> None:
         ("hash:ip", "inet", ["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
         ("hash:net", "inet", ["0.0.0.0/0"]),
         ("hash:net", "inet6", ["::/0"]),
+        ("hash:net,port", "inet", ["0.0.0.0/0,tcp:80"]),
         ("hash:net", "inet", ["10.0.0.1/24"]),
         ("hash:net", "inet", ["10.0.0.0/24 nomatch"]),
         ("hash:ip,port", "inet", ["10.0.0.1,80"]),

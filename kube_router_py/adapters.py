@@ -59,7 +59,12 @@ def opener(options: Options, *, needs_ipvs: bool = True) -> Callable[[], HostPor
         from kube_router_py.kernel.host import open_host
         from kube_router_py.kernel.sysctl import ProcSysctls
 
-        ports = open_host(vip_mode=options.vip_mode, families=families, needs_ipvs=needs_ipvs)
+        ports = open_host(
+            vip_mode=options.vip_mode,
+            iptables_backend=options.iptables_backend,
+            families=families,
+            needs_ipvs=needs_ipvs,
+        )
         if options.proc_sys_path == _DEFAULT_PROC_SYS:
             return ports
         return structs.replace(ports, sysctls=ProcSysctls(options.proc_sys_path))

@@ -51,6 +51,13 @@ class Options(RoutingOptions):
         AGENT,
         "Name of this node's Node object. Without it NODE_NAME is used, then the host's name.",
     )
+    iptables_backend: str = flag(
+        kind.choice("auto", "nft", "legacy"),
+        "auto",
+        AGENT,
+        "Which variant of iptables to use. auto: the one in which the kubelet has its chains, else "
+        "the node's iptables. (Not in kube-router.)",
+    )
     proc_sys_path: str = flag(
         kind.string("PATH", kind.check_absolute_path),
         "/proc/sys",

@@ -138,6 +138,7 @@ class FakeIptables:
         self, kernel: FakeIptablesKernel | None = None, *, knows_random_fully: bool = True
     ) -> None:
         self.writes = 0
+        self.variant = "iptables"
         self.closed = False
         self.kernel = kernel or FakeIptablesKernel()
         self._random_fully = knows_random_fully

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 from kube_router_py.errors import PreflightError
 from kube_router_py.kernel.ipset import IpsetProgram
-from kube_router_py.kernel.iptables import IptablesProgram, choose_variant, program_name
+from kube_router_py.kernel.iptables import IptablesProgram
+from kube_router_py.kernel.iptables_variant import program_name, variant_of
 from kube_router_py.kernel.ipvs import NetlinkIpvs
 from kube_router_py.kernel.links import NetlinkLinks
 from kube_router_py.kernel.ports import HostPorts, Ipvs, OperationFailure
@@ -25,17 +26,19 @@ def open_host(
     *,
     vip_mode: str = "route",
     iptables_variant: str | None = None,
+    iptables_backend: str = "auto",
     families: Iterable[str] = ("inet",),
     needs_ipvs: bool = True,
 ) -> HostPorts:
     """Open every adapter; the caller's thread is the one to use and to close them.
 
     ``vip_mode`` is ``route`` or ``address``; ``iptables_variant`` one of ``iptables.VARIANTS``, or
-    None for the one the kubelet uses; ``families`` (``inet``, ``inet6``) those whose programs have
-    to be installed. Without ``needs_ipvs`` a kernel that has none is taken for one whose table is
-    empty. Raises PreflightError, with the remedy, for what the node lacks.
+    None for what ``iptables_backend`` (``auto``, ``nft``, ``legacy``) says; ``families`` (``inet``,
+    ``inet6``) those whose programs have to be installed. Without ``needs_ipvs`` a kernel that has
+    none is taken for one whose table is empty. Raises PreflightError, with the remedy, for what the
+    node lacks.
     """
-    variant = iptables_variant or choose_variant()
+    variant = iptables_variant or variant_of(iptables_backend)
     check_programs(variant, families)
     with ExitStack() as opened:
         ipvs = _open_ipvs(needs_ipvs)

@@ -45,6 +45,10 @@ class _ContendedError(KernelError):
     """Somebody else held the lock or changed the table: read and plan again."""
 
 
+class UnreadableTableError(KernelError):
+    """The table holds rules of nft(8), which iptables cannot show."""
+
+
 class _Known(Struct):
     """What is known of a chain: rules that were found equal (as wanted, as printed), and
     spellings that the kernel confirmed to be the same rule, by canonical form."""
@@ -113,6 +117,10 @@ class IptablesProgram:
         """Remove own chains and every jump to them; what is not there is no error."""
         names = tuple(chains)
         self._converge(family, table, lambda standing: plan_remove(standing, names))
+
+    def chains(self, family: str, table: str) -> Chains:
+        """All chains of a table with their rules as iptables-save prints them."""
+        return self._read(family, table)
 
     def counters(self, family: str, table: str, chains: Iterable[str]) -> dict[str, Counters]:
         """Counters of the rules of these chains; those that do not exist are left out."""
@@ -188,7 +196,7 @@ class IptablesProgram:
         command = [f"{self._program(family)}-save", "-t", table, *options]
         done = run(command, timeout_s=_TIMEOUT_S)
         if f"able `{table}' is incompatible" in done.stdout + done.stderr:
-            raise KernelError(
+            raise UnreadableTableError(
                 f"table {table} holds rules that {command[0]} cannot read; they were written by "
                 "nft(8) or a newer iptables, use that version or delete them"
             )

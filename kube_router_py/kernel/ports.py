@@ -223,9 +223,13 @@ Counters = tuple[tuple[int, int], ...]
 
 
 class Iptables(Protocol):
-    """iptables of one network namespace, both families (``inet``, ``inet6``)."""
+    """iptables of one network namespace, both families (``inet``, ``inet6``).
+
+    ``variant`` is one of ``iptables_variant.VARIANTS``.
+    """
 
     writes: int
+    variant: str
 
     def ensure(
         self,

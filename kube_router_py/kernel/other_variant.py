@@ -1,0 +1,62 @@
+"""Own chains in the variant of iptables that is not in use.
+
+Both variants are in force at once. When the agent changes from one to the other, what it left in
+the first would go on deciding about packets, by old sets and policies.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+
+from kube_router_py.errors import KernelError
+from kube_router_py.kernel.iptables import IptablesProgram, UnreadableTableError
+from kube_router_py.kernel.iptables_variant import is_legacy, legacy_tables, program_name
+
+log = logging.getLogger(__name__)
+
+TABLES = ("filter", "nat", "mangle")
+
+
+def remove_from_other_variant(
+    in_use: str, families: Iterable[str], is_own: Callable[[str], bool]
+) -> tuple[str, ...]:
+    """Remove own chains, and every jump to them, from the variant that is not ``in_use``.
+
+    To be called when the new ones stand. ``in_use`` is one of ``iptables_variant.VARIANTS``,
+    ``families`` are ``inet`` and ``inet6``. Returns what was removed, in words: nothing as a rule.
+    Foreign rules stay; a legacy table that does not exist is not looked at, since that would
+    create it. All tables are tried before KernelError is raised.
+    """
+    other = "iptables-nft" if is_legacy(in_use) else "iptables-legacy"
+    removed: list[str] = []
+    failed: list[str] = []
+    for family in families:
+        if shutil.which(f"{program_name(other, family)}-save") is None:
+            continue
+        for table in TABLES:
+            if other == "iptables-legacy" and table not in legacy_tables(family):
+                continue
+            try:
+                removed += _remove(IptablesProgram(other), family, table, is_own)
+            except KernelError as error:
+                failed.append(str(error))
+    if failed:
+        raise KernelError("; ".join(failed))
+    return tuple(removed)
+
+
+def _remove(
+    iptables: IptablesProgram, family: str, table: str, is_own: Callable[[str], bool]
+) -> list[str]:
+    try:
+        standing = iptables.chains(family, table)
+    except UnreadableTableError as error:
+        log.warning("not searched for chains that the agent left there: %s", error)
+        return []
+    own = [name for name in standing if is_own(name)]
+    if not own:
+        return []
+    iptables.remove(family, table, own)
+    program = program_name(iptables.variant, family)
+    log.warning("%s: removed %d own chains from table %s", program, len(own), table)
+    return [f"{program} table {table}: chain {name} removed" for name in own]

@@ -26,11 +26,7 @@ POD_CIDRS = {
     "node1": ("10.244.1.0/24", "fd00:10:244:1::/64"),
     "node2": ("10.244.2.0/24", "fd00:10:244:2::/64"),
 }
-FLAGS = (
-    "--enable-ipv6",
-    "--run-service-proxy=false",
-    "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112",
-)
+FLAGS = ("--enable-ipv6", "--run-service-proxy=false")
 
 
 def addresses(node: str, number: int) -> tuple[str, str]:
@@ -218,6 +214,9 @@ class Cluster:
         for name, own in NODE_ADDRESSES.items():
             if address in own:
                 return name, True
+        for name, networks in POD_CIDRS.items():
+            if any(ipaddress.ip_address(address) in ipaddress.ip_network(n) for n in networks):
+                return name, False
         return "", False
 
     def flows(self, text: str) -> Iterator[Flow]:

@@ -101,6 +101,7 @@ class Manifests:
         if item.problem is not None:
             self.problems.append(item.problem)
         elif item.object is not None:
+            self.problems += item.flaws
             self._objects[struct][item.key] = with_defaults(item.object, primary_family)
 
 

@@ -77,6 +77,7 @@ class _Store(Generic[T]):
         self.revision = ""
         self.synced = False
         self.problems: dict[str, Problem] = {}
+        self.flaws: dict[str, tuple[Problem, ...]] = {}  # of what could be decoded in part
         self.unreadable: dict[str, str] = {}  # revision of what could not be decoded, by key
         self.subscribers: list[Callable[[Event], None]] = []
         self.indexes: list[indexes.Index] = []
@@ -86,6 +87,9 @@ class _Store(Generic[T]):
         self.errors: Counter[str] = Counter()
         self.failing = ""
         self.last_contact: float | None = None
+
+    def all_problems(self) -> list[Problem]:
+        return [*self.problems.values(), *(flaw for found in self.flaws.values() for flaw in found)]
 
 
 class Cache:
@@ -109,10 +113,13 @@ class Cache:
 
     # --- writing: reflectors and tests ---------------------------------------------------------
 
-    def put(self, kind: type, obj: Any, revision: str = "") -> None:
+    def put(
+        self, kind: type, obj: Any, revision: str = "", flaws: tuple[Problem, ...] = ()
+    ) -> tuple[Problem, ...]:
         """Add or change one object. No event if it differs in nothing but resourceVersion.
 
         ``revision`` is the version that the watch has reached with it; by default the object's own.
+        ``flaws`` are parts of it that could not be decoded; returns those that are news.
         """
         meta = obj.metadata
         revision = revision or meta.resource_version
@@ -120,9 +127,13 @@ class Cache:
             store = self._stores[kind]
             self._reach(store, revision)
             if self._is_late(store, meta.key, revision):
-                return
+                return ()
+            known = store.flaws.get(meta.key, ())
             self._readable(store, meta.key)
+            if flaws:
+                store.flaws[meta.key] = flaws
             self._write(store, kind, meta.key, obj)
+            return tuple(each for each in flaws if each not in known)
 
     def delete(self, kind: type, key: str, revision: str = "") -> None:
         """Remove one object; nothing happens if there is none or the deletion is an old one."""
@@ -149,13 +160,15 @@ class Cache:
         revision: str,
         problems: Mapping[str, Problem] | None = None,
         *,
+        flaws: Mapping[str, tuple[Problem, ...]] | None = None,
         complete: bool = True,
     ) -> None:
         """Make the store equal to a list, by exactly the events this takes; the kind is synced.
 
         ``problems`` are, by key, the listed objects that could not be decoded: their last good
-        version stays. With ``complete=False`` the list holds an item that could be any object, and
-        nothing is removed at all.
+        version stays. ``flaws``, by key, are parts of ``objects`` that could not. With
+        ``complete=False`` the list holds an item that could be any object, and nothing is removed
+        at all.
         """
         problems = dict(problems or {})
         wanted = {obj.metadata.key: obj for obj in objects}
@@ -166,6 +179,7 @@ class Cache:
             store.last_contact = self._clock()
             store.relists += 1
             store.problems = problems
+            store.flaws = dict(flaws or {})
             store.unreadable = dict.fromkeys(problems, revision)
             if complete:
                 gone = [k for k in store.objects if k not in wanted and k not in problems]
@@ -283,9 +297,9 @@ class Cache:
             return {kind: store.revision for kind, store in self._stores.items()}
 
     def problems(self) -> tuple[Problem, ...]:
-        """What could not be decoded and stands at its last good version, sorted."""
+        """What could not be decoded: whole objects, which stay as they were, and parts; sorted."""
         with self._lock:
-            return tuple(sorted(p for s in self._stores.values() for p in s.problems.values()))
+            return tuple(sorted(each for s in self._stores.values() for each in s.all_problems()))
 
     def stats(self) -> dict[type, KindStats]:
         now = self._clock()
@@ -300,7 +314,7 @@ class Cache:
                     relists=store.relists,
                     errors=dict(store.errors),
                     failing=store.failing,
-                    problems=len(store.problems),
+                    problems=len(store.all_problems()),
                     last_contact=store.last_contact,
                     stale_s=None if store.last_contact is None else now - store.last_contact,
                 )
@@ -329,6 +343,7 @@ class Cache:
 
     def _readable(self, store: _Store[Any], key: str) -> None:
         store.problems.pop(key, None)
+        store.flaws.pop(key, None)
         store.unreadable.pop(key, None)
 
     def _is_late(self, store: _Store[Any], key: str, revision: str) -> bool:

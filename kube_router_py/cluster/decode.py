@@ -3,13 +3,15 @@
 The decoder skips what the structs of ``objects`` do not name, so managedFields, pod specs and
 the like are never built. An item is decoded twice at most: as it is, and, where that fails, once
 more without its ``null`` members (Go writes ``null`` for an absent list or map in some fields, and
-means "not set"). An item that still does not fit becomes a Problem that carries its name.
+means "not set"). An item that still does not fit becomes a Problem that carries its name; only of
+a NetworkPolicy is kept what can be read, for without it its pods would be open.
 """
 
 from typing import Any, Generic, TypeVar
 
 from msgspec import DecodeError, Raw, Struct, ValidationError, convert, field, json, structs
 
+from kube_router_py.cluster.decode_error import explain
 from kube_router_py.cluster.objects import (
     ApiStruct,
     EndpointSlice,
@@ -20,6 +22,7 @@ from kube_router_py.cluster.objects import (
     Pod,
     Service,
 )
+from kube_router_py.cluster.policy_decode import decode_policy
 from kube_router_py.errors import ApiError
 from kube_router_py.problem import Problem
 
@@ -83,13 +86,15 @@ class Item(Struct, Generic[T], frozen=True):
     """One object as far as it could be read.
 
     Either ``object`` is set or ``problem`` is. ``key`` is ``""`` when not even the name could be
-    read; ``revision`` is the object's resourceVersion.
+    read; ``revision`` is the object's resourceVersion. ``flaws`` tell of parts of ``object`` that
+    could not be read and were replaced by something harmless.
     """
 
     key: str
     revision: str
     object: T | None
     problem: Problem | None
+    flaws: tuple[Problem, ...] = ()
 
 
 class Page(Struct, Generic[T], frozen=True):
@@ -152,13 +157,19 @@ class ObjectDecoder(Generic[T]):
         return self._accept(decoded)
 
     def _second_look(self, raw: Raw | bytes, error: Exception) -> Item[T]:
+        flaws: tuple[Problem, ...] = ()
+        decoded: Any
         try:
-            decoded = convert(_without_nulls(json.decode(raw)), self.kind)
+            document = json.decode(raw)
+            if self.kind is NetworkPolicy:
+                decoded, flaws = decode_policy(document)
+            else:
+                decoded = convert(_without_nulls(document), self.kind)
         except _UNREADABLE as still:
             return self._reject(raw, still if isinstance(still, ValidationError) else error)
-        return self._accept(decoded)
+        return self._accept(decoded, flaws)
 
-    def _accept(self, decoded: T) -> Item[T]:
+    def _accept(self, decoded: T, flaws: tuple[Problem, ...] = ()) -> Item[T]:
         # Every kind in RESOURCES has metadata; T is not bound to say so.
         meta = decoded.metadata  # type: ignore[attr-defined]
         if not meta.name:
@@ -169,7 +180,7 @@ class ObjectDecoder(Generic[T]):
             decoded = structs.replace(  # type: ignore[type-var]
                 decoded, metadata=structs.replace(meta, annotations=kept)
             )
-        return Item(meta.key, meta.resource_version, decoded, None)
+        return Item(meta.key, meta.resource_version, decoded, None, flaws)
 
     def _reject(self, raw: Raw | bytes, error: Exception) -> Item[T]:
         identity = identify(raw)
@@ -178,7 +189,7 @@ class ObjectDecoder(Generic[T]):
             if identity.namespace and identity.name
             else identity.name
         )
-        reason, where = _explain(error)
+        reason, where = explain(error)
         problem = Problem(f"{self.name} {key or '?'}", where, reason)
         return Item(key, identity.resource_version or "", None, problem)
 
@@ -218,14 +229,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(v) for v in value]
     return value
-
-
-def _explain(error: Exception) -> tuple[str, str]:
-    """Split msgspec's "Expected `int`, got `str` - at `$.spec.port`" into reason and field."""
-    what, found, where = str(error).partition(" - at `$")
-    if not found:
-        return f"cannot be decoded: {what}", ""
-    return f"cannot be decoded: {what}", where.rstrip("`").lstrip(".")
 
 
 _LIST = json.Decoder(_ListEnvelope)

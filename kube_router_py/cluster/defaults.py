@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from kube_router_py.cluster.objects import (
     ClientIPConfig,
     EndpointSlice,
+    Namespace,
     NetworkPolicy,
     NetworkPolicyPort,
     Node,
@@ -155,11 +156,21 @@ def _default_policy(policy: NetworkPolicy) -> NetworkPolicy:
 def _protocols(ports: tuple[NetworkPolicyPort, ...] | None) -> tuple[NetworkPolicyPort, ...] | None:
     if ports is None:
         return None
-    return tuple(replace(port, protocol=port.protocol or "TCP") for port in ports)
+    # Empty is no protocol, and stays so.
+    return tuple(
+        replace(port, protocol="TCP" if port.protocol is None else port.protocol) for port in ports
+    )
+
+
+def _default_namespace(namespace: Namespace) -> Namespace:
+    meta = namespace.metadata
+    labels = {**(meta.labels or {}), "kubernetes.io/metadata.name": meta.name}
+    return replace(namespace, metadata=replace(meta, labels=labels))
 
 
 _DEFAULTS: dict[type, Callable[[Any], Any]] = {
     EndpointSlice: _default_slice,
+    Namespace: _default_namespace,
     Node: _default_node,
     Pod: _default_pod,
     NetworkPolicy: _default_policy,

@@ -15,7 +15,8 @@ from the last version seen. What goes wrong, and what then happens:
 
 After every failure there is a growing, random pause. None of these removes anything from the cache:
 objects go only by a DELETED event or by a complete list that does not have them. A single object
-that cannot be decoded becomes a Problem, and its last good version stays.
+that cannot be decoded becomes a Problem, and its last good version stays; one that can be decoded
+in part (a NetworkPolicy) is stored as such, and the parts become Problems.
 
 Lists ask for no resourceVersion, that is, for the present state as etcd has it: after a change
 of API server an older answer out of a server's own cache would roll objects back.
@@ -176,6 +177,7 @@ class Reflector(Generic[T]):
     def _list(self) -> None:
         objects: dict[str, Any] = {}
         problems: dict[str, Problem] = {}
+        flaws: dict[str, tuple[Problem, ...]] = {}
         token, restarts, limit, complete = "", 0, self._list_limit, True
         while True:
             query = dict(self._selection)
@@ -190,7 +192,7 @@ class Reflector(Generic[T]):
                     # The snapshot behind the chunks was compacted away. Once may be bad luck; a
                     # list that takes longer than snapshots live can only be had in one piece.
                     restarts += 1
-                    objects, problems, token, complete = {}, {}, "", True
+                    objects, problems, flaws, token, complete = {}, {}, {}, "", True
                     limit = self._list_limit if restarts < 2 else 0
                     continue
                 raise _failure_of(error, relist=True) from error
@@ -204,6 +206,8 @@ class Reflector(Generic[T]):
                 if item.object is not None:
                     if self._keep(item.object):
                         objects[item.key] = self._keep_known(item.key, item.object)
+                        if item.flaws:
+                            flaws[item.key] = item.flaws
                 elif item.problem is not None:
                     problems[item.key] = item.problem
                     complete = complete and bool(item.key)
@@ -217,9 +221,12 @@ class Reflector(Generic[T]):
                 f" API server keeps there itself; it is not believed and everything stays",
                 relist=True,
             )
-        for problem in set(problems.values()).difference(self._cache.problems()):
+        told = {*problems.values(), *(flaw for found in flaws.values() for flaw in found)}
+        for problem in told.difference(self._cache.problems()):
             _log.warning("object not decodable problem=%r", str(problem))
-        self._cache.replace(self.kind, objects.values(), page.revision, problems, complete=complete)
+        self._cache.replace(
+            self.kind, objects.values(), page.revision, problems, flaws=flaws, complete=complete
+        )
         self._revision = page.revision
         self._incomplete = not complete
 
@@ -300,7 +307,8 @@ class Reflector(Generic[T]):
     def _put(self, item: decode.Item[T]) -> None:
         if item.object is not None:
             if self._keep(item.object):
-                self._cache.put(self.kind, item.object, item.revision)
+                for flaw in self._cache.put(self.kind, item.object, item.revision, item.flaws):
+                    _log.warning("object not decodable problem=%r", str(flaw))
             else:
                 self._cache.delete(self.kind, item.key, item.revision)
         elif item.problem is not None:

@@ -7,7 +7,7 @@ import pytest
 
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.client import Client, connect
-from kube_router_py.cluster.objects import Node, Pod, Service
+from kube_router_py.cluster.objects import NetworkPolicy, Node, Pod, Service
 from kube_router_py.cluster.reflector import Reflector, Timing
 
 FAST = Timing(
@@ -20,7 +20,7 @@ Start = Callable[..., Reflector[Any]]
 
 @pytest.fixture
 def cache() -> Cache:
-    return Cache([Service, Pod, Node])
+    return Cache([Service, Pod, Node, NetworkPolicy])
 
 
 @pytest.fixture
@@ -70,6 +70,23 @@ def test_list_then_watch(api: Any, cache: Cache, start: Start, until: Any) -> No
     assert watch.query["timeoutSeconds"] == "300"
     assert watch.query["resourceVersion"] == str(api.revision - 2)
     assert "resourceVersion" not in lists(api)[0].query
+
+
+def test_a_policy_that_decodes_in_part_is_stored_from_list_and_watch(
+    api: Any, cache: Cache, start: Start, until: Any
+) -> None:
+    broken = {"podSelector": {}, "ingress": [{"ports": [{"port": [1]}]}]}
+    api.put("NetworkPolicy", "ns/listed", spec=broken)
+    start(NetworkPolicy)
+    assert cache.wait_synced([NetworkPolicy], 30)
+    api.put("NetworkPolicy", "ns/watched", spec=broken)
+    until(lambda: keys(cache, NetworkPolicy) == {"ns/listed", "ns/watched"})
+    assert [(each.object, each.field) for each in cache.problems()] == [
+        ("NetworkPolicy ns/listed", "spec.ingress[0].ports[0].port"),
+        ("NetworkPolicy ns/watched", "spec.ingress[0].ports[0].port"),
+    ]
+    api.put("NetworkPolicy", "ns/watched", spec={})
+    until(lambda: len(cache.problems()) == 1)
 
 
 def test_a_list_comes_in_chunks(api: Any, cache: Cache, start: Start) -> None:

@@ -70,3 +70,9 @@ def tracer() -> Any:
 def clusters(tracer: Any) -> Any:
     """Small clusters for the firewall (module firewall_cluster)."""
     return _beside("firewall_cluster")
+
+
+@pytest.fixture(scope="session")
+def random_clusters(clusters: Any) -> Any:
+    """Strategies for such clusters and flows through them (module firewall_strategies)."""
+    return _beside("firewall_strategies")

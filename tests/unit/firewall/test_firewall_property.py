@@ -1,0 +1,135 @@
+"""Random clusters: what is applied piece by piece ends as if compiled from scratch."""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Pod, Service
+from kube_router_py.firewall.desired import Changes, Desired
+from kube_router_py.firewall.pods import pod_facts
+from kube_router_py.firewall.policy import compile_policy
+from kube_router_py.firewall.service_addresses import node_ports, service_ports
+from kube_router_py.firewall.settings import FirewallOptions
+from kube_router_py.manifests import Manifests
+
+OPTIONS = FirewallOptions(families=("inet", "inet6"))
+KINDS = {each.__name__: each for each in (Namespace, NetworkPolicy, Pod, Service)}
+
+
+def put(desired: Desired, kind: str, key: str, given: Any) -> None:
+    """Tell of an object (a manifest, or None: it is gone), decoded as from an API server."""
+    manifests = Manifests()
+    manifests.add(given, key, "IPv4")
+    found: Any = manifests.get(KINDS[kind], key)
+    match kind:
+        case "Namespace":
+            desired.put_namespace(key, None if found is None else found.metadata.labels or {})
+        case "NetworkPolicy":
+            desired.put_policy(key, None if found is None else compile_policy(found))
+        case "Pod":
+            desired.put_pod(key, None if found is None else pod_facts(found, "node1"))
+        case "Service" if found is None:
+            desired.put_service(key, {}, {})
+        case "Service":
+            desired.put_service(key, service_ports(found, OPTIONS), node_ports(found, OPTIONS))
+
+
+class Mirror:
+    """What a kernel holds that is told of changes and of nothing else."""
+
+    def __init__(self) -> None:
+        self.sets: dict[Any, set[str]] = {}
+        self.chains: dict[str, dict[str, tuple[str, ...]]] = {"inet": {}, "inet6": {}}
+
+    def apply(self, changes: Changes, desired: Desired) -> None:
+        for spec in changes.dropped:
+            del self.sets[spec]
+        for spec in changes.created:
+            self.sets[spec] = set(desired.sets[spec])
+        for spec, delta in changes.changed.items():
+            assert not delta.add & self.sets[spec]
+            assert delta.remove <= self.sets[spec]
+            self.sets[spec] = (self.sets[spec] | delta.add) - delta.remove
+        for family, chains in changes.chains.items():
+            self.chains[family].update(chains)
+        for family, names in changes.gone.items():
+            for name in names:
+                del self.chains[family][name]
+
+    def state(self) -> tuple[Any, Any]:
+        return self.sets, self.chains
+
+
+def machine(clusters: Any, random_clusters: Any) -> type[RuleBasedStateMachine]:
+    objects = st.one_of(
+        random_clusters.NAMESPACES,
+        random_clusters.PODS,
+        random_clusters.PODS,
+        random_clusters.POLICIES,
+        random_clusters.POLICIES,
+        random_clusters.SERVICES,
+    )
+
+    class Machine(RuleBasedStateMachine):
+        @initialize()
+        def start(self) -> None:
+            self.objects: dict[tuple[str, str], Any] = {}
+            self.desired = Desired(OPTIONS)
+            self.mirror = Mirror()
+            self.settle()
+
+        @rule(some=st.lists(objects, min_size=1, max_size=4))
+        def change(self, some: list[Any]) -> None:
+            for each in some:
+                kind, space, name = clusters.identity(each)
+                key = f"{space}/{name}" if space else name
+                self.objects[kind, key] = each
+                put(self.desired, kind, key, each)
+            self.settle()
+
+        @rule(data=st.data())
+        def remove(self, data: st.DataObject) -> None:
+            if not self.objects:
+                return
+            known = st.sampled_from(sorted(self.objects))
+            for kind, key in data.draw(st.lists(known, min_size=1, max_size=4, unique=True)):
+                del self.objects[kind, key]
+                put(self.desired, kind, key, None)
+            self.settle()
+
+        @rule(data=st.data())
+        def replace(self, data: st.DataObject) -> None:
+            """Gone, and there again as another, between two looks at it."""
+            if not self.objects:
+                return
+            kind, key = data.draw(st.sampled_from(sorted(self.objects)))
+            put(self.desired, kind, key, None)
+            put(self.desired, kind, key, self.objects[kind, key])
+            self.settle()
+
+        def settle(self) -> None:
+            self.mirror.apply(self.desired.settle(), self.desired)
+            again = Desired(OPTIONS)
+            for (kind, key), each in sorted(self.objects.items(), reverse=True):
+                put(again, kind, key, each)
+            mirror = Mirror()
+            mirror.apply(again.settle(), again)
+            assert self.mirror.state() == mirror.state()
+            assert sorted(self.desired.problems()) == sorted(again.problems())
+            assert not self.desired.settle()
+
+    return Machine
+
+
+def test_incremental_equals_from_scratch(clusters: Any, random_clusters: Any) -> None:
+    run_state_machine_as_test(
+        machine(clusters, random_clusters),
+        settings=settings(max_examples=60, stateful_step_count=12),
+    )

@@ -7,6 +7,7 @@ import pytest
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.fake_host import FakeIptables, FakeIptablesKernel
 from kube_router_py.kernel.iptables import IptablesProgram, program_name
+from kube_router_py.kernel.iptables_plan import displaced
 from kube_router_py.kernel.ports import Iptables, Jump, TableRules
 from kube_router_py.kernel.rule_text import parse_table
 
@@ -254,3 +255,119 @@ def test_spellings_of_a_rule_are_one(iptables: Iptables, namespace: Namespace, r
     iptables.ensure("inet", "mangle", rules)
     assert iptables.ensure("inet", "mangle", rules) == ()
     assert namespace.open().ensure("inet", "mangle", rules) == ()
+
+
+A, B, C = "KUBE-POD-FW-A", "KUBE-POD-FW-B", "KUBE-NWPLCY-C"
+
+
+def own_chains(namespace: Namespace, table: str = "filter") -> dict[str, list[str]]:
+    chains = namespace.chains(table=table)
+    return {name: rules for name, rules in chains.items() if name.startswith("KUBE-")}
+
+
+def test_chains_are_changed_without_a_look(namespace: Namespace, iptables: Iptables) -> None:
+    iptables.change("inet", "filter", {A: (f"-j {C}",), B: (f"-g {C}",), C: ("-j RETURN",)})
+    assert own_chains(namespace) == {A: [f"-j {C}"], B: [f"-g {C}"], C: ["-j RETURN"]}
+    before = iptables.writes
+    # In one step a chain loses its last references and goes.
+    iptables.change("inet", "filter", {A: (), B: ("-j RETURN",)}, [C, "KUBE-NEVER-MADE", C])
+    assert own_chains(namespace) == {A: [], B: ["-j RETURN"]}
+    assert iptables.writes == before + 4
+    iptables.change("inet", "filter", {})
+    assert iptables.writes == before + 4
+    iptables.change("inet", "filter", {}, [A, B])
+    assert own_chains(namespace) == {}
+
+
+def test_a_change_leaves_all_other_chains_alone(namespace: Namespace, iptables: Iptables) -> None:
+    namespace.restore(f":{A} - [0:0]", f"-A INPUT {FOREIGN}", ":X - [0:0]", table="filter")
+    namespace.restore("-A X -j RETURN", f"-A INPUT -j {A}", table="filter")
+    before = namespace.chains(table="filter")
+    iptables.change("inet", "filter", {A: ("-j DROP",)})
+    assert namespace.chains(table="filter") == {**before, A: ["-j DROP"]}
+
+
+@pytest.mark.parametrize(
+    ("chains", "delete"),
+    [
+        ({B: ("-j RETURN",), A: ("-j NO-SUCH-CHAIN",)}, [C]),
+        ({B: ("-j RETURN",)}, [A]),  # a jump leads there
+    ],
+)
+def test_a_refused_change_changes_nothing(
+    namespace: Namespace, iptables: Iptables, chains: dict[str, tuple[str, ...]], delete: list[str]
+) -> None:
+    iptables.change("inet", "filter", {A: ("-j RETURN",), B: ("-j DROP",), C: ()})
+    namespace.restore(f"-A INPUT -j {A}", table="filter")
+    before = namespace.chains(table="filter")
+    with pytest.raises(KernelError, match=f"NO-SUCH-CHAIN|{A}"):
+        iptables.change("inet", "filter", chains, delete)
+    assert namespace.chains(table="filter") == before
+
+
+def test_what_is_no_longer_wanted_is_pruned_in_the_same_step(
+    namespace: Namespace, iptables: Iptables
+) -> None:
+    jumps = (Jump("INPUT", f"-j {A}"), Jump("FORWARD", f"-j {B}"))
+    chains = {A: (f"-j {C}",), B: (f"-j {A}", f"-j {C}"), C: ("-j RETURN",)}
+    iptables.ensure("inet", "filter", TableRules(chains, jumps))
+    foreign = [":X - [0:0]", f"-A X -j {B}", f"-A X {FOREIGN}", ":KUBE-ROUTER-Y - [0:0]"]
+    namespace.restore(*foreign, f"-A KUBE-ROUTER-Y -j {C}", table="filter")
+
+    def prune(name: str) -> bool:
+        return name in (A, B, C, "KUBE-NOT-THERE")
+
+    wanted = TableRules({A: ("-j RETURN",)}, jumps[:1])
+    changes = iptables.ensure("inet", "filter", wanted, prune)
+    assert sum("deleted" in change for change in changes) == 5
+    assert own_chains(namespace) == {A: ["-j RETURN"], "KUBE-ROUTER-Y": []}
+    after = namespace.chains(table="filter")
+    assert after["INPUT"] == [f"-j {A}"]
+    assert after["FORWARD"] == []
+    assert after["X"] == [FOREIGN]
+    assert iptables.ensure("inet", "filter", wanted, prune) == ()
+
+
+def test_nothing_is_pruned_unasked(namespace: Namespace, iptables: Iptables) -> None:
+    iptables.ensure("inet", "filter", TableRules({A: (), B: (f"-j {A}",)}))
+    assert iptables.ensure("inet", "filter", TableRules({A: ()})) == ()
+    assert own_chains(namespace) == {A: [], B: [f"-j {A}"]}
+
+
+def test_a_jump_is_left_where_it_is_on_request(namespace: Namespace, iptables: Iptables) -> None:
+    last = Jump("FORWARD", f"-j {B}", "last")
+    rules = TableRules({A: (), B: ()}, (Jump("FORWARD", f"-j {A}"), last))
+    iptables.ensure("inet", "filter", rules)
+    namespace.restore(
+        f"-I FORWARD 1 {FOREIGN}", "-A FORWARD -p udp -j DROP", f"-A FORWARD -s 10.0.0.1/32 -j {A}",
+        table="filter",
+    )  # fmt: skip
+    moved = [FOREIGN, f"-j {A}", f"-j {B}", "-p udp -j DROP"]
+    stale = iptables.ensure("inet", "filter", rules, leave={"FORWARD"})
+    assert stale == ("jump in FORWARD deleted",)
+    assert namespace.chains(table="filter")["FORWARD"] == moved
+    assert displaced(stale) == frozenset()
+    assert iptables.ensure("inet", "filter", rules, leave={"FORWARD"}) == ()
+    # One that is gone is put back all the same,
+    namespace.restore(f"-D FORWARD -j {A}", table="filter")
+    changes = iptables.ensure("inet", "filter", rules, leave={"FORWARD"})
+    in_place = [f"-j {A}", FOREIGN, "-p udp -j DROP", f"-j {B}"]
+    assert namespace.chains(table="filter")["FORWARD"] == in_place
+    assert displaced(changes) == frozenset()
+    # and without the request all is put in its place, which is said.
+    namespace.restore(f"-I FORWARD 1 {FOREIGN}", table="filter")
+    changes = iptables.ensure("inet", "filter", rules)
+    assert displaced(changes) == {"FORWARD"}
+    assert namespace.chains(table="filter")["FORWARD"][0] == f"-j {A}"
+
+
+def test_counters_are_those_of_the_chains_asked_for(
+    namespace: Namespace, iptables: Iptables
+) -> None:
+    iptables.change("inet", "filter", {A: ("-j RETURN", "-p udp -j DROP"), B: (), C: ("-j DROP",)})
+    assert iptables.counters("inet", "filter", [A, B, "KUBE-NOT-THERE"]) == {
+        A: ((0, 0), (0, 0)),
+        B: (),
+    }
+    assert iptables.counters("inet6", "filter", [A]) == {}
+    assert iptables.counters("inet", "filter", []) == {}

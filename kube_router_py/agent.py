@@ -19,38 +19,33 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import kube_router_py
-from kube_router_py.adapters import Host, check_capabilities, dsr_opener, open_ipvs, opener
+from kube_router_py.adapters import check_capabilities, opener
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
-from kube_router_py.cluster.objects import Lease, NetworkPolicy, Pod, Service, ServiceSpec
+from kube_router_py.cluster.objects import Pod, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
-from kube_router_py.errors import ConfigurationError, KernelError
-from kube_router_py.followers import Followers
-from kube_router_py.kernel.address_monitor import AddressMonitor
+from kube_router_py.errors import ConfigurationError
+from kube_router_py.firewall_part import FirewallPart
 from kube_router_py.kernel.agent_lock import AgentLock
 from kube_router_py.kernel.modules import advice, missing_modules
 from kube_router_py.kernel.ports import HostPorts
-from kube_router_py.loop import Loop, Turn
+from kube_router_py.loop import Turn
 from kube_router_py.observe import log
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
-from kube_router_py.option_flag import BGP, FIREWALL, LOADBALANCER, PEERS, POD_NETWORK
+from kube_router_py.option_flag import BGP, LOADBALANCER, PEERS, POD_NETWORK
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
-from kube_router_py.proxy.controller import ServiceProxy
-from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE
-from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
-from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
-from kube_router_py.proxy.isolation import Isolation
-from kube_router_py.proxy.settings import proxy_options
-from kube_router_py.proxy.sysctls import VIP_LINK
+from kube_router_py.part import Part
+from kube_router_py.proxy_part import ProxyPart
 from kube_router_py.takeover import Takeover
 
 _log = logging.getLogger(__name__)
@@ -62,11 +57,10 @@ _LOCK_WAIT_S = 30.0
 
 # Parts that this version does not have yet: field of Options, name, what does not happen.
 _MISSING_PARTS = (
-    ("run_firewall", "firewall", "NetworkPolicies are not enforced"),
     ("run_router", "router", "no routes between nodes, no BGP, no CNI configuration"),
     ("run_loadbalancer", "load balancer", "Services of type LoadBalancer get no address"),
 )
-_MISSING_GROUPS = frozenset((FIREWALL, POD_NETWORK, BGP, PEERS, LOADBALANCER))
+_MISSING_GROUPS = frozenset((POD_NETWORK, BGP, PEERS, LOADBALANCER))
 # Flags in these groups that parts which do run read, too.
 _WITH_EFFECT = frozenset(("enable-pod-egress", "loadbalancer-ip-range"))
 # Flags of parts that do run which nothing reads yet, or never will.
@@ -74,6 +68,7 @@ _WITHOUT_EFFECT = frozenset(
     (
         "enable-pprof",
         "service-node-port-range",
+        "use-nftables-for-netpol",
     )
 )
 
@@ -89,13 +84,13 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     )
     for line in not_running(options):
         _log.warning("%s", line)
-    if not options.run_service_proxy:
+    if not (options.run_service_proxy or options.run_firewall):
         _log.warning("nothing to run: no part that this version has is enabled")
         return 0
     check_capabilities()
     if missing := missing_modules():
         _log.warning("%s", advice(missing))
-    if not options.service_tcp_timeout:
+    if options.run_service_proxy and not options.service_tcp_timeout:
         _log.warning(
             "IPVS forgets TCP connections that were idle for 900 s (unless set otherwise), "
             "kube-proxy after a day: set --service-tcp-timeout, or let applications send keepalives"
@@ -103,7 +98,13 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     lock = AgentLock()
     lock.take(_LOCK_WAIT_S)
     takeover = Takeover(node_name(options, environ))
-    agent = Agent(options, environ, opener(options), takeover=takeover)
+    agent = Agent(
+        options,
+        environ,
+        opener(options),
+        takeover=takeover,
+        firewall_ports=opener(options, needs_ipvs=False),
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.on_signal)
     return agent.run()
@@ -143,8 +144,8 @@ def not_running(options: Options) -> Iterator[str]:
 
 
 class Agent:
-    """One agent. ``ports`` opens the host's adapters; ``client`` is made from the options; without
-    ``takeover`` nobody was here before.
+    """One agent. ``ports`` opens the host's adapters for each part; ``client`` is made from the
+    options; without ``takeover`` nobody was here before.
 
     The constructor binds the port of the probes and reads credentials, but sends nothing.
     Raises ConfigurationError.
@@ -157,6 +158,7 @@ class Agent:
         ports: Callable[[], HostPorts],
         client: Client | None = None,
         takeover: Takeover | None = None,
+        firewall_ports: Callable[[], HostPorts] | None = None,
     ) -> None:
         self._options = options
         self._environ = environ
@@ -169,83 +171,48 @@ class Agent:
         check_api_addresses(
             self.client.addresses, options.service_cluster_ip_range, _own_service(environ)
         )
-        namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
-        self.cache = Cache((*KINDS, Pod))
-        # Apart from the others: without permission to read Leases everything but DSR goes on.
-        self.leases = Cache((Lease,))
-        self.policies = Cache((NetworkPolicy,))
-        isolation = Isolation(self.cache, self.policies, self.node)
-        self.dsr_ready = LeaseReady(self.cache, self.leases, self.client, self.node, namespace)
-        self._reflectors: list[Reflector[Any]] = [
-            Reflector(self.client, self.cache, kind) for kind in KINDS
-        ]
-        # Of other nodes only the pods that are on their way out: that is when draining ends.
-        self._reflectors.append(
-            Reflector(
-                self.client,
-                self.cache,
-                Pod,
-                keep=lambda pod: (
-                    pod.spec.node_name == self.node or pod.metadata.deletion_timestamp is not None
-                ),
-            )
-        )
-        self._reflectors.append(
-            Reflector(
-                self.client,
-                self.leases,
-                Lease,
-                label_selector=f"{LABEL}={LABEL_VALUE}",
-                namespace=namespace,
-            )
-        )
-        self._reflectors.append(Reflector(self.client, self.policies, NetworkPolicy))
-        self._host = Host(ports)
-        self.followers = Followers(
-            options, self.cache, self.client, self.node, lambda: self.loops[0].status()
-        )
-        self._takeover = takeover or Takeover(self.node, lambda: None, lambda: ())
-        self._proxy = ServiceProxy(
-            self.cache,
-            proxy_options(options),
-            self.node,
-            ports=self._host.open,
-            dsr=Dsr(self.node, dsr_opener(options), self.dsr_ready, isolation.is_isolated),
-            followers=(*self.followers.all(), self._takeover),
-        )
-        self._takeover.is_settled = lambda: self._proxy.rules_stand
-        # Made in run(), in the namespace that the agent serves.
-        self._monitor: AddressMonitor | None = None
+        self.cache = Cache(_kinds(options))
         self._observers: list[Callable[[Turn], None]] = []
-        self.loops = [
-            Loop(
-                self._proxy,
-                ready=self._is_ready,
-                resync_interval_s=options.ipvs_sync_period,
-                on_turn=self._on_turn,
-                on_dead=self._on_dead,
+        self.proxy: ProxyPart | None = None
+        self._parts: list[Part] = []
+        if options.run_service_proxy:
+            namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
+            self.proxy = ProxyPart(
+                *(options, self.cache, self.client, self.node, namespace, ports, takeover),
+                *(self._on_turn, self._on_dead),
             )
-        ]
-        self._proxy.subscribe(self.cache, self.loops[0])
-        self.followers.on_opened = lambda: self.loops[0].mark((OWN_NODE,))
-        self.leases.subscribe((Lease,), lambda event: self.loops[0].mark((OTHER_NODES,)))
-        isolation.subscribe(self.loops[0], (OTHER_NODES,))
+            self._parts.append(self.proxy)
+        if options.run_firewall:
+            self._parts.append(
+                FirewallPart(
+                    *(options, self.cache, self.node, firewall_ports or ports),
+                    *(self._on_turn, self._on_dead),
+                )
+            )
+        self.loops = [part.loop for part in self._parts]
+        # In the order of the first part that needs them.
+        self._kinds = tuple(dict.fromkeys(kind for part in self._parts for kind in part.kinds))
+        self._reflectors = [*self._shared_reflectors()]
+        self._reflectors += (each for part in self._parts for each in part.reflectors)
         self.health = Health(
             node=self.node,
             version=kube_router_py.__version__,
             cache=self.cache,
             loops=self.loops,
-            kinds=KINDS,
+            kinds=self._kinds,
         )
         self.servers = list(self._bind())
 
-    def _is_ready(self) -> bool:
-        """Whether enough is known to write to the kernel. Services are served without Pods, where
-        it is not permitted to read these; but not for want of a moment's patience."""
-        if not (self.cache.is_synced(KINDS) and self.dsr_ready.is_known()):
-            return False
-        pods = self.cache.stats()[Pod]
-        return (pods.synced or bool(pods.failing)) and self._takeover.may_program()
+    def _shared_reflectors(self) -> Iterator[Reflector[Any]]:
+        for kind in self.cache.kinds:
+            if kind is Pod and not self._options.run_firewall:
+                # Of other nodes only those on their way out: that is when draining ends.
+                yield Reflector(self.client, self.cache, Pod, keep=self._concerns_proxy)
+            else:
+                yield Reflector(self.client, self.cache, kind)
+
+    def _concerns_proxy(self, pod: Pod) -> bool:
+        return pod.spec.node_name == self.node or pod.metadata.deletion_timestamp is not None
 
     def _bind(self) -> Iterator[HttpServer]:
         options = self._options
@@ -255,24 +222,29 @@ class Agent:
             )
         if options.metrics_port:
             from kube_router_py.observe.metrics import Metrics
-            from kube_router_py.observe.traffic import TrafficPage
 
             metrics = Metrics(
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
                 gauges=lambda: {
-                    "controller_ipvs_services": self._proxy.virtual_servers,
-                    "refused_addresses": self.followers.refused.number,
-                    "events_dropped_total": self.followers.refused.dropped,
+                    name: value for part in self._parts for name, value in part.numbers().items()
                 },
-                writes=self._host.writes,
-                more=TrafficPage(open_ipvs, self._proxy.served_by).text,
+                writes=self.writes,
+                more=self.proxy.traffic if self.proxy else bytes,
             )
-            self.followers.on_programmed = metrics.on_programmed
+            if self.proxy:
+                self.proxy.observe_programming(metrics.on_programmed)
             self._observers.append(metrics.on_turn)
             pages = {options.metrics_path: metrics.page}
             yield HttpServer(options.metrics_addr, options.metrics_port, pages, "metrics-port")
+
+    def writes(self) -> dict[str, int]:
+        """Changes sent to the kernel since the agent started, by adapter. For any thread."""
+        total: Counter[str] = Counter()
+        for part in self._parts:
+            total.update(part.writes())
+        return dict(total)
 
     def _on_turn(self, turn: Turn) -> None:
         for observe in self._observers:
@@ -300,26 +272,16 @@ class Agent:
         started = time.monotonic()
         for server in self.servers:
             server.start()
-        self.followers.start()
         for reflector in self._reflectors:
             reflector.start()
         for loop in self.loops:
             loop.start()
-        self._monitor = self._watch_addresses()
+        for part in self._parts:
+            part.start()
         notify(self._environ, "READY=1", "STATUS=waiting for the first lists of the API server")
         self._watch_sync(started)
         self._ending.get()
         return self._stop()
-
-    def _watch_addresses(self) -> AddressMonitor | None:
-        """Without it a changed address is found out by the next full turn."""
-        try:
-            monitor = AddressMonitor(lambda: self.loops[0].mark((OWN_NODE,)), (VIP_LINK,))
-        except KernelError as error:
-            _log.warning("addresses are followed every --ipvs-sync-period only: %s", error)
-            return None
-        monitor.start()
-        return monitor
 
     def _watch_sync(self, started: float) -> None:
         """Tell how the first lists go, until they are complete or the agent ends."""
@@ -327,7 +289,7 @@ class Agent:
         told_at = started
         while self._ending.empty():
             # Short waits: a signal must not have to wait for the cache.
-            if self.cache.wait_synced(KINDS, 0.2):
+            if self.cache.wait_synced(self._kinds, 0.2):
                 _log.info("caches synced after_s=%.1f", time.monotonic() - started)
                 notify(self._environ, f"STATUS=following the API server as {self.node}")
                 self._check_way_to_api()
@@ -362,23 +324,35 @@ class Agent:
     def _stop(self) -> int:
         _log.info("stopping; the kernel keeps what it has reason=%r", self._lost or "asked to")
         notify(self._environ, "STOPPING=1")
-        if self._monitor is not None:
-            self._monitor.stop(_STOP_REFLECTORS_S)
+        for part in self._parts:
+            part.before_loops_stop()
         for loop in self.loops:
             if not loop.stop(_STOP_LOOP_S):
                 _log.warning("a turn does not end; leaving without it loop=%s", loop.name)
-        self.dsr_ready.stop(_STOP_REFLECTORS_S)
         for reflector in self._reflectors:
             reflector.stop(0)  # all begin to end at once, whatever each waits for
         deadline = time.monotonic() + _STOP_REFLECTORS_S
         for reflector in self._reflectors:
             reflector.stop(max(0.0, deadline - time.monotonic()))
-        self.followers.stop()
+        for part in self._parts:
+            part.stop()
         for server in self.servers:
             server.stop()
         self.client.close()
-        _log.info("stopped writes=%r", self._host.writes())
+        _log.info("stopped writes=%r", self.writes())
         return 1 if self._lost else 0
+
+
+def _kinds(options: Options) -> tuple[type, ...]:
+    """What the shared cache holds."""
+    found: dict[type, None] = {}
+    for is_on, part in (
+        (options.run_service_proxy, ProxyPart),
+        (options.run_firewall, FirewallPart),
+    ):
+        if is_on:
+            found.update(dict.fromkeys((*part.kinds, *part.reads)))
+    return tuple(found)
 
 
 def _own_service(environ: Mapping[str, str]) -> Service | None:

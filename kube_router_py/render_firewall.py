@@ -12,7 +12,6 @@ from kube_router_py.firewall.pods import pod_facts
 from kube_router_py.firewall.policy import compile_policy
 from kube_router_py.firewall.service_addresses import node_ports, service_ports
 from kube_router_py.firewall.settings import FirewallOptions, node_facts
-from kube_router_py.kernel.ipset_text import canonical_entries
 from kube_router_py.manifests import Manifests
 from kube_router_py.problem import Problem
 
@@ -72,7 +71,7 @@ def _table(chains: dict[str, tuple[str, ...]]) -> str:
 
 def _sets(desired: Desired) -> Iterator[dict[str, Any]]:
     for spec in sorted(desired.sets.specs()):
-        entries = sorted(canonical_entries(spec.type, desired.sets[spec]))
+        entries = sorted(desired.sets[spec])
         maxelem = _MAXELEM
         while maxelem < 2 * len(entries):
             maxelem *= 2

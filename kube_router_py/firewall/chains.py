@@ -44,6 +44,7 @@ from kube_router_py.firewall.names import (
     port_set,
     selection_set,
 )
+from kube_router_py.kernel.ipset_text import canonical_entries
 from kube_router_py.kernel.ports import IpsetSpec
 from kube_router_py.marks import ADMITTED
 
@@ -136,7 +137,9 @@ def _matches(
         if direction is Direction.EGRESS and isinstance(peer, Selection):
             return used, found  # who is in that set is a peer
     if isinstance(peer, Block):
-        source = SetSource(block_set(peer), networks=peer.networks)
+        spec = block_set(peer)
+        networks = sorted(canonical_entries(spec.type, peer.networks))  # /0 as two halves
+        source = SetSource(spec, networks=tuple(networks))
     elif peer is not None:
         source = SetSource(selection_set(peer, family), peer)
     else:

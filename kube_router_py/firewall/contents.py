@@ -4,7 +4,7 @@ Two pods can claim one address for a moment, and two Services one port: an entry
 of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 
 from msgspec import Struct
 
@@ -79,3 +79,23 @@ class Contents:
             if delta.add or delta.remove:
                 changed[spec] = delta
         return created, changed, dropped
+
+
+class InBetween(Collection[str]):
+    """What a set holds between two steps: its entries, with ``more``, without ``less``; a view."""
+
+    def __init__(
+        self, entries: Mapping[str, int], more: Set[str] = frozenset(), less: Set[str] = frozenset()
+    ) -> None:
+        # ``more`` is not among the entries, ``less`` is: they are what the other step changes.
+        self._entries, self._more, self._less = entries, more, less
+
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._more) - len(self._less)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (entry for entry in self._entries if entry not in self._less)
+        yield from self._more
+
+    def __contains__(self, entry: object) -> bool:
+        return entry in self._more or (entry in self._entries and entry not in self._less)

@@ -172,6 +172,11 @@ class Desired:
         """How many policies have a chain on this node, each direction counted."""
         return len(self._sources)
 
+    @property
+    def policy_sets(self) -> int:
+        """How many sets the rules of policies refer to."""
+        return len(self._set_users)
+
     def isolation(self, pod: str) -> Mapping[Direction, tuple[str, ...]]:
         """The policies by which a local pod is isolated, by direction."""
         return self._programmed[pod][1] if pod in self._programmed else {}

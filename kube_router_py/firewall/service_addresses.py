@@ -19,7 +19,8 @@ from kube_router_py.services import (
 )
 
 _FAMILIES = {4: "inet", 6: "inet6"}
-_EVERYWHERE = {"inet": "0.0.0.0/0", "inet6": "::/0"}
+# In two halves: sets do not take /0.
+_EVERYWHERE = {"inet": ("0.0.0.0/1", "128.0.0.0/1"), "inet6": ("::/1", "8000::/1")}
 
 
 def service_ports(service: Service, options: FirewallOptions) -> dict[str, frozenset[str]]:
@@ -50,7 +51,7 @@ def node_ports(service: Service, options: FirewallOptions) -> dict[str, frozense
         if port.node_port
     ]
     return {
-        family: frozenset(f"{_EVERYWHERE[family]},{port}" for port in ports)
+        family: frozenset(f"{half},{port}" for half in _EVERYWHERE[family] for port in ports)
         for family in options.families
         if ports
     }

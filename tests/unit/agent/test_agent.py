@@ -16,7 +16,14 @@ from kube_router_py.adapters import check_capabilities
 from kube_router_py.agent import Agent, node_name, not_running
 from kube_router_py.cleanup import clean_up
 from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import EndpointSlice, NetworkPolicy, Node, Pod, Service
+from kube_router_py.cluster.objects import (
+    EndpointSlice,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    Pod,
+    Service,
+)
 from kube_router_py.errors import ConfigurationError, KernelError, PreflightError
 from kube_router_py.kernel.fake_host import (
     FakeIpsetKernel,
@@ -87,7 +94,7 @@ NODE = {
 
 
 class Api:
-    """Lists and watches of the three kinds; ``changed`` wakes the watches."""
+    """Lists and watches of all kinds; ``changed`` wakes the watches."""
 
     def __init__(self):
         self.objects = {
@@ -96,6 +103,7 @@ class Api:
             RESOURCES[Node].path: [NODE],
             RESOURCES[Pod].path: [],
             RESOURCES[NetworkPolicy].path: [],
+            RESOURCES[Namespace].path: [],
             LEASES: [],
         }
         self.revision = 10
@@ -172,7 +180,7 @@ class Api:
             self.revision += 1
             obj["kind"] = kind.__name__
             obj["metadata"]["resourceVersion"] = str(self.revision)
-            for each in (Service, EndpointSlice, Node):
+            for each in (Service, EndpointSlice, Node, Pod, Namespace, NetworkPolicy):
                 mark = {
                     "kind": each.__name__,
                     "metadata": {"resourceVersion": str(self.revision)},
@@ -406,7 +414,8 @@ def test_without_the_api_the_agent_lives_unready_and_says_why(api, start, caplog
     until(lambda: "no complete list yet kinds=" in caplog.text, "the log")
     report = ready(running)
     assert not report["ready"]
-    assert "waiting for the first list of EndpointSlice, Node, Service" in report["reason"]
+    everything = "EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service"
+    assert f"waiting for the first list of {everything}" in report["reason"]
     assert ask(running, "/healthz")[0] == 200
     assert running.host.ipvs.writes == 0
     api.status = 200
@@ -532,8 +541,8 @@ def test_a_signal_may_interrupt_the_main_thread_anywhere(api):
 
 def test_the_start_up_log_says_what_is_not_running():
     text = "\n".join(not_running(parse(["--bgp-port=1179", "--enable-pprof"], {})))
-    assert "firewall" in text
-    assert "router" in text
+    assert "firewall" not in text
+    assert "not running: router" in text
     assert "load balancer" not in text
     assert "--bgp-port" in text
     assert "--enable-pprof" in text

@@ -140,8 +140,9 @@ def test_render_of_a_missing_file_exits_with_1(tmp_path, capsys):
 
 
 def test_nothing_to_run_is_no_failure():
+    flags = ("--run-service-proxy=false", "--run-firewall=false")
     done = subprocess.run(
-        [sys.executable, "-m", "kube_router_py", "--run-service-proxy=false"],
+        [sys.executable, "-m", "kube_router_py", *flags],
         capture_output=True,
         text=True,
         check=False,
@@ -149,7 +150,7 @@ def test_nothing_to_run_is_no_failure():
         cwd=REPOSITORY,
     )
     assert done.returncode == 0, done.stderr
-    assert "not running: firewall" in done.stderr
+    assert "not running: router" in done.stderr
     assert "nothing to run" in done.stderr
 
 

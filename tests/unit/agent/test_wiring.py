@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kube_router_py import agent as agent_module
+from kube_router_py import proxy_part
 from kube_router_py.agent import Agent
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client
@@ -55,7 +55,8 @@ def test_events_of_the_cluster_are_for_the_proxy(agent: Agent, marked: set[Hasha
 
 
 def test_word_of_other_nodes_is_for_the_proxy(agent: Agent, marked: set[Hashable]) -> None:
-    agent.leases.put(Lease, Lease(ObjectMeta("kube-router-py-node2", "kube-system")))
+    assert agent.proxy is not None
+    agent.proxy.leases.put(Lease, Lease(ObjectMeta("kube-router-py-node2", "kube-system")))
     assert marked == {OTHER_NODES}
 
 
@@ -67,8 +68,9 @@ def test_a_change_of_addresses_is_for_the_proxy(
             assert ignored == ("kube-dummy-if",)
             self.start = changed
 
-    monkeypatch.setattr(agent_module, "AddressMonitor", Monitor)
-    agent._watch_addresses()
+    monkeypatch.setattr(proxy_part, "AddressMonitor", Monitor)
+    assert agent.proxy is not None
+    agent.proxy.watch_addresses()
     assert marked == {OWN_NODE}
 
 

@@ -201,7 +201,7 @@ def test_unreadable_files_are_exit_1(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_keys_of_a_switched_off_subsystem_are_absent(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--run-service-proxy=false",)
+    flags = ("--run-service-proxy=false", "--run-firewall=false")
     _, document, _ = run(capsys, "-", stdin=json.dumps(SERVICE), flags=flags)
     assert json.loads(document) == {"problems": []}
     _, text, _ = run(capsys, "-", stdin=json.dumps(SERVICE), flags=flags, output="text")
@@ -212,7 +212,8 @@ def test_nothing_is_allocated_and_that_is_noted_on_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bare = {**SERVICE, "spec": {"ports": [{"port": 80}]}}
-    code, document, errors = run(capsys, "-", stdin=json.dumps(bare))
+    flags = ("--run-firewall=false",)
+    code, document, errors = run(capsys, "-", stdin=json.dumps(bare), flags=flags)
     assert code == 0
     assert json.loads(document) == {
         "virtual_servers": [],

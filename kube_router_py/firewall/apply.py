@@ -1,0 +1,232 @@
+"""The thin hand of the firewall: changes of the desired state, and repairs, to the kernel.
+
+Order, in each turn: sets are created and grow; then chains, of a family in one commit; then sets
+shrink, and what nothing refers to any more is destroyed. With ``local_pods`` it is the other way
+round: an address is in there only while all that concerns it stands.
+
+Where a step fails, what depends on it waits, and the next turn compares everything with the kernel.
+"""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+
+from kube_router_py.errors import KernelError
+from kube_router_py.firewall.contents import InBetween, SetDelta
+from kube_router_py.firewall.desired import Changes, Desired, Rules
+from kube_router_py.firewall.frame import JUMPS, frame_sets, is_own_chain, is_own_set, local_pods
+from kube_router_py.firewall.settings import FirewallOptions
+from kube_router_py.kernel.ports import HostPorts, IpsetSpec, SetChange, SetFailure, TableRules
+from kube_router_py.problem import Problem
+
+_log = logging.getLogger(__name__)
+
+_TABLE = "filter"
+_BRIDGE_SYSCTLS = {
+    "inet": "net/bridge/bridge-nf-call-iptables",
+    "inet6": "net/bridge/bridge-nf-call-ip6tables",
+}
+
+
+class Applier:
+    """Used by the firewall's loop, in its thread.
+
+    ``problems``: what went wrong in the last turn. ``is_settled``: nothing of it is left to do.
+    ``drift``: how many sets, chains and jumps others had changed, and were put right.
+    """
+
+    def __init__(self, node_name: str, options: FirewallOptions, desired: Desired) -> None:
+        self._node = f"Node {node_name}"
+        self._options = options
+        self._desired = desired
+        # Whether the kernel is known to hold what was desired when changes were last taken.
+        self._is_known = False
+        self._has_failed = False
+        self.drift = 0
+        self.problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_settled(self) -> bool:
+        return self._is_known and not self._has_failed
+
+    def doubt(self) -> None:
+        """Compare everything with the kernel in the next turn."""
+        self._is_known = False
+
+    def apply(self, ports: HostPorts, changes: Changes, *, full: bool) -> None:
+        """Carry out changes; with ``full``, or in doubt, compare with the kernel and repair.
+
+        Raises KernelError where the kernel cannot be asked.
+        """
+        self.problems, self._has_failed = (), False
+        if self._is_known and changes:
+            self._change(ports, changes)
+        if not self._is_known or full:
+            self._verify(ports)
+
+    # --- what changed --------------------------------------------------------------------------
+
+    def _change(self, ports: HostPorts, changes: Changes) -> None:
+        created = {spec: self._desired.sets[spec] for spec in changes.created}
+        held = self._grow(ports, created, changes.changed)
+        for family in self._options.families:
+            chains, gone = changes.chains.get(family, {}), changes.gone.get(family, set())
+            if not chains and not gone:
+                continue
+            try:
+                ports.iptables.change(family, _TABLE, self._without(chains, held), gone)
+            except KernelError as error:
+                held |= self._fail(family, error)
+        self._shrink(ports, changes.changed, {each.name for each in changes.dropped}, held)
+        self._is_known = not self._has_failed
+        _log.debug(
+            "programmed sets_created=%d sets_changed=%d sets_dropped=%d chains=%d chains_gone=%d",
+            len(changes.created),
+            len(changes.changed),
+            len(changes.dropped),
+            sum(map(len, changes.chains.values())),
+            sum(map(len, changes.gone.values())),
+        )
+
+    # --- what differs --------------------------------------------------------------------------
+
+    def _verify(self, ports: HostPorts) -> None:
+        was_known, self._is_known = self._is_known, False
+        self._filter_bridges(ports)
+        standing = ports.ipsets.read_all(is_own_set)
+        sets = self._desired.sets
+        created: dict[IpsetSpec, Collection[str]] = {}
+        changed: dict[IpsetSpec, SetDelta] = {}
+        for spec in sets.specs():
+            found = standing.pop(spec.name, None)
+            if found is None or found.spec != spec:
+                created[spec] = sets[spec]
+                continue
+            delta = SetDelta(
+                sets[spec].keys() - found.entries, {*found.entries - sets[spec].keys()}
+            )
+            if delta.add or delta.remove:
+                changed[spec] = delta
+        held = self._grow(ports, created, changed)
+        words: list[str] = []
+        for family in self._options.families:
+            if held.intersection(each.name for each in frame_sets(family)):
+                continue  # rules without these would let pass what must not
+            chains = self._without(self._desired.chains[family], held)
+            try:
+                rules = TableRules(chains, JUMPS)
+                words += ports.iptables.ensure(family, _TABLE, rules, is_own_chain)
+            except KernelError as error:
+                held |= self._fail(family, error)
+        self._shrink(ports, changed, standing, held)
+        self._is_known = not self._has_failed
+        self._tell(was_known, [*created, *changed], words)
+
+    def _tell(self, was_known: bool, sets: list[IpsetSpec], words: list[str]) -> None:
+        if not sets and not words:
+            return
+        if not was_known:
+            _log.info("programmed sets=%d rules=%d", len(sets), len(words))
+            return
+        self.drift += len(sets) + len(words)
+        what = [*(f"set {spec.name}" for spec in sets), *words]
+        _log.warning(
+            "repaired what others had changed count=%d what=%r", len(what), "; ".join(what[:10])
+        )
+
+    def _filter_bridges(self, ports: HostPorts) -> None:
+        """Packets between two pods on one bridge are seen by iptables only if it is told so."""
+        for family in self._options.families:
+            name = _BRIDGE_SYSCTLS[family]
+            try:
+                if ports.sysctls.read(name) is not None:
+                    ports.sysctls.write(name, "1")
+                elif ports.links.bridge_ports():
+                    raise KernelError(
+                        f"there is no {name}: policies do not apply between pods of this node "
+                        "that share a bridge; load the module br_netfilter"
+                    )
+            except KernelError as error:
+                self._fail(family, error)
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def _grow(
+        self,
+        ports: HostPorts,
+        created: Mapping[IpsetSpec, Collection[str]],
+        changed: Mapping[IpsetSpec, SetDelta],
+    ) -> set[str]:
+        """Returns the names of sets that are not as the chains need them."""
+        failures: list[SetFailure] = []
+        first: list[SetChange] = []
+        for spec, delta in changed.items():
+            entries = self._desired.sets[spec]
+            if self._is_last(spec):
+                if delta.remove:
+                    content = InBetween(entries, less=delta.add)
+                    first.append(SetChange(spec, content, remove=frozenset(delta.remove)))
+            elif delta.add:
+                content = InBetween(entries, more=delta.remove)
+                first.append(SetChange(spec, content, add=frozenset(delta.add)))
+        if created:
+            failures += ports.ipsets.put_all(created)
+        if first:
+            failures += ports.ipsets.change_all(first)
+        self._fail_sets(failures)
+        # One that stood before still stands; it lacks an entry, which admits less.
+        names = {spec.name for spec in created}
+        return {each.name for each in failures if each.name in names}
+
+    def _shrink(
+        self,
+        ports: HostPorts,
+        changed: Mapping[IpsetSpec, SetDelta],
+        dropped: Iterable[str],
+        held: set[str],
+    ) -> None:
+        """``held``: names of sets, and families, that have to stay as they are."""
+        last: list[SetChange] = []
+        for spec, delta in changed.items():
+            if spec.family in held:
+                continue
+            add, remove = frozenset(delta.add), frozenset(delta.remove)
+            if self._is_last(spec) and add:
+                last.append(SetChange(spec, self._desired.sets[spec], add=add))
+            elif not self._is_last(spec) and remove:
+                last.append(SetChange(spec, self._desired.sets[spec], remove=remove))
+        if last:
+            self._fail_sets(ports.ipsets.change_all(last))
+        doomed = [name for name in dropped if _family(name) not in held]
+        if not doomed:
+            return
+        try:
+            ports.ipsets.destroy(doomed)
+        except KernelError as error:
+            self._fail("", error)
+
+    def _is_last(self, spec: IpsetSpec) -> bool:
+        return spec == local_pods(spec.family)
+
+    def _without(self, chains: Mapping[str, Rules], held: set[str]) -> dict[str, Rules]:
+        """Chains without the rules that refer to sets which could not be made: they admit less."""
+        if not held:
+            return dict(chains)
+        return {
+            name: tuple(rule for rule in rules if not held.intersection(rule.split()))
+            for name, rules in chains.items()
+        }
+
+    def _fail(self, family: str, error: KernelError) -> set[str]:
+        self._has_failed = True
+        self.problems = (*self.problems, Problem(self._node, "", f"policies: {error}"))
+        return {family}
+
+    def _fail_sets(self, failures: Iterable[SetFailure]) -> None:
+        for each in failures:
+            self._has_failed = True
+            problem = Problem(self._node, "", f"policies: set {each.name}: {each.message}")
+            self.problems = (*self.problems, problem)
+
+
+def _family(name: str) -> str:
+    return "inet6" if name.startswith("inet6:") else "inet"

@@ -1,16 +1,20 @@
 """The command line: the agent by default, and its subcommands.
 
-Each imports what it needs when it runs: ``--version``, ``--help`` and ``render`` start at once and
-need neither kernel nor cluster libraries.
+Each imports what it needs when it runs: ``--version``, ``--help``, ``render`` and ``explain`` start
+at once and need neither kernel nor cluster libraries.
 """
 
 import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kube_router_py import __version__
 from kube_router_py.errors import ConfigurationError, KubeRouterError
+
+if TYPE_CHECKING:
+    from kube_router_py.options import Options
 
 OK, FAILED, MISTAKE = 0, 1, 2
 
@@ -28,6 +32,32 @@ objects with mistakes are listed as problems in it.
   -h, --help            show this text
 
 Exit codes: 0 rendered; 1 a file cannot be read or has broken syntax; 2 a mistake in the flags.
+"""
+
+EXPLAIN_USAGE = """\
+Usage: kube-router-py explain -f FILE|DIR|- [-f ...] SRC DST PORT/PROTO [FLAG...]
+       kube-router-py explain -f FILE|DIR|- [-f ...] --flows FILE|- [--output text|json] [FLAG...]
+
+Says whether a connection may pass by the NetworkPolicies in these manifests (YAML or JSON, one or
+several documents, Lists), and which policy and rule decides; no cluster and no root needed. The
+answers go to stdout, in the order of the flows; what of the manifests could not be read to stderr.
+
+SRC is namespace/pod, an IP address or node/NAME (a process of that node), DST namespace/pod or an
+IP address. The address of a Service is judged as it stands: policies apply to the pods behind it.
+
+  -f, --filename=FILE   a manifest, a directory of manifests, or - for stdin; may be repeated
+      --flows=FILE      a JSON array of flows, or - for stdin:
+                        [{"from": "x/a", "to": "y/b", "protocol": "TCP", "port": 80}]
+                        protocol (TCP) and family (that of a literal address, else the first of
+                        IPv4 and IPv6 that both ends have) may be left out
+      --family=FAMILY   IPv4 or IPv6, for the flow on the command line
+  -o, --output=FORMAT   text (default) or json: an array with, for each flow, allowed, egress,
+                        ingress (isolated, allowed, policies, decided_by), reason and error
+  -h, --help            show this text
+
+Exit codes: 0 judged, be it allowed or denied (of --flows, each that cannot be judged has an error
+in its answer); 1 a file cannot be read or has broken syntax, or the one flow of the command line
+cannot be judged; 2 a mistake in the flags.
 """
 
 CLEANUP_USAGE = """\
@@ -148,67 +178,123 @@ def _clean_up(arguments: Sequence[str]) -> int:
 
 
 def _render(arguments: list[str]) -> int:
-    from kube_router_py.options import parse
-
-    own, rest, mistakes = _take(arguments)
+    own, rest, words, mistakes = _take(arguments, _RENDER_FLAGS)
     if "help" in own:
         print(RENDER_USAGE, end="")
         return OK
     if "version" in own:
         return _version([])
-    files = own.get("filename", [])
-    output = own.get("output", ["text"])[-1]
+    files, output = _files_and_output(own, mistakes)
     node = own.get("node", [""])[-1]
-    if not files:
-        mistakes.append("-f is missing: name a manifest, a directory or - for stdin")
     if not node:
         mistakes.append("--node is missing: name the node to render for")
-    if output not in ("text", "json"):
-        mistakes.append(f"--output {output!r} is unknown; choose text or json")
-    try:
-        options = parse(rest, os.environ)
-    except ConfigurationError as error:
-        raise ConfigurationError(*mistakes, *error.messages) from None
-    if mistakes:
-        raise ConfigurationError(*mistakes)
+    options = _checked([*rest, *words], mistakes)
 
     from kube_router_py import render
 
     return render.main(files, node, options, output, "show-secrets" in own, sys.stdin, sys.stdout)
 
 
-# Names of render's own flags; True: takes a value.
-_RENDER_FLAGS = {
+def _explain(arguments: list[str]) -> int:
+    own, rest, words, mistakes = _take(arguments, _EXPLAIN_FLAGS)
+    if "help" in own:
+        print(EXPLAIN_USAGE, end="")
+        return OK
+    if "version" in own:
+        return _version([])
+    files, output = _files_and_output(own, mistakes)
+    flows = own.get("flows", [""])[-1]
+    if "flows" in own and not flows:
+        mistakes.append("--flows is empty: name a file of flows or - for stdin")
+    elif flows and words:
+        mistakes.append(
+            f"--flows and a flow on the command line ({words[0]} ...) exclude each other"
+        )
+    elif not flows and not words:
+        mistakes.append("there is no flow: give SRC DST PORT/PROTO, or --flows")
+    if flows == "-" and "-" in files:
+        mistakes.append("-f - and --flows - cannot both read stdin")
+    if flows and "family" in own:
+        mistakes.append("--family is for a flow on the command line; in --flows each has its own")
+
+    from kube_router_py import explain
+
+    flow = None
+    if words and not flows:
+        try:
+            flow = explain.flow_of_words(words, own.get("family", [""])[-1])
+        except ConfigurationError as error:
+            mistakes += error.messages
+    options = _checked(rest, mistakes)
+    asked = flow or explain.FlowFile(flows)
+    return explain.main(files, asked, options, output, sys.stdin, sys.stdout)
+
+
+def _files_and_output(own: Mapping[str, list[str]], mistakes: list[str]) -> tuple[list[str], str]:
+    files = own.get("filename", [])
+    if not files:
+        mistakes.append("-f is missing: name a manifest, a directory or - for stdin")
+    output = own.get("output", ["text"])[-1]
+    if output not in ("text", "json"):
+        mistakes.append(f"--output {output!r} is unknown; choose text or json")
+    return files, output
+
+
+def _checked(arguments: list[str], mistakes: list[str]) -> "Options":
+    """The agent's options; all mistakes are told at once."""
+    from kube_router_py.options import parse
+
+    try:
+        options = parse(arguments, os.environ)
+    except ConfigurationError as error:
+        raise ConfigurationError(*mistakes, *error.messages) from None
+    if mistakes:
+        raise ConfigurationError(*mistakes)
+    return options
+
+
+# Names of a subcommand's own flags; True: takes a value.
+_COMMON_FLAGS = {
     "-f": ("filename", True),
     "--filename": ("filename", True),
     "-o": ("output", True),
     "--output": ("output", True),
-    "--node": ("node", True),
-    "--show-secrets": ("show-secrets", False),
     "-h": ("help", False),
     "--help": ("help", False),
     "-V": ("version", False),
     "--version": ("version", False),
 }
+_RENDER_FLAGS = {
+    **_COMMON_FLAGS,
+    "--node": ("node", True),
+    "--show-secrets": ("show-secrets", False),
+}
+_EXPLAIN_FLAGS = {**_COMMON_FLAGS, "--flows": ("flows", True), "--family": ("family", True)}
 
 
-def _take(arguments: list[str]) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Sort arguments into render's own flags, the agent's flags, and mistakes."""
+def _take(
+    arguments: list[str], flags: Mapping[str, tuple[str, bool]]
+) -> tuple[dict[str, list[str]], list[str], list[str], list[str]]:
+    """Sort arguments into a subcommand's own flags, the agent's flags, words, and mistakes."""
     from kube_router_py.options import takes_next
 
     own: dict[str, list[str]] = {}
     rest: list[str] = []
+    words: list[str] = []
     mistakes: list[str] = []
     left = list(reversed(arguments))
     while left:
         argument = left.pop()
         name, has_value, value = argument.partition("=")
-        if name not in _RENDER_FLAGS:
+        if name not in flags:
+            if not argument.startswith("-"):
+                words.append(argument)
+                continue
             rest.append(argument)
             if left and takes_next(argument):
                 rest.append(left.pop())
             continue
-        field, takes_value = _RENDER_FLAGS[name]
+        field, takes_value = flags[name]
         if not takes_value and has_value:
             mistakes.append(f"{name} takes no value, but has {value!r}")
         elif takes_value and not has_value:
@@ -217,7 +303,7 @@ def _take(arguments: list[str]) -> tuple[dict[str, list[str]], list[str], list[s
                 continue
             value = left.pop()
         own.setdefault(field, []).append(value)
-    return own, rest, mistakes
+    return own, rest, words, mistakes
 
 
 def _lab(arguments: list[str]) -> int:
@@ -228,6 +314,7 @@ def _lab(arguments: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cleanup": _clean_up,
+    "explain": _explain,
     "lab": _lab,
     "render": _render,
     "version": _version,

@@ -12,6 +12,8 @@ Usage:
   kube-router-py [FLAG...]              run the agent on this node (as root)
   kube-router-py render -f FILE ...     show what a node would do with these manifests; no cluster,
                                         no root (render --help)
+  kube-router-py explain -f FILE ...    say whether a flow may pass, and which NetworkPolicy decides
+                                        (explain --help)
   kube-router-py lab ...                try it: a cluster on this machine (lab --help)
   kube-router-py cleanup [FLAG...]      remove what the agent left in this node's kernel
   kube-router-py --version

@@ -34,7 +34,7 @@ from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError
 from kube_router_py.firewall_part import FirewallPart
 from kube_router_py.kernel.agent_lock import AgentLock
-from kube_router_py.kernel.modules import advice, missing_modules
+from kube_router_py.kernel.modules import FIREWALL, PROXY, advice, missing_modules
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Turn
 from kube_router_py.observe import log
@@ -88,7 +88,8 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         _log.warning("nothing to run: no part that this version has is enabled")
         return 0
     check_capabilities()
-    if missing := missing_modules():
+    needed = (*PROXY,) * options.run_service_proxy + (*FIREWALL,) * options.run_firewall
+    if missing := missing_modules(dict.fromkeys(needed)):
         _log.warning("%s", advice(missing))
     if options.run_service_proxy and not options.service_tcp_timeout:
         _log.warning(

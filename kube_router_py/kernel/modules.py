@@ -1,4 +1,4 @@
-"""Kernel modules that the service proxy needs, looked for before the first write."""
+"""Kernel modules that the agent needs, looked for before the first write."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 
 _TIMEOUT_S = 20.0
 
-# Module: what cannot be had without it.
-NEEDED = {
+# Module: what cannot be had without it; of the service proxy and of the firewall.
+PROXY = {
     "ip_vs": "any Service",
     "ip_vs_rr": "any Service",
     "nf_conntrack": "source NAT",
@@ -22,10 +22,21 @@ NEEDED = {
     "ip_set_hash_net": "source NAT",
     "dummy": "service addresses",
 }
+FIREWALL = {
+    "nf_conntrack": "policies",
+    "xt_set": "policies",
+    "xt_conntrack": "policies",
+    "ip_set_hash_ip": "policies",
+    "ip_set_hash_ipport": "named ports",
+    "ip_set_hash_net": "ipBlocks",
+    "ip_set_hash_netport": "Services and policies",
+    "br_netfilter": "policies between pods on one bridge",
+}
+_NEEDED = {**FIREWALL, **PROXY}
 
 
 def missing_modules(
-    names: Iterable[str] = tuple(NEEDED), release: str | None = None, root: Path = Path("/")
+    names: Iterable[str], release: str | None = None, root: Path = Path("/")
 ) -> tuple[str, ...]:
     """Those modules that are neither loaded nor built in nor loadable here; loads what it can.
 
@@ -58,7 +69,7 @@ def _load(name: str) -> bool:
 def advice(missing: Iterable[str]) -> str:
     """What to do about missing modules, on one line."""
     names = sorted(missing)
-    uses = sorted({NEEDED.get(name, name) for name in names})
+    uses = sorted({_NEEDED.get(name, name) for name in names})
     return (
         f"kernel modules missing: {' '.join(names)} (needed for {'; '.join(uses)}); load them on "
         f"the host (modprobe -a {' '.join(names)}), mount its /lib/modules into the container, or "

@@ -31,7 +31,7 @@ Object = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-OVERLAY = Path("manifests/overlays/service-proxy")
+OVERLAY = Path("manifests/overlays/service-proxy-firewall")
 HEALTH_PORT = 20244
 STOP_GRACE_S = 30.0
 PROBE_TIMEOUT_S = 5.0

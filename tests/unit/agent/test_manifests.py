@@ -10,13 +10,21 @@ import yaml
 
 import kube_router_py
 from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import Lease, NetworkPolicy, Pod
+from kube_router_py.cluster.objects import Lease
+from kube_router_py.firewall.controller import KINDS as FIREWALL_KINDS
 from kube_router_py.options import Options, parse
-from kube_router_py.proxy.dirty_keys import KINDS
+from kube_router_py.proxy.dirty_keys import KINDS as PROXY_KINDS
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFESTS = REPOSITORY / "manifests"
-OVERLAYS = ("overlays/service-proxy", "overlays/dsr")
+# What each overlay runs: service proxy, firewall.
+PARTS = {
+    "overlays/service-proxy": (True, False),
+    "overlays/dsr": (True, False),
+    "overlays/service-proxy-firewall": (True, True),
+    "overlays/firewall": (False, True),
+}
+OVERLAYS = tuple(PARTS)
 DIRECTORIES = ("base", *OVERLAYS)
 
 
@@ -56,7 +64,7 @@ def resource(kind):
 def test_the_roles_allow_exactly_what_is_asked_for():
     watched = {
         (*resource(kind), verb)
-        for kind in (*KINDS, Pod, NetworkPolicy)
+        for kind in {*PROXY_KINDS, *FIREWALL_KINDS}
         for verb in ("list", "watch")
     }
     assert allowed("ClusterRole") == watched | {("", "events", "create")}
@@ -70,10 +78,10 @@ def test_the_arguments_are_flags_of_this_version(directory):
 
 
 @pytest.mark.parametrize("directory", OVERLAYS)
-def test_the_overlays_run_the_service_proxy_alone(directory):
+def test_the_overlays_run_what_they_are_called_after(directory):
     options = parse(container(directory)["args"], {})
-    others = (options.run_firewall, options.run_router, options.run_loadbalancer)
-    assert (options.run_service_proxy, *others) == (True, False, False, False)
+    assert (options.run_service_proxy, options.run_firewall) == PARTS[directory]
+    assert (options.run_router, options.run_loadbalancer) == (False, False)
 
 
 def test_the_probes_ask_where_the_agent_answers():

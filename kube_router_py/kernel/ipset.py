@@ -37,13 +37,15 @@ class IpsetProgram:
     """``ports.Ipsets`` of the calling thread's network namespace."""
 
     # The nft variant of iptables lets go of a set some milliseconds after its last rule went.
-    release_pauses_s: tuple[float, ...] = (0.02, 0.06, 0.12)
+    release_pauses_s: tuple[float, ...] = (0.02, 0.06, 0.12, 0.3)
 
     def __init__(self, program: str = "ipset") -> None:
         self.writes = 0
         self._program = program
         # How many entries fit in the sets seen so far, by name.
         self._limits: dict[str, int] = {}
+        # Sets that stayed in use though they were waited for: not waited for again.
+        self._held: frozenset[str] = frozenset()
 
     def read(self, name: str) -> frozenset[str] | None:
         """Entries of a set in canonical form, or None if there is no such set."""
@@ -136,7 +138,7 @@ class IpsetProgram:
         failed = self._destroy(doomed)
         for pause_s in self.release_pauses_s:
             held = [name for name, complaint in failed.items() if _IN_USE in complaint]
-            if not held:
+            if self._held.issuperset(held):
                 break
             time.sleep(pause_s)
             again = self._destroy(held)
@@ -146,6 +148,7 @@ class IpsetProgram:
         for name in doomed:
             if name not in failed:
                 self._limits.pop(name, None)
+        self._held = (self._held - set(wanted)) | failed.keys()
         if failed:
             causes = (f"{name}: {complaint}" for name, complaint in failed.items())
             raise KernelError("ipset destroy: " + "; ".join(causes), errno.EBUSY)

@@ -40,6 +40,8 @@ _BAD_PARAMETER = 2
 # Above this many differently spelt rules in a chain, rewriting it is the cheaper answer.
 _CHECKS_MAX = 64
 
+_UNREADABLE = re.compile(r"able `\w+' is incompatible|Parsing nftables rule failed")
+
 
 class _ContendedError(KernelError):
     """Somebody else held the lock or changed the table: read and plan again."""
@@ -195,7 +197,7 @@ class IptablesProgram:
     def _save(self, family: str, table: str, *options: str) -> str:
         command = [f"{self._program(family)}-save", "-t", table, *options]
         done = run(command, timeout_s=_TIMEOUT_S)
-        if f"able `{table}' is incompatible" in done.stdout + done.stderr:
+        if _UNREADABLE.search(done.stdout + done.stderr):
             raise UnreadableTableError(
                 f"table {table} holds rules that {command[0]} cannot read; they were written by "
                 "nft(8) or a newer iptables, use that version or delete them"

@@ -6,7 +6,7 @@ Rules of the other variant stay in force beside it.
 import re
 from pathlib import Path
 
-from kube_router_py.errors import KernelError
+from kube_router_py.errors import KernelError, PreflightError
 from kube_router_py.kernel.program import run
 
 VARIANTS = ("iptables", "iptables-nft", "iptables-legacy")
@@ -66,3 +66,15 @@ def _names(file: str) -> frozenset[str]:
         return frozenset(Path(file).read_text().split())
     except OSError:  # the kernel has no legacy tables
         return frozenset()
+
+
+def check_masks(variant: str) -> None:
+    """Raise PreflightError where masks like 0.0.0.15, by which the firewall finds a pod's chain,
+    do not work: in the nft variant of iptables 1.8.7 (the kernel refuses what it makes of them)."""
+    version = run([variant, "--version"], timeout_s=_TIMEOUT_S).stdout
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)\S* \(nf_tables\)", version)
+    if found and tuple(map(int, found.groups())) == (1, 8, 7):
+        raise PreflightError(
+            f"{version.strip()} cannot match masks like 0.0.0.15; install iptables 1.8.8 or newer, "
+            "or set --iptables-backend=legacy"
+        )

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 NAME_BYTES_MAX = 31
 
 _TIMEOUT_S = 60.0
+# Some kernels wait for all packets in flight in each swap (RCU grace period).
+_SWAP_TIMEOUT_S = 0.1
 _ABSENT = "does not exist"
 _FULL = "is full"
 _IN_USE = "in use"
@@ -305,7 +307,8 @@ class IpsetProgram:
         self._run(["destroy", plan.spare_name(name)], writes=True)
 
     def _run(self, arguments: list[str], stdin: str = "", *, writes: bool = False) -> Finished:
-        return run([self._program, *arguments], stdin, timeout_s=_TIMEOUT_S, writes=writes)
+        timeout_s = _TIMEOUT_S + _SWAP_TIMEOUT_S * stdin.count("\nswap ")
+        return run([self._program, *arguments], stdin, timeout_s=timeout_s, writes=writes)
 
 
 _HELD = " and is in use; delete the rules that refer to it (iptables-save shows them)"

@@ -21,17 +21,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import kube_router_py
 from kube_router_py.adapters import check_capabilities, opener
+from kube_router_py.backend_change import BackendChange
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
 from kube_router_py.cluster.objects import Pod, Service, ServiceSpec
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import ConfigurationError
+from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
 from kube_router_py.firewall_part import FirewallPart
 from kube_router_py.kernel.agent_lock import AgentLock
 from kube_router_py.kernel.modules import FIREWALL, PROXY, advice, missing_modules
@@ -45,8 +48,9 @@ from kube_router_py.option_flag import BGP, LOADBALANCER, PEERS, POD_NETWORK
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
 from kube_router_py.part import Part
+from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
 from kube_router_py.proxy_part import ProxyPart
-from kube_router_py.takeover import Takeover
+from kube_router_py.takeover import Takeover, left_behind
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +102,8 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         )
     lock = AgentLock()
     lock.take(_LOCK_WAIT_S)
-    takeover = Takeover(node_name(options, environ))
+    steps = partial(left_behind, options.iptables_backend)
+    takeover = Takeover(node_name(options, environ), steps=steps)
     agent = Agent(
         options,
         environ,
@@ -145,8 +150,9 @@ def not_running(options: Options) -> Iterator[str]:
 
 
 class Agent:
-    """One agent. ``ports`` opens the host's adapters for each part; ``client`` is made from the
-    options; without ``takeover`` nobody was here before.
+    """One agent. ``ports`` opens the host's adapters for each part (``firewall_ports`` those of the
+    firewall, which needs less); ``client`` is made from the options; without ``takeover`` nobody
+    was here before, this agent included.
 
     The constructor binds the port of the probes and reads credentials, but sends nothing.
     Raises ConfigurationError.
@@ -174,20 +180,24 @@ class Agent:
         )
         self.cache = Cache(_kinds(options))
         self._observers: list[Callable[[Turn], None]] = []
+
+        def changed(is_own: Callable[[str], bool]) -> Callable[[], None]:
+            return BackendChange(options, is_own).settled if takeover else lambda: None
+
         self.proxy: ProxyPart | None = None
         self._parts: list[Part] = []
         if options.run_service_proxy:
             namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
             self.proxy = ProxyPart(
                 *(options, self.cache, self.client, self.node, namespace, ports, takeover),
-                *(self._on_turn, self._on_dead),
+                *(self._on_turn, self._on_dead, changed(is_proxy_chain)),
             )
             self._parts.append(self.proxy)
         if options.run_firewall:
             self._parts.append(
                 FirewallPart(
                     *(options, self.cache, self.node, firewall_ports or ports),
-                    *(self._on_turn, self._on_dead),
+                    *(self._on_turn, self._on_dead, changed(is_firewall_chain)),
                 )
             )
         self.loops = [part.loop for part in self._parts]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from kube_router_py.errors import KernelError
+from kube_router_py.firewall.frame import is_own_chain, is_own_set
 from kube_router_py.kernel import kube_proxy
-from kube_router_py.kernel.ports import DsrPorts, HostPorts
+from kube_router_py.kernel.ports import DsrPorts, HostPorts, TableRules
 from kube_router_py.options import Options
 from kube_router_py.proxy.model import IpvsOperation, Verb
 from kube_router_py.proxy.packet_sets import owned_sets
@@ -26,7 +27,7 @@ Say = Callable[[str], None]
 def clean_up(
     options: Options, ports: HostPorts, open_dsr: Callable[[], DsrPorts], say: Say
 ) -> bool:
-    """Remove everything of the service proxy; ``say`` gets a line per step. True if all went."""
+    """Remove everything of every part; ``say`` gets a line per step. True if all went."""
     complete = _carry_out((*_steps(options, ports), *_direct_return_steps(open_dsr)), say)
     say("kernel parameters (sysctl): left as they are")
     return complete
@@ -84,7 +85,9 @@ def _steps(options: Options, ports: HostPorts) -> Iterator[Step]:
                 f"iptables {family} {table} {' '.join(chains)}",
                 partial(_remove_chains, ports, family, table, chains, must=must),
             )
+        yield f"iptables {family} filter, policies", partial(_open_up, ports, family, must=must)
     yield "ipsets", lambda: _destroy_sets(ports, owned_sets())
+    yield "ipsets of policies", lambda: _destroy_sets(ports, ports.ipsets.read_all(is_own_set))
     yield f"link {VIP_LINK}", lambda: _remove_link(ports)
 
 
@@ -115,7 +118,18 @@ def _remove_chains(
     return "removed"
 
 
-def _destroy_sets(ports: HostPorts, names: tuple[str, ...]) -> str:
+def _open_up(ports: HostPorts, family: str, *, must: bool) -> str:
+    """The chains of the firewall have names of policies and pods: they are looked up."""
+    try:
+        gone = ports.iptables.ensure(family, "filter", TableRules({}), is_own_chain)
+    except KernelError as error:
+        if must:
+            raise
+        return f"not there ({error})"
+    return f"{len(gone)} chains and jumps removed"
+
+
+def _destroy_sets(ports: HostPorts, names: Iterable[str]) -> str:
     ports.ipsets.destroy(names)
     return "removed"
 

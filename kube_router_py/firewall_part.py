@@ -31,9 +31,12 @@ class FirewallPart:
         ports: Callable[[], HostPorts],
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._host = Host(ports)
-        self._firewall = Firewall(cache, firewall_options(options), node, self._host.open)
+        self._firewall = Firewall(
+            cache, firewall_options(options), node, self._host.open, on_settled
+        )
         self.loop = Loop(
             self._firewall,
             ready=lambda: cache.is_synced(KINDS),

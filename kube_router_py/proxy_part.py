@@ -1,7 +1,7 @@
 """The service proxy as the agent runs it: its loop, its reflectors, and those who follow it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kube_router_py.adapters import Host, dsr_opener, open_ipvs
@@ -15,12 +15,14 @@ from kube_router_py.kernel.address_monitor import AddressMonitor
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.options import Options
+from kube_router_py.problem import Problem
 from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.desired import Changes, Desired
 from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE
 from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.isolation import Isolation
-from kube_router_py.proxy.settings import proxy_options
+from kube_router_py.proxy.settings import ThisNode, proxy_options
 from kube_router_py.proxy.sysctls import VIP_LINK
 from kube_router_py.takeover import Takeover
 
@@ -30,6 +32,24 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
+
+
+class _WhenRulesStand:
+    """A ``Follower`` that calls ``then`` after full turns, once the proxy's rules stand."""
+
+    def __init__(self, stand: Callable[[], bool], then: Callable[[], None]) -> None:
+        self._stand, self._then = stand, then
+
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
+    def follow(
+        self, desired: Desired, node: ThisNode, changes: Changes, *, full: bool
+    ) -> Iterable[Problem]:
+        del desired, node, changes
+        if full and self._stand():
+            self._then()
+        return ()
 
 
 class ProxyPart:
@@ -50,6 +70,7 @@ class ProxyPart:
         takeover: Takeover | None,
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._cache = cache
         # Apart from the others: without permission to read Leases everything but DSR goes on.
@@ -74,7 +95,11 @@ class ProxyPart:
             node,
             ports=self._host.open,
             dsr=Dsr(node, dsr_opener(options), self._dsr_ready, isolation.is_isolated),
-            followers=(*self._followers.all(), self._takeover),
+            followers=(
+                *self._followers.all(),
+                self._takeover,
+                _WhenRulesStand(lambda: self._proxy.rules_stand, on_settled),
+            ),
         )
         self._takeover.is_settled = lambda: self._proxy.rules_stand
         # Made in start(), in the namespace that the agent serves.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from kube_router_py.errors import KubeRouterError
 from kube_router_py.kernel import kube_proxy, kube_router
-from kube_router_py.kernel.iptables import choose_variant
+from kube_router_py.kernel.iptables_variant import variant_of
 from kube_router_py.kernel.kube_proxy import Step
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.desired import Changes, Desired
@@ -36,10 +36,11 @@ _REMEDY = (
 )
 
 
-def left_behind() -> Iterator[Step]:
-    """What keeps packets from the agent's rules, of kube-proxy and of kube-router."""
+def left_behind(backend: str = "auto") -> Iterator[Step]:
+    """What keeps packets from the agent's rules, of kube-proxy and of kube-router; ``backend`` is
+    the variant of iptables that the agent uses (--iptables-backend)."""
     yield from kube_proxy.leftovers(everything=False)
-    yield from kube_router.leftovers(choose_variant())
+    yield from kube_router.leftovers(variant_of(backend))
 
 
 class Takeover:

@@ -8,13 +8,16 @@ Where a step fails, what depends on it waits, and the next turn compares everyth
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from kube_router_py.errors import KernelError
+from kube_router_py.errors import KernelError, StateUnknownError
 from kube_router_py.firewall.contents import InBetween, SetDelta
 from kube_router_py.firewall.desired import Changes, Desired, Rules
 from kube_router_py.firewall.frame import JUMPS, frame_sets, is_own_chain, is_own_set, local_pods
+from kube_router_py.firewall.refused import refused_rules, without
 from kube_router_py.firewall.settings import FirewallOptions
+from kube_router_py.kernel.jump_watch import JumpWatch
 from kube_router_py.kernel.ports import HostPorts, IpsetSpec, SetChange, SetFailure, TableRules
 from kube_router_py.problem import Problem
 
@@ -34,15 +37,34 @@ class Applier:
     ``drift``: how many sets, chains and jumps others had changed, and were put right.
     """
 
-    def __init__(self, node_name: str, options: FirewallOptions, desired: Desired) -> None:
+    def __init__(
+        self,
+        node_name: str,
+        options: FirewallOptions,
+        desired: Desired,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._node = f"Node {node_name}"
         self._options = options
         self._desired = desired
         # Whether the kernel is known to hold what was desired when changes were last taken.
         self._is_known = False
         self._has_failed = False
+        self._failures: list[Problem] = []
+        # Rules of policies that the kernel does not take, with its complaint, by family.
+        self._refused: dict[str, dict[str, str]] = {}
+        self._jumps = JumpWatch()
         self.drift = 0
-        self.problems: tuple[Problem, ...] = ()
+
+    @property
+    def problems(self) -> list[Problem]:
+        refused = (
+            Problem(self._node, "", f"policies: the rule {rule!r} admits nobody: {complaint}")
+            for rules in self._refused.values()
+            for rule, complaint in rules.items()
+        )
+        return [*self._failures, *refused, *self._jumps.problems(self._clock())]
 
     @property
     def is_settled(self) -> bool:
@@ -57,7 +79,7 @@ class Applier:
 
         Raises KernelError where the kernel cannot be asked.
         """
-        self.problems, self._has_failed = (), False
+        self._failures, self._has_failed = [], False
         if self._is_known and changes:
             self._change(ports, changes)
         if not self._is_known or full:
@@ -73,7 +95,7 @@ class Applier:
             if not chains and not gone:
                 continue
             try:
-                ports.iptables.change(family, _TABLE, self._without(chains, held), gone)
+                self._commit(ports, family, self._without(chains, held), gone)
             except KernelError as error:
                 held |= self._fail(family, error)
         self._shrink(ports, changes.changed, {each.name for each in changes.dropped}, held)
@@ -91,6 +113,7 @@ class Applier:
 
     def _verify(self, ports: HostPorts) -> None:
         was_known, self._is_known = self._is_known, False
+        self._refused.clear()
         self._filter_bridges(ports)
         standing = ports.ipsets.read_all(is_own_set)
         sets = self._desired.sets
@@ -113,8 +136,7 @@ class Applier:
                 continue  # rules without these would let pass what must not
             chains = self._without(self._desired.chains[family], held)
             try:
-                rules = TableRules(chains, JUMPS)
-                words += ports.iptables.ensure(family, _TABLE, rules, is_own_chain)
+                words += self._ensure(ports, family, chains)
             except KernelError as error:
                 held |= self._fail(family, error)
         self._shrink(ports, changed, standing, held)
@@ -148,7 +170,52 @@ class Applier:
             except KernelError as error:
                 self._fail(family, error)
 
-    # --- steps ---------------------------------------------------------------------------------
+    # --- chains --------------------------------------------------------------------------------
+
+    def _commit(
+        self, ports: HostPorts, family: str, chains: Mapping[str, Rules], gone: Iterable[str]
+    ) -> None:
+        def change(chains: dict[str, Rules]) -> tuple[str, ...]:
+            ports.iptables.change(family, _TABLE, chains, gone)
+            return ()
+
+        self._try(ports, family, chains, change)
+
+    def _ensure(
+        self, ports: HostPorts, family: str, chains: Mapping[str, Rules]
+    ) -> tuple[str, ...]:
+        now_s = self._clock()
+        leave = self._jumps.leave(family, _TABLE, now_s)
+
+        def ensure(chains: dict[str, Rules]) -> tuple[str, ...]:
+            rules = TableRules(chains, JUMPS)
+            return ports.iptables.ensure(family, _TABLE, rules, is_own_chain, leave=leave)
+
+        words = self._try(ports, family, chains, ensure)
+        self._jumps.note(family, _TABLE, words, now_s)
+        return words
+
+    def _try(
+        self,
+        ports: HostPorts,
+        family: str,
+        chains: Mapping[str, Rules],
+        write: Callable[[dict[str, Rules]], tuple[str, ...]],
+    ) -> tuple[str, ...]:
+        """Write chains; where the kernel refuses some rules of policies, write the others."""
+        refused = self._refused.get(family, {})
+        try:
+            return write({name: without(rules, refused) for name, rules in chains.items()})
+        except StateUnknownError:
+            raise
+        except KernelError:
+            more = refused_rules(ports.iptables, family, chains)
+            if not more.keys() - refused.keys():
+                raise
+            refused = self._refused[family] = {**refused, **more}
+            return write({name: without(rules, refused) for name, rules in chains.items()})
+
+    # --- sets ----------------------------------------------------------------------------------
 
     def _grow(
         self,
@@ -218,14 +285,14 @@ class Applier:
 
     def _fail(self, family: str, error: KernelError) -> set[str]:
         self._has_failed = True
-        self.problems = (*self.problems, Problem(self._node, "", f"policies: {error}"))
+        self._failures.append(Problem(self._node, "", f"policies: {error}"))
         return {family}
 
     def _fail_sets(self, failures: Iterable[SetFailure]) -> None:
         for each in failures:
             self._has_failed = True
-            problem = Problem(self._node, "", f"policies: set {each.name}: {each.message}")
-            self.problems = (*self.problems, problem)
+            reason = f"policies: set {each.name}: {each.message}"
+            self._failures.append(Problem(self._node, "", reason))
 
 
 def _family(name: str) -> str:

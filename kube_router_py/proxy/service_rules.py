@@ -69,6 +69,11 @@ def owned_rules() -> dict[str, tuple[str, ...]]:
     }
 
 
+def is_own_chain(name: str) -> bool:
+    """Whether a chain is the service proxy's, in whatever table, by its name."""
+    return any(name in chains for chains in owned_rules().values())
+
+
 def compile_rules(
     node: ThisNode, around: Surroundings, options: ProxyOptions, *, random_fully: bool
 ) -> tuple[tuple[FamilyRules, ...], tuple[Problem, ...]]:

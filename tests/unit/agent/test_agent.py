@@ -591,6 +591,8 @@ def test_cleanup_removes_what_is_ours_and_says_so(api, start):
     assert host.links.link is None
     assert FakeIpsets(host.sets).read("kube-router-local-cidrs") is None
     assert not any("KUBE-ROUTER-MASQ" in chain for chain in host.rules.chains("inet", "nat"))
+    assert set(host.rules.chains("inet", "filter")) == {"INPUT", "FORWARD", "OUTPUT"}
+    assert host.sets.sets == {}
     text = "\n".join(said)
     assert "2 removed, 1 in --excluded-cidrs kept" in text
     assert "kube-dummy-if" in text
@@ -625,6 +627,9 @@ def test_cleanup_goes_on_after_a_step_that_fails():
         def remove(self, family, table, chains):
             raise KernelError("iptables is not installed")
 
+        def ensure(self, family, table, rules, prune):
+            raise KernelError("iptables is not installed")
+
     host.links.set_up()
     ports.iptables = Broken()
     said = []
@@ -633,3 +638,4 @@ def test_cleanup_goes_on_after_a_step_that_fails():
     text = "\n".join(said)
     assert "FAILED: iptables is not installed" in text
     assert "inet6 nat KUBE-ROUTER-HAIRPIN KUBE-ROUTER-MASQ: not there" in text
+    assert "inet6 filter, policies: not there" in text

@@ -64,7 +64,7 @@ def test_help_goes_to_stdout(argv, word, capsys):
     ("argv", "words"),
     [
         (["rendr"], ["'rendr'", "did you mean render?"]),
-        (["xyzzy"], ["'xyzzy'", "cleanup, lab, render"]),
+        (["xyzzy"], ["'xyzzy'", "cleanup, explain, lab, render"]),
         (["--overlay-type=mesh", "--nonsense"], ["--overlay-type", "--nonsense"]),
         (["version", "now"], ["'now'"]),
         (["cleanup", "--vip-mode=x"], ["--vip-mode"]),

@@ -35,6 +35,10 @@ from kube_router_py.firewall.evaluate_rules import (
     selects,
 )
 
+_ICMP = ("ICMP", "ICMPV6", "1", "58")
+# By number, and without ports: 47 is GRE.
+_OTHER_PROTOCOLS = frozenset(map(str, range(256))) - {"6", "17", "132"}
+
 
 class FlowError(ValueError):
     """A flow that cannot be judged: an end is unknown, or it makes no sense."""
@@ -43,7 +47,8 @@ class FlowError(ValueError):
 class Flow(Struct, frozen=True):
     """``source``: ``namespace/pod``, an IP address or ``node/NAME``; ``destination``:
     ``namespace/pod`` or an IP address. ``family``: ``IPv4``, ``IPv6`` or ``""``: that of a literal
-    address, else the first of the two that both ends have."""
+    address, else the first of the two that both ends have. ``protocol``: ``TCP``, ``UDP`` or
+    ``SCTP``, or the number of another, which has no ports."""
 
     source: str
     destination: str
@@ -110,10 +115,7 @@ class Evaluator:
 
     def evaluate(self, flow: Flow) -> Verdict:
         """Raises FlowError for a flow that cannot be judged."""
-        if flow.protocol not in PROTOCOLS:
-            raise FlowError(f"protocol {flow.protocol!r} is none of {', '.join(PROTOCOLS)}")
-        if not 1 <= flow.port <= 65535:
-            raise FlowError(f"port {flow.port} is not in 1..65535")
+        _check(flow)
         try:
             source, target = self._places.ends(flow.source, flow.destination, flow.family)
         except ValueError as error:
@@ -171,6 +173,17 @@ class Evaluator:
         return found
 
 
+def _check(flow: Flow) -> None:
+    if flow.protocol in PROTOCOLS:
+        if not 1 <= flow.port <= 65535:
+            raise FlowError(f"port {flow.port} is not in 1..65535")
+    elif flow.protocol in _ICMP:
+        raise FlowError("ICMP is mostly exempt, by its type; policies have no word for it")
+    elif flow.protocol not in _OTHER_PROTOCOLS:
+        names = ", ".join(PROTOCOLS)
+        raise FlowError(f"protocol {flow.protocol!r} is none of {names}, and no other's number")
+
+
 class _Judge:
     """Both directions of one flow."""
 
@@ -178,6 +191,8 @@ class _Judge:
         self._rules = rules
         self._protocol = flow.protocol
         self._port = flow.port
+        has_ports = flow.protocol in PROTOCOLS
+        self._what = f"{flow.protocol} {flow.port}" if has_ports else f"protocol {flow.protocol}"
         self._source = source
         self._target = target
         self._nodes = source.nodes | target.nodes
@@ -201,7 +216,7 @@ class _Judge:
             self._target,
             is_ingress=True,
             is_exempt=lambda pod: node is not None and pod.spec.node_name == node,
-            exemption=f"{self._source.name} is on its own node",
+            exemption=f"{self._source.name} is exempt on its own node",
         )
 
     def _side(
@@ -236,14 +251,14 @@ class _Judge:
             admitted = self._first(policies, is_ingress)
             if admitted is None:
                 other = self._source if is_ingress else self._target
-                what = f"no rule admits {other.name} on {self._protocol} {self._port}"
+                what = f"no rule admits {other.name} on {self._what}"
                 return Side(True, False, keys), f"{words}: {by}, {what}"
             decision = decision or admitted
         if decision is None:
             return Side(True, True, keys), f"{words}: {by}, but {exemption}"
         other = self._source if is_ingress else self._target
         what = f"rule {decision.rule} of {decision.policy} admits {other.name}"
-        reason = f"{words}: {by}, {what} on {self._protocol} {self._port}"
+        reason = f"{words}: {by}, {what} on {self._what}"
         return Side(True, True, keys, decision), reason
 
     def _first(self, policies: Sequence[ReadPolicy], is_ingress: bool) -> Decision | None:
@@ -267,18 +282,23 @@ class _Judge:
                 )
                 if not owners:
                     continue
-            if rule.ports is None:
-                return True
-            # A name is that of the destination: of the target, or of the peer that is met.
-            named = filter(policy.is_about, self._target.owners) if is_ingress else iter(owners)
-            numbers = [self._rules.ports_of(pod) for pod in named]
-            if any(self._is_port(port, numbers) for port in rule.ports):
+            # A name is the destination's: of the pod with the policy, or of the peer that is met.
+            named = filter(policy.is_about, self._target.owners) if is_ingress else owners
+            if rule.ports is None or self._is_one_of(rule.ports, named):
                 return True
         return False
 
-    def _is_port(self, port: ReadPort, numbers: list[dict[tuple[str, str], int]]) -> bool:
-        if port.protocol != self._protocol:
-            return False
-        if port.name is None:
-            return port.first <= self._port <= port.last
-        return any(each.get((port.protocol, port.name)) == self._port for each in numbers)
+    def _is_one_of(self, ports: Iterable[ReadPort], named: Iterable[Pod]) -> bool:
+        """Whether the flow's port is one of these; ``named`` are the pods whose names count."""
+        for port in ports:
+            if port.protocol != self._protocol:
+                continue
+            if port.name is None:
+                if port.first <= self._port <= port.last:
+                    return True
+                continue
+            named = tuple(named)
+            what = (port.protocol, port.name)
+            if any(self._rules.ports_of(pod).get(what) == self._port for pod in named):
+                return True
+        return False

@@ -56,10 +56,11 @@ def _pods(draw: st.DrawFn) -> Object:
     host_network = draw(st.integers(0, 7)) == 7
     both = draw(st.sampled_from(IPS[node]))
     some = [both, both, both[::-1], both[:1], both[1:], [], [""], ["wrong", both[0]]]
+    ips = NODE_ADDRESSES[node] if host_network else draw(st.sampled_from(some))
     return pod(
         draw(st.sampled_from(SPACES)) + "/" + draw(st.sampled_from(["p", "q", "bp"])),
-        node if draw(st.integers(0, 9)) else "",
-        NODE_ADDRESSES[node] if host_network else draw(st.sampled_from(some)),
+        node if ips else "",
+        ips,
         draw(LABELS),
         draw(CONTAINER_PORTS),
         phase=draw(

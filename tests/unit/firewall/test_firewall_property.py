@@ -1,8 +1,8 @@
-"""Random clusters: what is applied piece by piece ends as if compiled from scratch."""
+"""Random clusters: piece by piece as from scratch, and the rules do what the semantics say."""
 
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -11,8 +11,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Pod, Service
+from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.desired import Changes, Desired
+from kube_router_py.firewall.evaluate import Evaluator, Flow
 from kube_router_py.firewall.pods import pod_facts
 from kube_router_py.firewall.policy import compile_policy
 from kube_router_py.firewall.service_addresses import node_ports, service_ports
@@ -133,3 +134,66 @@ def test_incremental_equals_from_scratch(clusters: Any, random_clusters: Any) ->
         machine(clusters, random_clusters),
         settings=settings(max_examples=60, stateful_step_count=12),
     )
+
+
+# --- two ways to one verdict ---
+
+
+def evaluator(cluster: Any) -> Evaluator:
+    kinds = (Pod, Namespace, NetworkPolicy, Node, Service)
+    return Evaluator(*(cluster.manifests.list(kind) for kind in kinds))
+
+
+def judged(rules: Evaluator, flow: Any, protocols: dict[int, str]) -> bool:
+    """A flow's verdict by the semantics; ``flow`` is the tracer's."""
+    source = f"node/{flow.src_node}" if flow.src_process else flow.src
+    family = "IPv6" if ":" in flow.src else "IPv4"
+    asked = Flow(source, flow.dst, protocols[flow.protocol], flow.dport, family)
+    return rules.evaluate(asked).allowed
+
+
+def dialled(cluster: Any, flow: Any) -> bool:
+    """Whether there is a Service where the flow dials."""
+    place = (flow.service[0], flow.service[1], {6: "TCP", 17: "UDP"}.get(flow.protocol))
+    return any(
+        place == (ip, port.port, port.protocol)
+        for service in cluster.manifests.list(Service)
+        for ip in service.spec.cluster_ips or ()
+        for port in service.spec.ports or ()
+    )
+
+
+def disagreements(clusters: Any, tracer: Any, objects: list[Any], flows: list[Any]) -> list[str]:
+    cluster = clusters.Cluster([*map(clusters.node, clusters.NODE_ADDRESSES), *objects])
+    rules = evaluator(cluster)
+    protocols = {number: name.upper() for name, number in clusters.PROTOCOLS.items()}
+    found = []
+    for flow in flows:
+        if flow.service and not dialled(cluster, flow):
+            # Nothing takes it there: it is for an address of the node, and judged as that.
+            flow = tracer.Flow(
+                flow.src,
+                flow.service[0],
+                flow.protocol,
+                flow.service[1],
+                flow.src_node,
+                dst_node=flow.src_node,
+                dst_process=True,
+            )
+        said = judged(rules, flow, protocols)
+        verdict, way = cluster.trace(flow)
+        if said != verdict:
+            found.append(f"{flow}\nevaluate: {said}, rules: {clusters.told(verdict, way)}")
+        for hop in way:
+            assert hop.trace.mark == 0 or hop.trace.verdict != "ACCEPT"
+    return found
+
+
+def test_rules_and_semantics_agree(clusters: Any, random_clusters: Any, tracer: Any) -> None:
+    @settings(max_examples=150)
+    @given(random_clusters.objects(), st.lists(random_clusters.FLOWS, min_size=1, max_size=16))
+    def agree(objects: list[Any], flows: list[Any]) -> None:
+        wrong = disagreements(clusters, tracer, objects, flows)
+        assert not wrong, "\n".join(wrong)
+
+    agree()

@@ -284,6 +284,24 @@ def test_notes_tell_what_is_not_as_it_looks(run: Any, tmp_path: Path, clusters: 
     ]
 
 
+def test_the_documented_answers_are_the_real_ones(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[3]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / "explain.md").read_text()
+    commands = [
+        line.removeprefix("$ kube-router-py ")
+        for line in text.splitlines()
+        if line.startswith("$ kube-router-py") and "docs/examples" in line
+    ]
+    assert len(commands) == 2
+    for command in commands:
+        assert cli.main(command.split()) == 0
+        answer = capsys.readouterr().out
+        assert f"$ kube-router-py {command}\n{answer}" in text
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", "--help"]) == 0
     assert capsys.readouterr().out == cli.EXPLAIN_USAGE

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from kube_router_py.errors import KernelError
-from kube_router_py.firewall.frame import is_own_chain, is_own_set
+from kube_router_py.firewall.frame import ACCEPT, is_marker_set, is_own_chain, is_own_set
 from kube_router_py.kernel import kube_proxy
 from kube_router_py.kernel.ports import DsrPorts, HostPorts, TableRules
 from kube_router_py.options import Options
@@ -87,7 +87,7 @@ def _steps(options: Options, ports: HostPorts) -> Iterator[Step]:
             )
         yield f"iptables {family} filter, policies", partial(_open_up, ports, family, must=must)
     yield "ipsets", lambda: _destroy_sets(ports, owned_sets())
-    yield "ipsets of policies", lambda: _destroy_sets(ports, ports.ipsets.read_all(is_own_set))
+    yield "ipsets of policies", lambda: _destroy_policy_sets(ports)
     yield f"link {VIP_LINK}", lambda: _remove_link(ports)
 
 
@@ -119,14 +119,24 @@ def _remove_chains(
 
 
 def _open_up(ports: HostPorts, family: str, *, must: bool) -> str:
-    """The chains of the firewall have names of policies and pods: they are looked up."""
+    """The chains of the firewall have names of policies and pods: they are looked up. Those of a
+    kube-router, which may be the firewall beside this agent's proxy, are called alike."""
     try:
+        if ACCEPT not in ports.iptables.counters(family, "filter", (ACCEPT,)):
+            return "none of this agent's"
         gone = ports.iptables.ensure(family, "filter", TableRules({}), is_own_chain)
     except KernelError as error:
         if must:
             raise
         return f"not there ({error})"
     return f"{len(gone)} chains and jumps removed"
+
+
+def _destroy_policy_sets(ports: HostPorts) -> str:
+    standing = ports.ipsets.read_all(is_own_set)
+    if not any(is_marker_set(name) for name in standing):
+        return "none of this agent's"
+    return _destroy_sets(ports, standing)
 
 
 def _destroy_sets(ports: HostPorts, names: Iterable[str]) -> str:

@@ -98,6 +98,11 @@ def is_own_set(name: str) -> bool:
     return plain in _SETS or plain.startswith((SOURCE_SET, PORT_SET))
 
 
+def is_marker_set(name: str) -> bool:
+    """Whether a set tells that this agent's firewall was here: kube-router has none of this name."""
+    return name.removeprefix("inet6:") in _ISOLATED.values()
+
+
 def is_own_chain(name: str) -> bool:
     """The same for a chain of table filter."""
     return name in (INPUT, FORWARD, OUTPUT, ACCEPT, *DIRECTION_CHAINS.values()) or name.startswith(

@@ -71,6 +71,12 @@ class Metrics:
             registry=self._registry,
             buckets=_BUCKETS,
         )
+        self._iptables_sync = Histogram(
+            "kube_router_controller_iptables_sync_time",
+            "Duration of the firewall's turns in seconds",
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
         self._export = Histogram(
             "kube_router_controller_ipvs_metrics_export_time",
             "Duration of reading the traffic of Services in seconds",
@@ -93,6 +99,8 @@ class Metrics:
         self._turn_seconds.labels(loop=turn.loop, full=full).observe(turn.duration_s)
         if turn.loop == "service-proxy":
             self._ipvs_sync.observe(turn.duration_s)
+        elif turn.loop == "firewall":
+            self._iptables_sync.observe(turn.duration_s)
 
     def page(self) -> Answer:
         with self._export.time():

@@ -35,7 +35,7 @@ from kube_router_py.kernel.fake_host import (
     FakeSysctls,
 )
 from kube_router_py.kernel.fake_ipvs import FakeIpvs
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.kernel.ports import HostPorts, IpsetSpec, Jump, TableRules
 from kube_router_py.options import Options, parse
 from kube_router_py.proxy.model import (
     IpvsOperation,
@@ -627,7 +627,7 @@ def test_cleanup_goes_on_after_a_step_that_fails():
         def remove(self, family, table, chains):
             raise KernelError("iptables is not installed")
 
-        def ensure(self, family, table, rules, prune):
+        def counters(self, family, table, chains):
             raise KernelError("iptables is not installed")
 
     host.links.set_up()
@@ -639,3 +639,19 @@ def test_cleanup_goes_on_after_a_step_that_fails():
     assert "FAILED: iptables is not installed" in text
     assert "inet6 nat KUBE-ROUTER-HAIRPIN KUBE-ROUTER-MASQ: not there" in text
     assert "inet6 filter, policies: not there" in text
+
+
+def test_cleanup_leaves_the_policies_of_a_kube_router_beside_the_agent():
+    """Its chains and sets are called as ours: what tells them apart is what only ours have."""
+    host = FakeHost()
+    ports = host.open()
+    theirs = {"KUBE-ROUTER-FORWARD": ("-j KUBE-POD-FW-AAAAAAAAAAAAAAAA",)}
+    theirs["KUBE-POD-FW-AAAAAAAAAAAAAAAA"] = ("-j REJECT",)
+    jumps = (Jump("FORWARD", "-j KUBE-ROUTER-FORWARD"),)
+    ports.iptables.ensure("inet", "filter", TableRules(theirs, jumps))
+    ports.ipsets.ensure(IpsetSpec("KUBE-SRC-AAAAAAAAAAAAAAAA", "hash:ip", "inet"), frozenset())
+    said = []
+    assert clean_up(parse([], {}), host.open(), Routing().open, said.append)
+    assert theirs.keys() <= host.rules.chains("inet", "filter").keys()
+    assert "KUBE-SRC-AAAAAAAAAAAAAAAA" in host.sets.sets
+    assert "iptables inet filter, policies: none of this agent's" in said

@@ -7,6 +7,8 @@ import pytest
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Node, Service
+from kube_router_py.firewall.controller import KINDS, Firewall
+from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.ipvs_decode import Traffic
 from kube_router_py.loop import Loop
 from kube_router_py.loop_model import Controller, Outcome, Turn
@@ -43,6 +45,10 @@ class Idle(Controller):
         pass
 
 
+def fail():
+    raise AssertionError("nothing is opened here")
+
+
 @pytest.fixture
 def parts():
     cache = Cache((Service, Node))
@@ -72,6 +78,7 @@ def test_every_metric_is_explained_and_exists(parts):
             "controller_ipvs_services": 1,
             "refused_addresses": 0,
             "events_dropped_total": 0,
+            **Firewall(Cache(KINDS), FirewallOptions(), "node1", fail).numbers,
         },
         writes=lambda: {"ipvs": 0},
         more=TrafficPage(OneServer, lambda key: ("default/web", key)).text,

@@ -1,10 +1,12 @@
 """Random objects for the firewall, good and bad: few names and addresses, so that they meet."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle, product
 from typing import Any
 
 from firewall_cluster import (
     NODE_ADDRESSES,
-    PROTOCOLS,
     Object,
     identity,
     namespace,
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 Strategy = st.SearchStrategy[Any]
 
-SPACES = ("a", "ab", "b")
+SPACES = ("a", "a", "ab", "b")
 LABELS: Strategy = st.fixed_dictionaries(
     {}, optional={"app": st.sampled_from(["x", "y", ""]), "tier": st.sampled_from(["x", "z"])}
 )
@@ -103,6 +105,7 @@ BROKEN_EXPRESSIONS: Strategy = st.sampled_from(
 )
 SELECTORS: Strategy = st.one_of(
     st.just({}),
+    st.fixed_dictionaries({"matchLabels": st.just({"app": "x"})}),
     st.fixed_dictionaries(
         {},
         optional={
@@ -140,42 +143,51 @@ PEERS: Strategy = _mostly(
         st.fixed_dictionaries({"ipBlock": BLOCKS, "namespaceSelector": SELECTORS}),
     ),
 )
-ENTRIES: Strategy = st.fixed_dictionaries(
-    {},
-    optional={
-        "protocol": st.sampled_from(["TCP", "TCP", "UDP", "SCTP", "QUIC", "tcp", ""]),
-        "port": st.one_of(
-            st.sampled_from([1, *PORTS, *PORTS, 65535]),
-            st.sampled_from([*NAMES, *NAMES, "ghost", "80", ""]),
-            st.sampled_from([0, -1, 65536]),
-        ),
-        "endPort": st.sampled_from([80, 81, 82, 65535, 65536, 0]),
-    },
+GOOD_ENTRIES: Strategy = st.fixed_dictionaries(
+    {"port": st.sampled_from([1, *PORTS, *PORTS, *NAMES, *NAMES])},
+    optional={"protocol": st.sampled_from(["TCP", "UDP", "SCTP"])},
+)
+ENTRIES: Strategy = st.one_of(
+    GOOD_ENTRIES,
+    st.fixed_dictionaries(
+        {"port": st.sampled_from([1, 53, 80]), "endPort": st.sampled_from([80, 81, 65535])}
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "protocol": st.sampled_from(["TCP", "UDP", "SCTP", "QUIC", "tcp", ""]),
+            "port": st.sampled_from([80, *NAMES, "ghost", "80", "", 0, -1, 65536]),
+            "endPort": st.sampled_from([80, 81, 82, 65535, 65536, 0]),
+        },
+    ),
 )
 
 
 def _rules(side: str) -> Strategy:
     rule = st.fixed_dictionaries(
+        {side: st.lists(PEERS, min_size=1, max_size=3)},
+        optional={"ports": st.lists(ENTRIES, min_size=1, max_size=2)},
+    )
+    odd = st.fixed_dictionaries(
         {},
         optional={
-            side: st.one_of(st.none(), st.lists(PEERS, max_size=2)),
+            side: st.one_of(st.none(), st.just([])),
             "ports": st.one_of(st.none(), st.lists(ENTRIES, max_size=2)),
         },
     )
-    return st.one_of(st.none(), st.lists(rule, max_size=2))
+    some = st.lists(_mostly(rule, odd), min_size=1, max_size=3)
+    return _mostly(some, st.sampled_from([None, []]))
 
 
 SPECS: Strategy = st.fixed_dictionaries(
-    {},
-    optional={
-        "podSelector": st.one_of(st.none(), SELECTORS, st.just({})),
-        "policyTypes": st.one_of(
-            st.none(),
-            st.lists(st.sampled_from(["Ingress", "Egress", "Egress", "Sideways"]), max_size=2),
+    {
+        "podSelector": st.one_of(st.just({}), st.none(), SELECTORS),
+        "policyTypes": _mostly(
+            st.sampled_from([["Ingress"], ["Egress"], ["Ingress", "Egress"]]),
+            st.sampled_from([None, [], ["Sideways"], ["Sideways", "Egress"]]),
         ),
-        "ingress": _rules("from"),
-        "egress": _rules("to"),
     },
+    optional={"ingress": _rules("from"), "egress": _rules("to")},
 )
 POLICIES = st.builds(
     policy,
@@ -196,56 +208,57 @@ SERVICES = st.builds(
 )
 
 
-def _unique(strategy: Strategy, count: int) -> Strategy:
-    return st.lists(strategy, max_size=count, unique_by=identity)
+def _unique(strategy: Strategy, least: int, most: int) -> Strategy:
+    return st.lists(strategy, min_size=least, max_size=most, unique_by=identity)
 
 
 def objects() -> Strategy:
     """The objects of a cluster, the two Nodes not among them."""
     return st.builds(
         lambda *kinds: [each for kind in kinds for each in kind],
-        _unique(NAMESPACES, 3),
-        _unique(PODS, 6),
-        _unique(POLICIES, 4),
-        _unique(SERVICES, 2),
+        _unique(NAMESPACES, 2, 3),
+        _unique(PODS, 3, 7),
+        _unique(POLICIES, 2, 6),
+        _unique(SERVICES, 0, 2),
     )
 
 
 # --- flows ---------------------------------------------------------------------------------------
 
 OUTSIDE = {4: ["203.0.113.10", "9.9.9.9", "200.1.1.1"], 6: ["2001:db8::10", "fd01::1", "a000::1"]}
-_PODS = {
-    family: [(ips[0 if family == 4 else 1], node) for node in IPS for ips in IPS[node]]
-    for family in (4, 6)
-}
+End = tuple[str, str, bool]
+"""Address, node, whether it is the node itself."""
 
 
-@st.composite
-def _flows(draw: st.DrawFn) -> Flow:
-    family = draw(st.sampled_from([4, 6]))
-    nodes = [(ips[0 if family == 4 else 1], name) for name, ips in NODE_ADDRESSES.items()]
-    pods = st.sampled_from(_PODS[family]).map(lambda found: (*found, False))
-    hosts = st.sampled_from(nodes).map(lambda found: (*found, True))
-    outside = st.sampled_from(OUTSIDE[family]).map(lambda found: (found, "", False))
-    src, src_node, src_process = draw(st.one_of(pods, pods, hosts, outside))
-    targets = [pods, pods, pods] if not src_node or src_process else [pods, pods, hosts, outside]
-    dst, dst_node, dst_process = draw(st.one_of(targets))
-    vips = [ip for each in VIPS for ip in each if (":" in ip) == (family == 6)]
-    dialled = None
-    if src_node and not src_process and dst_node and not dst_process and draw(st.booleans()):
-        dialled = (draw(st.sampled_from(vips)), draw(st.sampled_from([80, 443])))
-    return Flow(
-        src,
-        dst,
-        draw(st.sampled_from(sorted(PROTOCOLS.values()))),
-        draw(st.sampled_from([1, *PORTS, *PORTS, 82, 65535])),
-        src_node,
-        src_process,
-        dst_node,
-        dst_process,
-        dialled,
-        draw(st.booleans()),
-    )
+def _ends(given: Sequence[Object], family: int) -> dict[str, list[End]]:
+    """What a flow of a family can begin and end at, with what the pods have first."""
+    nodes = [(ips[0 if family == 4 else 1], name, True) for name, ips in NODE_ADDRESSES.items()]
+    pool = [(ips[0 if family == 4 else 1], name, False) for name in IPS for ips in IPS[name]]
+    claimed = {ip["ip"] for each in given for ip in each.get("status", {}).get("podIPs", ())}
+    pods = [each for each in pool if each[0] in claimed]
+    outside = [(address, "", False) for address in OUTSIDE[family]]
+    return {"pods": pods or pool, "pool": pool, "nodes": nodes, "outside": outside}
 
 
-FLOWS = _flows()
+PLACES = ((6, 80), (6, 81), (6, 1), (17, 53), (17, 80), (132, 80), (6, 53), (17, 81), (6, 65535))
+"""Protocols and ports."""
+
+
+def flows(given: Sequence[Object]) -> Iterator[Flow]:
+    """Between all ends that matter to these objects, to two ports each in turn; and to Services."""
+    places = cycle(PLACES)
+    for family in (4, 6):
+        ends = _ends(given, family)
+        sources = [*ends["pods"], ends["pool"][-1], *ends["nodes"], ends["outside"][0]]
+        targets = [*ends["pods"], ends["pool"][-1], *ends["nodes"], *ends["outside"]]
+        vips = cycle(ip for each in VIPS for ip in each if (":" in ip) == (family == 6))
+        for src, target in product(sources, targets):
+            from_pod, to_pod = (bool(end[1]) and not end[2] for end in (src, target))
+            if not from_pod and not to_pod:
+                continue
+            for _ in range(2):
+                protocol, port = next(places)
+                flow = Flow(src[0], target[0], protocol, port, *src[1:], *target[1:])
+                yield flow
+                if from_pod and to_pod:
+                    yield replace(flow, service=(next(vips), 80 if port == 80 else 443))

@@ -197,7 +197,7 @@ def test_of_broken_metadata_the_name_is_kept() -> None:
     assert [flaw.field for flaw in item.flaws] == ["metadata.labels[...]"]
 
 
-@pytest.mark.parametrize("metadata", [{"name": 5}, {"name": "p", "namespace": []}, [], "p"])
+@pytest.mark.parametrize("metadata", [{"name": 5}, {"name": "p", "namespace": []}, [], "name"])
 def test_without_a_name_there_is_no_policy(metadata: Any) -> None:
     item = decode({"podSelector": TARGET}, metadata)
     assert (item.key, item.object) == ("", None)

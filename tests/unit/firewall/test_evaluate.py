@@ -1,12 +1,14 @@
 """Verdicts of ``evaluate``, against a table written down by hand, and what it says of them."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from kube_router_py.cluster.decode import ObjectDecoder
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.evaluate import Decision, Evaluator, Flow, FlowError, Verdict
 from kube_router_py.firewall.evaluate_rules import ReadPolicy
@@ -19,12 +21,26 @@ X_A, X_C, Y_A = "10.244.1.10", "10.244.1.12", "10.244.1.20"
 OUTSIDE = "203.0.113.10"
 
 
+KINDS = (Pod, Namespace, NetworkPolicy, Node, Service)
+
+
 def evaluator(objects: list[Any], **settings: Any) -> Evaluator:
+    """Of objects as manifests give them, with an API server's defaults."""
     manifests = Manifests()
     for each in objects:
         manifests.add(each, "object", "IPv4")
-    kinds = (Pod, Namespace, NetworkPolicy, Node, Service)
-    return Evaluator(*map(manifests.list, kinds), **settings)
+    return Evaluator(*map(manifests.list, KINDS), **settings)
+
+
+def bare_evaluator(objects: list[Any]) -> Evaluator:
+    """Of objects as they are written."""
+    found: dict[str, list[Any]] = {kind.__name__: [] for kind in KINDS}
+    for each in objects:
+        kind = next(kind for kind in KINDS if kind.__name__ == each["kind"])
+        item = ObjectDecoder(kind).item(json.dumps(each).encode())
+        assert item.object is not None
+        found[each["kind"]].append(item.object)
+    return Evaluator(*found.values())
 
 
 def flow(text: str) -> Flow:
@@ -58,10 +74,11 @@ def judged(rules: Evaluator, clusters: Any, line: str) -> list[Verdict]:
     return found
 
 
+@pytest.mark.parametrize("read", [evaluator, bare_evaluator])
 @pytest.mark.parametrize("name", CASES)
-def test_semantics(name: str, clusters: Any) -> None:
+def test_semantics(name: str, read: Callable[[list[Any]], Evaluator], clusters: Any) -> None:
     case = CASES[name]
-    rules = evaluator(clusters.of_case(case))
+    rules = read(clusters.of_case(case))
     wrong = []
     for word, allowed in (("allowed", True), ("denied", False)):
         for line in case.get(word, "").strip().splitlines():
@@ -75,6 +92,7 @@ def test_semantics(name: str, clusters: Any) -> None:
 # --- what the table cannot say -------------------------------------------------------------------
 
 DENY = "{podSelector: {}, policyTypes: [Ingress]}"
+NO_KEY = "{matchExpressions: [{operator: DoesNotExist}]}"
 DENY_BOTH = "{podSelector: {}, policyTypes: [Ingress, Egress]}"
 
 
@@ -102,10 +120,16 @@ VERDICTS = [
         id="rule 54: an except beyond its block empties it",
     ),
     pytest.param(
-        f"x/p: {ingress('[{from: [{podSelector: {matchExpressions: [{operator: Exists}]}}]}]')}",
+        f"x/p: {ingress(f'[{{from: [{{podSelector: {NO_KEY}}}]}}]')}",
         "",
         "x/b > x/a TCP 80",
         id="rule 53: a requirement without a key selects nobody",
+    ),
+    pytest.param(
+        f"x/p: {ingress('[{ports: [{port: 0, endPort: 90}, {port: 90, endPort: 65536}]}]')}",
+        "",
+        "x/b > x/a TCP 80\nx/b > x/a TCP 90",
+        id="rule 52: a range that begins or ends nowhere",
     ),
     pytest.param(
         f"x/p: {ingress('[{from: [5], ports: [{port: [1]}, {port: 80}]}, {ports: [{port: 81}]}]')}",
@@ -324,6 +348,72 @@ def test_a_name_is_the_port_of_any_claimant_that_is_met(clusters: Any) -> None:
     assert rules.evaluate(flow("y/b > x/a TCP 8080")).allowed
     # Only z/d declares it, and z/d is no peer here, though x/a is.
     assert not rules.evaluate(flow("z/b > x/a TCP 8080")).allowed
+
+
+def test_a_name_is_no_port_of_a_claimant_that_the_policy_is_not_about(clusters: Any) -> None:
+    port = {"name": "web", "containerPort": 8080}
+    # The labels would do, the namespace does not.
+    second = clusters.pod("z/d", "node1", clusters.addresses("node1", 10), {"pod": "a"}, [port])
+    policies = clusters.policies(f"x/p: {ingress('[{ports: [{port: web}]}]')}")
+    rules = evaluator([*clusters.canonical(), second, *policies])
+    assert not rules.evaluate(flow("y/a > x/a TCP 8080")).allowed
+
+
+def test_a_node_that_is_dialled_asks_its_claimants(clusters: Any) -> None:
+    rules = claimed(clusters, "node2", "z/p: {podSelector: {}, policyTypes: [Egress]}")
+    assert rules.evaluate(flow("x/a > 192.168.1.1 TCP 80")).allowed
+    assert not rules.evaluate(flow("x/a > 192.168.1.2 TCP 80")).allowed
+
+
+# --- objects that lack something -----------------------------------------------------------------
+
+
+def test_rule_25_names_of_containers_that_have_ended_do_not_count(clusters: Any) -> None:
+    pod = clusters.pod("x/a", "node1", clusters.addresses("node1", 10))
+    ports = [{"name": "web", "containerPort": 80}, {"name": "web", "containerPort": 53}]
+    ports[1]["protocol"] = "UDP"
+    started = {"name": "i", "ports": [{"name": "init", "containerPort": 81}]}
+    pod["spec"] = {**pod["spec"], "initContainers": [started]}
+    pod["spec"]["containers"][0]["ports"] = ports
+    policies = clusters.policies(
+        f"x/p: {ingress('[{ports: [{port: init}, {port: web}, {port: web, protocol: UDP}]}]')}"
+    )
+    rules = evaluator(clusters.replaced(clusters.canonical(), pod) + policies)
+    for text, allowed in (
+        ("TCP 80", 1),
+        ("UDP 53", 1),
+        ("TCP 53", 0),
+        ("UDP 80", 0),
+        ("TCP 81", 0),
+    ):
+        assert rules.evaluate(flow(f"y/a > x/a {text}")).allowed == bool(allowed), text
+
+
+def test_a_namespace_that_is_not_known_is_selected_by_no_selector(clusters: Any) -> None:
+    objects = [each for each in clusters.canonical() if each["metadata"]["name"] != "y"]
+    rule = "[{from: [{namespaceSelector: {matchExpressions: [{key: q, operator: DoesNotExist}]}}]}]"
+    rules = evaluator(objects + clusters.policies(f"x/p: {ingress(rule)}"))
+    assert rules.evaluate(flow("z/a > x/a TCP 80")).allowed
+    assert not rules.evaluate(flow("y/a > x/a TCP 80")).allowed
+
+
+def test_a_pod_without_a_node_is_nobodys_neighbour(clusters: Any) -> None:
+    lost = clusters.pod("x/d", "", ["10.244.1.40"])
+    del lost["spec"]["nodeName"]
+    rules = evaluator([*clusters.canonical(), lost, *clusters.policies(f"x/p: {DENY}")])
+    assert not rules.evaluate(flow(f"{OUTSIDE} > x/d TCP 80")).allowed
+    assert not rules.evaluate(flow("node/node1 > x/d TCP 80")).allowed
+
+
+def test_rule_50_an_address_may_stand_in_one_field_only(clusters: Any) -> None:
+    alone = clusters.pod("x/a", "node1", [X_A])
+    del alone["status"]["podIPs"]
+    listed = clusters.pod("x/c", "node1", [X_C])
+    del listed["status"]["podIP"]
+    objects = clusters.replaced(clusters.canonical(), alone, listed)
+    rules = bare_evaluator(objects + clusters.policies(f"x/p: {DENY}"))
+    assert not rules.evaluate(flow(f"{Y_A} > {X_A} TCP 80")).allowed
+    assert not rules.evaluate(flow(f"{Y_A} > {X_C} TCP 80")).allowed
 
 
 # --- flows that cannot be judged, and families ---------------------------------------------------

@@ -30,20 +30,26 @@ def compile_block(block: IPBlock) -> Block:
 
 
 def subtract(whole: Network, holes: Iterable[Network]) -> list[Network]:
-    """``whole`` without ``holes``, as disjoint networks in order."""
-    inside = [hole for hole in holes if hole.version == whole.version and hole.overlaps(whole)]
-    return _subtract(whole, inside)
-
-
-def _subtract(network: Network, holes: list[Network]) -> list[Network]:
-    if not holes:
-        return [network]
-    if any(hole.prefixlen <= network.prefixlen for hole in holes):
-        return []  # they overlap, so the larger one covers it
+    """``whole`` without ``holes``, as disjoint networks in order, the fewest there are."""
+    start, end = _range(whole)
+    # As numbers: policies have many blocks, and a network object takes its time at everything.
+    ranges = sorted(_range(hole) for hole in holes if hole.version == whole.version)
     found: list[Network] = []
-    for half in network.subnets():
-        found += _subtract(half, [hole for hole in holes if hole.overlaps(half)])
+    for first, behind in (*ranges, (end, end)):
+        while start < min(first, end):
+            # The largest network that begins here and ends before the hole.
+            aligned = start & -start or 1 << whole.max_prefixlen
+            size = min(aligned, 1 << ((min(first, end) - start).bit_length() - 1))
+            found.append(type(whole)((start, whole.max_prefixlen + 1 - size.bit_length())))
+            start += size
+        start = max(start, behind)
     return found
+
+
+def _range(network: Network) -> tuple[int, int]:
+    """Its first address and the one behind its last, as numbers."""
+    first = int(network.network_address)
+    return first, first + (1 << network.max_prefixlen - network.prefixlen)
 
 
 def _network(text: str, field: str) -> Network:

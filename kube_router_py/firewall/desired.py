@@ -66,6 +66,7 @@ class Desired:
         self._options = options
         self._families = options.families
         self._policies: dict[str, Policy] = {}
+        self._problems: dict[str, tuple[Problem, ...]] = {}
         # Of targets only this node's pods matter, of peers all.
         self._targets, self._peers = Membership(), Membership()
         self._by_target: dict[Selection, set[str]] = {}
@@ -125,6 +126,7 @@ class Desired:
             if not users:
                 del self._by_target[old.target]
         _put(self._policies, key, policy)
+        _put(self._problems, key, (policy and policy.problems) or None)
         if policy is not None and policy.target is not None:
             self._targets.add(policy.target)
             self._by_target.setdefault(policy.target, set()).add(key)
@@ -182,7 +184,7 @@ class Desired:
         return self._programmed[pod][1] if pod in self._programmed else {}
 
     def problems(self) -> list[Problem]:
-        return [problem for policy in self._policies.values() for problem in policy.problems]
+        return [problem for found in self._problems.values() for problem in found]
 
     def _put_local_pod(self, key: str) -> set[tuple[str, Direction]]:
         """Program a pod anew where it changed; returns the policy chains with other users."""

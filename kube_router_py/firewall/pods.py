@@ -1,6 +1,7 @@
 """Pod -> ``model.PodFacts``: what policies can go by. Pure."""
 
 import ipaddress
+import socket
 from collections.abc import Iterator
 
 from kube_router_py.cluster.objects import Container, Pod
@@ -19,12 +20,8 @@ def pod_facts(pod: Pod, node_name: str) -> PodFacts | None:
         return None
     addresses: dict[str, tuple[str, ...]] = {}
     for text in dict.fromkeys((status.pod_ip or "", *(x.ip for x in status.pod_ips or ()))):
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError:
-            continue
-        family, spelt = _FAMILIES[address.version], str(address)
-        if spelt not in addresses.get(family, ()):
+        family, spelt = _canonical(text)
+        if spelt and spelt not in addresses.get(family, ()):
             addresses[family] = (*addresses.get(family, ()), spelt)
     if not addresses:
         return None
@@ -36,6 +33,19 @@ def pod_facts(pod: Pod, node_name: str) -> PodFacts | None:
         ports=dict(reversed([*_named_ports(pod)])),
         is_local=pod.spec.node_name == node_name,
     )
+
+
+def _canonical(text: str) -> tuple[str, str]:
+    """Family and spelling of an address; two empty strings for what is none."""
+    try:
+        return "inet", socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
+    except (OSError, ValueError):  # all but plain IPv4, which is the most frequent by far
+        pass
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return "", ""
+    return _FAMILIES[address.version], str(address)
 
 
 def _named_ports(pod: Pod) -> Iterator[tuple[tuple[str, str], int]]:

@@ -78,6 +78,7 @@ class IpsetProgram:
         state = self._read_state(spec.name)
         if state is None:
             self.writes += 1 + len(wanted)
+            self._limits[spec.name] = plan.room_for(len(wanted))
             self._restore_one(plan.create(spec, wanted))
             return 1 + len(wanted)
         if state.spec != spec:
@@ -89,6 +90,7 @@ class IpsetProgram:
         self.writes += changes
         if len(state.entries) + len(added) > state.maxelem or plan.is_large(changes, len(wanted)):
             self._destroy_spare(spec.name)
+            self._limits[spec.name] = plan.room_for(len(wanted), state.maxelem)
             self._restore_one(plan.swap(spec, wanted, state.maxelem))
         else:
             self._restore_one(Block(spec, plan.delta(spec.name, added, removed)))

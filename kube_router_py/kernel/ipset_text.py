@@ -32,7 +32,8 @@ def parse_save(text: str, is_wanted: Callable[[str], bool]) -> dict[str, SetStat
     headers: dict[str, tuple[IpsetSpec, int]] = {}
     entries: dict[str, list[str]] = {}
     for line in text.splitlines():
-        verb, name, rest = line.split(" ", 2)
+        verb, _, words = line.partition(" ")
+        name, _, rest = words.partition(" ")
         if verb == "add":
             if name in entries:
                 entries[name].append(_without_options(rest) if " " in rest else rest)

@@ -5,6 +5,7 @@ only the chains it is told of, leaves the counters of all other rules, and takes
 or not at all.
 """
 
+import logging
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ from kube_router_py.kernel.iptables_variant import program_name as program_name
 from kube_router_py.kernel.ports import Counters, TableRules
 from kube_router_py.kernel.program import Finished, run
 from kube_router_py.kernel.rule_text import Rule, canonical, parse_table, words
+
+log = logging.getLogger(__name__)
 
 # Seconds that the legacy variant itself waits for the xtables lock; the nft variant needs none.
 _LOCK_WAIT_S = 5
@@ -126,10 +129,14 @@ class IptablesProgram:
 
     def counters(self, family: str, table: str, chains: Iterable[str]) -> dict[str, Counters]:
         """Counters of the rules of these chains; those that do not exist are left out."""
+        chains = tuple(chains)
         if self._is_legacy is None:
             self._is_legacy = is_legacy(self.variant)
         if self._is_legacy and (iptc := iptables_counters.library()) is not None:
-            return iptables_counters.read_counters(iptc, family, table, chains)
+            try:
+                return iptables_counters.read_counters(iptc, family, table, chains)
+            except KernelError as error:
+                log.debug("%s; asking iptables-save", error)
         return iptables_counters.parse_counters(self._save(family, table, "-c"), table, chains)
 
     def random_fully(self) -> bool:

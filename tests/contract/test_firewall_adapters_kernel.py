@@ -11,9 +11,10 @@ import pytest
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import iptables_counters
+from kube_router_py.kernel.host import open_host
 from kube_router_py.kernel.ipset import IpsetProgram
 from kube_router_py.kernel.iptables import IptablesProgram
-from kube_router_py.kernel.iptables_variant import program_name, variant_of
+from kube_router_py.kernel.iptables_variant import check_masks, program_name, variant_of
 from kube_router_py.kernel.other_variant import remove_from_other_variant
 from kube_router_py.kernel.ports import IpsetSpec, Jump, TableRules
 
@@ -328,5 +329,15 @@ def test_rules_of_nft_in_the_other_variant_stop_nothing(world: str, variant: str
 
 def test_a_backend_is_a_variant(world: str, variant: str) -> None:
     assert variant_of(variant.removeprefix("iptables-")) == variant
+    (other,) = set(VARIANTS) - {variant}
     run(variant, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
     assert variant_of("auto") == variant
+    for backend, expected in (("auto", variant), (other.removeprefix("iptables-"), other)):
+        ports = open_host(iptables_backend=backend, families=("inet", "inet6"), needs_ipvs=False)
+        try:
+            ports.iptables.change("inet6", "filter", {CHAIN: ("-j RETURN",)})
+        finally:
+            ports.close()
+        assert ports.iptables.variant == expected
+        assert f"-A {CHAIN} -j RETURN" in saved(expected, family="inet6")
+    check_masks(variant)

@@ -177,6 +177,13 @@ def test_counters_come_from_the_library_on_legacy_hosts(
     )
     expected = {"saved": ((7, 70),), "read": ((1, 10),)}[counters]
     assert IptablesProgram().counters("inet", "nat", ["A", "C"]) == {"A": expected}
+
+    def refuse(*arguments: object) -> None:
+        raise KernelError("no such table yet")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(iptables_counters, "read_counters", refuse)
+        assert IptablesProgram().counters("inet", "nat", iter("AC")) == {"A": ((7, 70),)}
     monkeypatch.setattr(iptables_counters, "library", lambda: None)
     assert IptablesProgram().counters("inet", "nat", ["A", "C"]) == {"A": ((7, 70),)}
 

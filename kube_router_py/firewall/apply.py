@@ -179,7 +179,11 @@ class Applier:
             ports.iptables.change(family, _TABLE, chains, gone)
             return ()
 
+        known = len(self._refused.get(family, ()))
         self._try(ports, family, chains, change)
+        if len(self._refused.get(family, ())) > known:
+            # For want of a set, perhaps, which others have destroyed: that can be put right.
+            self._has_failed = True
 
     def _ensure(
         self, ports: HostPorts, family: str, chains: Mapping[str, Rules]

@@ -256,7 +256,10 @@ class Options(RoutingOptions):
         "kube-router, which applies them.)",
     )
     use_nftables_for_netpol: bool = flag(
-        kind.SWITCH, False, FIREWALL, "Enforce policies by nftables (experimental in kube-router)."
+        kind.SWITCH,
+        False,
+        FIREWALL,
+        "Without effect: policies are enforced by iptables and ipsets (in kube-router experimental).",
     )
 
     loadbalancer_ip_range: tuple[kind.IPNetwork, ...] = flag(

@@ -1,5 +1,5 @@
-"""A cluster of any size for the benchmarks: Services with five endpoints each, and a server that
-lists them."""
+"""A cluster of any size for the benchmarks: Services with five endpoints each and a server that
+lists them; namespaces, pods and ten NetworkPolicies in each namespace."""
 
 import json
 import time
@@ -117,3 +117,95 @@ def serve(services: int, port: Any) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         port.put(server.server_address[1])
         server.serve_forever()
+
+
+# --- policies ----------------------------------------------------------------------------------
+
+APPS = 10
+TEAMS = 5
+TIERS = ("frontend", "backend", "data")
+POLICIES_PER_NAMESPACE = 10
+
+
+def namespace(number: int) -> dict[str, Any]:
+    name = f"ns{number}"
+    return {
+        "metadata": {
+            "name": name,
+            "resourceVersion": "1",
+            "labels": {"kubernetes.io/metadata.name": name, "team": f"team-{number % TEAMS}"},
+        }
+    }
+
+
+def pod(number: int, namespaces: int, *, local: bool, **labels: str) -> dict[str, Any]:
+    """Pod ``number``, in namespace ``number % namespaces``, on node1 or another."""
+    app = (number // namespaces + number % namespaces) % APPS
+    ip = f"10.{128 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+    return {
+        "metadata": {
+            "name": f"pod-{number}",
+            "namespace": f"ns{number % namespaces}",
+            "uid": f"00000000-0000-4000-8000-{number:012x}",
+            "resourceVersion": "1",
+            "labels": {
+                "app": f"app-{app}",
+                "tier": TIERS[app % len(TIERS)],
+                "pod-template-hash": f"{app:010x}",
+                **labels,
+            },
+        },
+        "spec": {
+            "nodeName": "node1" if local else f"node{2 + number % 100}",
+            "containers": [{"name": "web", "ports": [{"name": "http", "containerPort": 8080}]}],
+        },
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
+    }
+
+
+def policy(number: int, namespaces: int, port: int = 8080) -> dict[str, Any]:
+    """Ten in each namespace: nothing but what is allowed; who is in the namespace; DNS; and for
+    the pods of seven apps, those that ask them and those they ask. ``port`` is where one asks."""
+    space, kind = number % namespaces, number // namespaces % POLICIES_PER_NAMESPACE
+    spec: dict[str, Any] = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    if kind == 1:
+        spec |= {"policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]}
+    elif kind == 2:
+        dns = {"matchLabels": {"kubernetes.io/metadata.name": "ns0"}}
+        ports = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+        to = [{"namespaceSelector": dns, "podSelector": {"matchLabels": {"app": "app-1"}}}]
+        spec |= {"policyTypes": ["Egress"], "egress": [{"to": to, "ports": ports}]}
+    elif kind >= 3:
+        teams = {"matchLabels": {"team": f"team-{space % TEAMS}"}}
+        frontends = {"matchLabels": {"tier": "frontend"}}
+        asking = {"matchLabels": {"app": f"app-{(kind + 1) % APPS}"}}
+        several = {"key": "tier", "operator": "In", "values": ["backend", "data"]}
+        office = {"cidr": "192.0.2.0/24", "except": [f"192.0.2.{kind}/32"]}
+        spec |= {
+            "podSelector": {"matchLabels": {"app": f"app-{kind}"}},
+            "ingress": [
+                {
+                    "from": [{"podSelector": asking}, {"ipBlock": office}],
+                    "ports": [{"protocol": "TCP", "port": port}],
+                },
+                {
+                    "from": [{"namespaceSelector": teams, "podSelector": frontends}],
+                    "ports": [{"protocol": "TCP", "port": "http"}],
+                },
+            ],
+            "egress": [
+                {
+                    "to": [{"podSelector": {"matchExpressions": [several]}}],
+                    "ports": [{"protocol": "TCP", "port": 5432, "endPort": 5440}],
+                }
+            ],
+        }
+    return {
+        "metadata": {
+            "name": f"policy-{number}",
+            "namespace": f"ns{space}",
+            "uid": f"00000000-0000-4000-8001-{number:012x}",
+            "resourceVersion": "1",
+        },
+        "spec": spec,
+    }

@@ -5,6 +5,7 @@ whole set decides there: one block's exception would take from another block. An
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from kube_router_py.cluster.objects import IPBlock
@@ -53,8 +54,10 @@ def _range(network: Network) -> tuple[int, int]:
 
 
 def _network(text: str, field: str) -> Network:
+    address, _, length = text.partition("/")
     try:
-        if not isinstance(text, str) or "/" not in text:
+        # As Go reads them: a mask in place of the length is none, and neither is a zone.
+        if "%" in address or not re.fullmatch("[0-9]{1,3}", length):
             raise ValueError
         return ipaddress.ip_network(text, strict=False)
     except ValueError:

@@ -126,7 +126,7 @@ class IpsetProgram:
         planned = plan.plan_changes(changes, self._limits)
         return self._restore(
             [block for _, block in planned],
-            lambda number, complaint: self._change_alone(*planned[number], complaint),
+            lambda number, _: self._change_alone(*planned[number]),
         )
 
     def destroy(self, names: Iterable[str]) -> None:
@@ -219,22 +219,27 @@ class IpsetProgram:
 
         return refused + self._restore(blocks, put_alone)
 
-    def _change_alone(self, change: SetChange, block: Block, complaint: str) -> str | None:
+    def _change_alone(self, change: SetChange, block: Block) -> str | None:
         """Do for one set what was refused in the batch: create it, enlarge it, or leave out."""
         spec = change.spec
         standing = self._standing(spec.name)
         if standing.get(spec.name) != spec:
             failures = self._put({spec: change.content}, standing)
             return failures[0].message if failures else None
-        if _FULL in complaint:
+
+        def enlarged() -> Block:
             wanted = canonical_entries(spec.type, change.content)
             wanted |= canonical_entries(spec.type, change.remove)
             self._limits[spec.name] = plan.room_for(len(wanted))
-            return self._alone(plan.swap(spec, wanted))
-        return self._alone(block)
+            return plan.swap(spec, wanted)
 
-    def _alone(self, block: Block) -> str | None:
-        """Carry out a block without the entries that are refused; says what was left out."""
+        return self._alone(block, enlarged)
+
+    def _alone(self, block: Block, enlarged: Callable[[], Block] | None = None) -> str | None:
+        """Carry out a block without the entries that are refused; says what was left out.
+
+        ``enlarged`` makes the block that takes its place when the set is full.
+        """
         lines = list(block.lines)
         refused: list[str] = []
         while len(refused) < _REFUSALS_MAX:
@@ -243,6 +248,10 @@ class IpsetProgram:
             done = self._run(["restore"], _text(lines), writes=True)
             if done.code == 0:
                 return "; ".join(refused) or None
+            if enlarged is not None and _FULL in done.complaint:
+                block, enlarged = enlarged(), None
+                lines, refused = list(block.lines), []
+                continue
             number = _failed_line(done)
             refused.append(_plain(done.complaint))
             if not 0 <= number < len(lines) or not lines[number].startswith(("add ", "del ")):

@@ -384,6 +384,18 @@ def test_a_set_of_unknown_size_that_is_full_grows(namespace: Namespace, ipsets: 
     assert ipsets.read_all(lambda _: True)["small"].maxelem >= 80
 
 
+def test_a_refused_entry_does_not_keep_a_full_set_from_growing(
+    namespace: Namespace, ipsets: Ipsets
+) -> None:
+    namespace.create("small", maxelem=4)
+    namespace.refer_to("small")
+    many = addresses(40)
+    change = SetChange(spec("small"), many | {"fd00::1"}, many | {"fd00::1"})
+    (failure,) = ipsets.change_all([change])
+    assert "fd00::1" in failure.message
+    assert contents(ipsets) == {"small": many}
+
+
 def test_a_large_change_of_many_is_swapped_in(namespace: Namespace, ipsets: Ipsets) -> None:
     old, new = addresses(1500), addresses(1500, 2)
     ipsets.put_all({spec("a"): old, spec("b"): old})

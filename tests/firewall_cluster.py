@@ -7,10 +7,12 @@ The canonical one has namespaces x, y and z with pods a, b and c each, on node1 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import yaml
 from firewall_tracer import Firewall, Flow, Hop, flow_verdict
 
+from kube_router_py.cluster.defaults import with_defaults
 from kube_router_py.manifests import Manifests
 from kube_router_py.options import Options, parse
 from kube_router_py.render import render
@@ -163,14 +165,19 @@ def options(*flags: str) -> Options:
 
 
 class Cluster:
-    """Objects, and the firewalls that ``render`` prints for the nodes."""
+    """Objects, and the firewalls that ``render`` prints for the nodes.
 
-    def __init__(self, objects: Iterable[Object], *flags: str) -> None:
+    ``is_raw``: objects as they are written, without the defaults of an API server.
+    """
+
+    def __init__(self, objects: Iterable[Object], *flags: str, is_raw: bool = False) -> None:
         self.objects = list(objects)
         self.options = options(*flags)
         self.manifests = Manifests()
-        for number, each in enumerate(self.objects):
-            self.manifests.add(each, f"object {number}", "IPv4")
+        default = (lambda found, _: found) if is_raw else with_defaults
+        with mock.patch("kube_router_py.manifests.with_defaults", default):
+            for number, each in enumerate(self.objects):
+                self.manifests.add(each, f"object {number}", "IPv4")
         self.documents = {
             name: render(self.manifests, name, self.options) for name in NODE_ADDRESSES
         }

@@ -164,10 +164,7 @@ def dialled(cluster: Any, flow: Any) -> bool:
     )
 
 
-def disagreements(
-    clusters: Any, tracer: Any, objects: list[Any], flows: Iterable[Any]
-) -> list[str]:
-    cluster = clusters.Cluster([*map(clusters.node, clusters.NODE_ADDRESSES), *objects])
+def disagreements(cluster: Any, clusters: Any, tracer: Any, flows: Iterable[Any]) -> list[str]:
     rules = evaluator(cluster)
     protocols = {number: name.upper() for name, number in clusters.PROTOCOLS.items()}
     found = []
@@ -194,9 +191,12 @@ def disagreements(
 
 def test_rules_and_semantics_agree(clusters: Any, random_clusters: Any, tracer: Any) -> None:
     @settings(max_examples=150)
-    @given(random_clusters.objects())
-    def agree(objects: list[Any]) -> None:
-        wrong = disagreements(clusters, tracer, objects, random_clusters.flows(objects))
+    @given(random_clusters.objects(), st.booleans())
+    def agree(objects: list[Any], is_raw: bool) -> None:
+        nodes = map(clusters.node, clusters.NODE_ADDRESSES)
+        cluster = clusters.Cluster([*nodes, *objects], is_raw=is_raw)
+        flows = random_clusters.flows(objects)
+        wrong = disagreements(cluster, clusters, tracer, flows)
         assert not wrong, f"{len(wrong)} flows, for example\n{wrong[0]}"
 
     agree()

@@ -274,6 +274,8 @@ class Desired:
         policy = self._policies.get(key)
         if not self._users.get(place):
             self._users.pop(place, None)
+            if place not in self._sources:
+                return  # of most policies no pod is here
             policy = None
         name = policy_chain(key, direction)
         sources: list[SetSource] = []

@@ -11,13 +11,17 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.client import HTTPException, HTTPSConnection
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -29,30 +33,55 @@ Object = dict[str, Any]
 DEADLINE_S = 120.0
 
 
+class ApiError(OSError):
+    """The API server has refused a request."""
+
+
 class Api:
-    """Just enough of a client; the judges of the API server have tests of their own."""
+    """Just enough of a client; the judges of the API server have tests of their own.
+
+    One connection for each thread: under emulation, a handshake costs more than all the rest.
+    """
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
-        self._server = cluster["server"]
+        self._server = urlsplit(cluster["server"]).netloc
         self._token = config["users"][0]["user"]["token"]
         if data := cluster.get("certificate-authority-data"):
             self._tls = ssl.create_default_context(cadata=base64.b64decode(data).decode())
         else:
             self._tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
+        self._local = threading.local()
+        self._connections: list[HTTPSConnection] = []
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
     def request(
         self, method: str, path: str, body: Object | None = None, kind: str = "application/json"
     ) -> Object:
-        request = urllib.request.Request(
-            self._server + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self._token}", "Content-Type": kind},
-        )
-        with urllib.request.urlopen(request, timeout=60, context=self._tls) as response:
-            return dict(json.load(response))
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
+        data = None if body is None else json.dumps(body).encode()
+        connection = kept = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = HTTPSConnection(self._server, timeout=60, context=self._tls)
+            self._connections.append(connection)
+        self._local.connection = None
+        try:
+            connection.request(method, path, data, headers)
+            response = connection.getresponse()
+        except (HTTPException, OSError):
+            connection.close()
+            if kept is None:
+                raise
+            return self.request(method, path, body, kind)  # the server had closed it meanwhile
+        answer = response.read()
+        self._local.connection = connection
+        if response.status >= 400:
+            raise ApiError(f"{method} {path}: HTTP {response.status}: {answer[:500]!r}")
+        return dict(json.loads(answer))
 
     def get(self, path: str) -> Object:
         return self.request("GET", path)
@@ -218,10 +247,48 @@ METRICS_PORT = 20245
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
+def cluster() -> Iterator[Cluster]:
     cluster = Cluster()
     cluster.wait()
-    return cluster
+    yield cluster
+    cluster.api.close()
+
+
+def _beside(name: str) -> ModuleType:
+    """The module of that name in this directory: importlib mode lets tests import no such thing."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def probes() -> Any:
+    """Module lab_probes: many connections at once."""
+    return _beside("lab_probes")
+
+
+@pytest.fixture(scope="module")
+def policies(cluster: Cluster, probes: Any) -> Iterator[Any]:
+    """The namespaces, pods and Services of policies.yaml, with no policy in them before and after.
+
+    Nodes answer every refused probe: usually they ration ICMP errors, and silence costs seconds.
+    """
+    for node in ("node1", "node2"):
+        cluster.inside(node, _do_not_ration_icmp)
+    world = _beside("lab_policies").World(cluster)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def _do_not_ration_icmp() -> None:
+    Path("/proc/sys/net/ipv4/icmp_ratemask").write_text("0")
+    Path("/proc/sys/net/ipv6/icmp/ratemask").write_text("255")  # a type there is not
 
 
 @pytest.fixture

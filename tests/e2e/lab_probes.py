@@ -1,0 +1,189 @@
+"""Many connections at once, from many networks, by one thread: who can open one to whom.
+
+A probe is a new connection from a port that was not used before (conntrack remembers a pair of
+addresses and ports for a while, and what it remembers is let through). Open means: TCP and SCTP
+have connected, UDP has an answer; refused, that an error has come; silent, nothing at all.
+"""
+
+import ctypes
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+IPPROTO_SCTP = 132
+IP_RECVERR, IPV6_RECVERR = 11, 25
+CLONE_NEWNET = 0x40000000
+
+OPEN, REFUSED, SILENT = "open", "refused", "silent"
+
+# Nothing has come for so long: the rest is silent. A refusal comes at once.
+SILENCE_S = 3.0
+SECOND_SILENCE_S = 6.0
+# More at once would only queue.
+_AT_ONCE = 400
+_FIRST_PORT, _LAST_PORT = 20000, 29999  # below the NodePorts and the kernel's own choice
+
+_KINDS = {
+    "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "SCTP": (socket.SOCK_STREAM, IPPROTO_SCTP),
+}
+_ABORT = struct.pack("ii", 1, 0)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Probe(NamedTuple):
+    """``source`` names a network: ``x/a``, ``node1``, ``client``."""
+
+    source: str
+    protocol: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.address} {self.protocol} {self.port}"
+
+
+class Answer(NamedTuple):
+    """What came of a probe; times are of time.monotonic(). ``attempts``: how many it took."""
+
+    outcome: str
+    began: float
+    ended: float
+    attempts: int = 1
+
+
+class Prober:
+    """``find`` gives the path of a network's namespace. Networks stay open until ``close``."""
+
+    def __init__(self, find: Callable[[str], str]) -> None:
+        self._find = find
+        self._networks: dict[str, int] = {}
+        self._next_port: dict[str, int] = {}
+
+    def close(self) -> None:
+        for name in [*self._networks]:
+            self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """A pod of this name has gone; the next one has another network."""
+        if name in self._networks:
+            os.close(self._networks.pop(name))
+
+    def ask(self, probes: Iterable[Probe], *, again: bool = True) -> dict[Probe, Answer]:
+        """All of them; ``again``: what is silent is tried a second time."""
+        answers: dict[Probe, Answer] = {}
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                wanted = sorted(set(probes))
+                answers.update(self._try(wanted, SILENCE_S))
+                silent = [probe for probe in wanted if answers[probe].outcome == SILENT]
+                if again and silent:
+                    for probe, second in self._try(silent, SECOND_SILENCE_S).items():
+                        first = answers[probe]
+                        answers[probe] = second._replace(began=first.began, attempts=2)
+            except BaseException as error:  # noqa: BLE001 - handed to the caller
+                failure.append(error)
+
+        # A thread that has been elsewhere must not come back to do other work.
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+        return answers
+
+    def _try(self, probes: Sequence[Probe], silence_s: float) -> dict[Probe, Answer]:
+        answers: dict[Probe, Answer] = {}
+        for start in range(0, len(probes), _AT_ONCE):
+            answers.update(self._batch(probes[start : start + _AT_ONCE], silence_s))
+        return answers
+
+    def _batch(self, probes: Sequence[Probe], silence_s: float) -> dict[Probe, Answer]:
+        """``probes`` are sorted by source."""
+        answers: dict[Probe, Answer] = {}
+        waiting: dict[int, tuple[Probe, socket.socket, float]] = {}
+        inside = ""
+        with closing(select.epoll()) as poll:
+            try:
+                for probe in probes:
+                    if probe.source != inside:
+                        self._enter(probe.source)
+                        inside = probe.source
+                    began = time.monotonic()
+                    sock = self._socket(probe)
+                    waiting[sock.fileno()] = (probe, sock, began)
+                    refused = False
+                    try:
+                        sock.connect((probe.address, probe.port))
+                        if probe.protocol == "UDP":
+                            sock.send(b"?")
+                    except BlockingIOError:
+                        # What came while connect had the socket for itself wakes nobody up.
+                        refused = probe.protocol == "SCTP" and _error(sock)
+                    except OSError:
+                        refused = True
+                    if refused:
+                        answers[probe] = Answer(REFUSED, began, time.monotonic())
+                        waiting.pop(sock.fileno())
+                        sock.close()
+                        continue
+                    wanted = select.EPOLLIN if probe.protocol == "UDP" else select.EPOLLOUT
+                    poll.register(sock.fileno(), wanted)
+                while waiting and (events := poll.poll(silence_s)):
+                    for number, happened in events:
+                        probe, sock, began = waiting.pop(number)
+                        broken = happened & (select.EPOLLERR | select.EPOLLHUP) or _error(sock)
+                        outcome = REFUSED if broken else OPEN
+                        answers[probe] = Answer(outcome, began, time.monotonic())
+                        sock.close()
+            finally:
+                for probe, sock, began in waiting.values():
+                    answers[probe] = Answer(SILENT, began, time.monotonic())
+                    sock.close()
+        return answers
+
+    def _enter(self, name: str) -> None:
+        if name not in self._networks:
+            self._networks[name] = os.open(self._find(name), os.O_RDONLY | os.O_CLOEXEC)
+        if _libc.setns(self._networks[name], CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network of {name}")
+
+    def _socket(self, probe: Probe) -> socket.socket:
+        family = socket.AF_INET6 if ":" in probe.address else socket.AF_INET
+        sock = socket.socket(family, *_KINDS[probe.protocol])
+        sock.setblocking(False)
+        if probe.protocol != "UDP":
+            # A reset at the end leaves nothing behind, here and there.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # SCTP goes on trying in spite of an ICMP error unless it is asked to tell of it.
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        for port in self._ports(probe.source):
+            try:
+                sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+                break
+            except OSError:
+                continue  # somebody is there
+        return sock
+
+    def _ports(self, source: str) -> Iterator[int]:
+        while True:
+            port = self._next_port.get(source, _FIRST_PORT)
+            self._next_port[source] = port + 1 if port < _LAST_PORT else _FIRST_PORT
+            yield port
+
+
+def _error(sock: socket.socket) -> bool:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0

@@ -180,33 +180,34 @@ def _plan_parent(
     ]
     ours = [standing[index] for index in mine]
     equal = same(parent, [*first, *last], ours)
-    if equal and _placed(standing, mine, len(first)):
-        return [], []
-    all_stand = equal or wanted <= set(map(canonical, ours))
-    if leave and all_stand and jumps:
-        stale = [] if equal else [rule for rule in ours if canonical(rule) not in wanted]
+    kept = mine if equal else [index for index in mine if canonical(standing[index]) in wanted]
+    stale = [standing[index] for index in mine if index not in kept]
+    if not equal:
+        equal = same(parent, [*first, *last], [standing[index] for index in kept])
+    all_stand = equal or wanted == {canonical(standing[index]) for index in kept}
+    if (equal and _placed(standing, kept, mine, len(first))) or (leave and all_stand):
         lines = [f"-D {parent} {rule}" for rule in stale]
         return lines, [f"jump in {parent} deleted" for _ in stale]
     lines = [f"-D {parent} {rule}" for rule in ours]
     # Each is put before those already there, hence the last of them first.
     lines += (f"-I {parent} 1 {rule}" for rule in reversed(first))
     lines += (f"-A {parent} {rule}" for rule in last)
-    if not jumps:
-        return lines, [f"jump in {parent} deleted" for _ in ours]
     verb = "put back in its place" if all_stand else "restored"
     return lines, [f"jump in {parent} {verb}: {jump.rule}" for jump in jumps]
 
 
-def _placed(standing: Sequence[str], mine: list[int], first: int) -> bool:
-    """Whether only the agent's own rules stand before the first jumps and after the last ones."""
+def _placed(standing: Sequence[str], kept: list[int], mine: list[int], first: int) -> bool:
+    """Whether only the agent's own rules stand before the first jumps and after the last ones.
+
+    ``kept`` are the indexes of the jumps, ``mine`` those of all that lead to the same chains.
+    """
 
     def foreign(indexes: Iterable[int]) -> bool:
-        taken = set(mine)
         return any(
-            index not in taken and not target(canonical(standing[index])).startswith(OWN_PREFIX)
+            index not in mine and not _goal(standing[index]).startswith(OWN_PREFIX)
             for index in indexes
         )
 
-    before = range(mine[first - 1]) if first else range(0)
-    after = range(mine[first] + 1, len(standing)) if first < len(mine) else range(0)
+    before = range(kept[first - 1]) if first else range(0)
+    after = range(kept[first] + 1, len(standing)) if first < len(kept) else range(0)
     return not foreign(before) and not foreign(after)

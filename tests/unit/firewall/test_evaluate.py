@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kube_router_py.cluster.decode import ObjectDecoder
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
@@ -504,3 +507,51 @@ def test_policies_are_matched_with_a_pod_once_however_many_flows_it_has(
     for port in range(1, 101):
         rules.evaluate(flow(f"y/a > x/a TCP {port}"))
     assert looks == ["x/a"] * 20
+
+
+# --- what does not decode opens nothing ----------------------------------------------------------
+
+JUNK = (None, 5, 1.5, True, "90", [], [1], [None], {}, {"a": 1}, {"a": None})
+
+
+def parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from parts(each, (*path, key))
+
+
+def test_no_junk_in_a_policy_opens_anything(clusters: Any, random_clusters: Any) -> None:
+    canonical = clusters.canonical()
+    flows = [
+        Flow(source, target, protocol, port)
+        for source, target in (("x/a", "x/b"), ("x/b", "x/a"), ("y/a", "x/a"), ("x/a", OUTSIDE))
+        for protocol, port in (("TCP", 80), ("TCP", 81), ("UDP", 53), ("SCTP", 65535))
+    ]
+    told = 0
+
+    @given(random_clusters.SPECS, st.data())
+    @settings(max_examples=300)
+    def check(spec: Any, data: st.DataObject) -> None:
+        nonlocal told
+        before = evaluator([*canonical, clusters.policy("x/p", spec)])
+        place = data.draw(st.sampled_from(list(parts(spec))[1:] or [("ingress",)]))
+        broken = deepcopy(spec)
+        inner = broken
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = deepcopy(data.draw(st.sampled_from(JUNK)))
+        item = ObjectDecoder(NetworkPolicy).item(
+            json.dumps(clusters.policy("x/p", broken)).encode()
+        )
+        assert item.object is not None, "the policy is gone, and with it the isolation"
+        if not item.flaws or item.flaws[0].field.startswith("spec.podSelector"):
+            return
+        told += 1
+        after = evaluator([*canonical, clusters.policy("x/p", broken)])
+        for each in flows:
+            if after.evaluate(each).allowed:
+                assert before.evaluate(each).allowed, f"{each}: {item.flaws}"
+
+    check()
+    assert told > 20

@@ -10,6 +10,7 @@ from kube_router_py.firewall.model import PodFacts
 # Such pods have no address any more, whatever their status says: it may be another pod's by now.
 _FINISHED = ("Succeeded", "Failed")
 _FAMILIES = {4: "inet", 6: "inet6"}
+_NUMBERS = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 def pod_facts(pod: Pod, node_name: str) -> PodFacts | None:
@@ -37,10 +38,14 @@ def pod_facts(pod: Pod, node_name: str) -> PodFacts | None:
 
 def _canonical(text: str) -> tuple[str, str]:
     """Family and spelling of an address; two empty strings for what is none."""
-    try:
-        return "inet", socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
-    except (OSError, ValueError):  # all but plain IPv4, which is the most frequent by far
-        pass
+    # The C library spells them alike, and far faster; but mixed notation is not the canonical one.
+    for family, number in _NUMBERS.items():
+        try:
+            spelt = socket.inet_ntop(number, socket.inet_pton(number, text))
+        except (OSError, ValueError):
+            continue
+        if number == socket.AF_INET or "." not in spelt:
+            return family, spelt
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

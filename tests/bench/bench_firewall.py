@@ -314,9 +314,9 @@ def of_variant(variant: str, cluster: tuple[int, int, int]) -> list[Target]:
         (f"{variant}: change of sets alone / rebuild", slowest / cold, 1 / 20),
         (f"{variant}: change of sets alone, writes", most, 5),
         (
-            f"{variant}: port of a policy / all chains",
-            found["port of a policy"].of(0.5) / load,
-            1 / 2,
+            f"{variant}: change of a chain / rebuild",
+            found["port of a policy"].of(0.5) / cold,
+            ONE_CHAIN[variant],
         ),
         (f"{variant}: one of {CHAINS} chains / all", alone.one / alone.load, ONE_CHAIN[variant]),
         (f"{variant}: a new pod on this node, p50 s", found["a pod here comes"].of(0.5), 0.1),

@@ -312,7 +312,7 @@ def of_variant(variant: str, cluster: tuple[int, int, int]) -> list[Target]:
     most = max(row.per_change(row.writes) for row in sets)
     return [
         (f"{variant}: change of sets alone / rebuild", slowest / cold, 1 / 20),
-        (f"{variant}: change of sets alone, writes", most, 5),
+        (f"{variant}: change of sets alone, writes", most, 6),
         (
             f"{variant}: change of a chain / rebuild",
             found["port of a policy"].of(0.5) / cold,

@@ -63,8 +63,16 @@ REJECT = {
     "inet": "-j REJECT --reject-with icmp-port-unreachable",
     "inet6": "-j REJECT --reject-with icmp6-port-unreachable",
 }
+_ADMIT = f"-j MARK --set-xmark {_ADMITTED}"
+TAKE_BACK = f"-j MARK --set-xmark {_CLEARED}"
+"""Without this rule what comes before it in a policy's chain would admit more than it may."""
+
 # As many addresses are compared one by one; more are told apart by four bits at a time.
 _BUCKET = 16
+# Peers times ports up to which each pair has a rule of its own. With more, named ports are those of
+# all pods, which is the same unless two pods claim one address. A policy of 40 KiB has room for so
+# many peers and ports that no node could hold a rule for each pair.
+_PAIRS_MOST = 64
 
 
 class SetSource(Struct, frozen=True):
@@ -96,18 +104,33 @@ def policy_rules(
     """
     lines: list[str] = []
     sources: dict[SetSource, None] = {}
-    side = "src" if direction is Direction.INGRESS else "dst"
+
+    def add(title: str, peer: Peer | None, port: Port | None, does: str, *where: str) -> None:
+        used, matches = _matches(policy, direction, family, peer, port)
+        sources.update(dict.fromkeys(used))
+        says = comment(f"{title}{_described(peer, port)}")
+        lines.append(" ".join((*where, *matches, says, does)))
+
     for rule in policy.rules[direction]:
         title = f"{policy.key} {direction} rule {rule.index}"
-        for peer in rule.peers if rule.peers is not None else (None,):
-            if isinstance(peer, Block) and (peer.family != family or not peer.networks):
-                continue
-            for port in rule.ports if rule.ports is not None else (None,):
-                used, matches = _matches(policy, direction, family, peer, port, side)
-                sources.update(dict.fromkeys(used))
-                says = comment(f"{title}{_described(peer, port)}")
-                lines.append(" ".join((*matches, says, f"-g {ALLOW}")))
+        peers = [each for each in rule.peers or () if _concerns(each, family)]
+        ports = rule.ports or ()
+        if len(peers) * len(ports) > _PAIRS_MOST:
+            # Ports admit for the moment; what is not from one of the peers does not keep it.
+            for port in ports:
+                add(title, None, port, _ADMIT)
+            for peer in peers:
+                add(title, peer, None, "-j RETURN", f"-m mark --mark {_ADMITTED}")
+            lines.append(TAKE_BACK)
+            continue
+        for each in peers if rule.peers is not None else (None,):
+            for its in ports if rule.ports is not None else (None,):
+                add(title, each, its, f"-g {ALLOW}")
     return tuple(lines), tuple(sources)
+
+
+def _concerns(peer: Peer, family: str) -> bool:
+    return not isinstance(peer, Block) or (peer.family == family and bool(peer.networks))
 
 
 def _matches(
@@ -116,8 +139,8 @@ def _matches(
     family: str,
     peer: Peer | None,
     port: Port | None,
-    side: str,
 ) -> tuple[list[SetSource], list[str]]:
+    side = "src" if direction is Direction.INGRESS else "dst"
     used: list[SetSource] = []
     found: list[str] = []
     if isinstance(port, PortRange):
@@ -169,7 +192,7 @@ def pod_rules(
         f"-s {_host(each)} -d {_host(each)} {comment(f'{key} reaches itself')} -j RETURN"
         for each in addresses
     ]
-    lines.append(f"{comment(f'{direction} of pod {key}')} -j MARK --set-xmark {_CLEARED}")
+    lines.append(f"{comment(f'{direction} of pod {key}')} {TAKE_BACK}")
     for index, policy in enumerate(policies):
         unless = f"-m mark ! --mark {_ADMITTED} " if index else ""
         lines.append(f"{unless}{comment(policy)} -j {policy_chain(policy, direction)}")
@@ -177,14 +200,14 @@ def pod_rules(
     lines += (
         f"-m mark ! --mark {_ADMITTED} {_NFLOG.format(prefix)}",
         f"-m mark ! --mark {_ADMITTED} {REJECT[family]}",
-        f"-j MARK --set-xmark {_CLEARED}",
+        TAKE_BACK,
     )
     return tuple(lines)
 
 
 def allow_rules() -> tuple[str, ...]:
     """Entered by -g from a policy's chain: it returns into the pod's chain."""
-    return (f"-j MARK --set-xmark {_ADMITTED}",)
+    return (_ADMIT,)
 
 
 def dispatch_top(direction: Direction, family: str, digits: Iterable[int]) -> tuple[str, ...]:

@@ -1,18 +1,21 @@
 """Finding the rules of policies that the kernel refuses, so that they stop only themselves.
 
 A kernel without the module for a match (xt_sctp, for one) refuses the whole commit that has such a
-rule in it. The rules in question are then tried in halves in a chain that nothing refers to.
+rule in it. Whoever may write policies may write thousands of such rules, so that each protocol is
+tried first, by itself. What else may be in the way is tried in halves, in a chain that nothing
+refers to.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kube_router_py.errors import KernelError, StateUnknownError
-from kube_router_py.firewall.chains import ALLOW, allow_rules
+from kube_router_py.firewall.chains import ALLOW, TAKE_BACK, allow_rules
 from kube_router_py.firewall.names import POLICY_CHAIN
 from kube_router_py.kernel.ports import Iptables
 
 _TABLE = "filter"
 _TRIAL = f"{POLICY_CHAIN}TRIAL"
+_PROTOCOLS = ("tcp", "udp", "sctp")
 # More than these are no matter of single rules.
 _MOST = 50
 
@@ -24,12 +27,22 @@ def refused_rules(
 
     Empty where it is not for the rules of policies that a commit fails. Raises KernelError.
     """
-    rules = sorted({rule for name, rules in chains.items() if _is_policy(name) for rule in rules})
+    rules = {rule for name, rules in chains.items() if _is_policy(name) for rule in rules}
+    rules.discard(TAKE_BACK)
     found: dict[str, str] = {}
+    single = 0
     try:
-        for rule, complaint in _search(iptables, family, rules):
+        for protocol in _PROTOCOLS:
+            match = f"-p {protocol} -m {protocol} "
+            asking = {rule for rule in rules if rule.startswith(match)}
+            trial = [f"{match}--dport 1 -g {ALLOW}"] if asking else []
+            for _, complaint in _search(iptables, family, trial):
+                found |= dict.fromkeys(asking, complaint)
+                rules -= asking
+        for rule, complaint in _search(iptables, family, sorted(rules)):
             found[rule] = complaint
-            if len(found) > _MOST:
+            single += 1
+            if single > _MOST:
                 return {}
     finally:
         iptables.change(family, _TABLE, {}, (_TRIAL,))

@@ -72,6 +72,24 @@ def opener(options: Options, *, needs_ipvs: bool = True) -> Callable[[], HostPor
     return open_ports
 
 
+def firewall_opener(options: Options) -> Callable[[], HostPorts]:
+    """How the firewall's adapters are opened: it goes without IPVS, but not with every iptables."""
+    open_any = opener(options, needs_ipvs=False)
+
+    def open_ports() -> HostPorts:
+        from kube_router_py.kernel.iptables_variant import check_masks
+
+        ports = open_any()
+        try:
+            check_masks(ports.iptables.variant)
+        except Exception:
+            ports.close()
+            raise
+        return ports
+
+    return open_ports
+
+
 def dsr_opener(options: Options) -> Callable[[], DsrPorts]:
     """How the adapters of direct server return are opened; only nodes that need them do."""
 

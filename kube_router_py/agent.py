@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 import kube_router_py
-from kube_router_py.adapters import check_capabilities, opener
+from kube_router_py.adapters import check_capabilities, firewall_opener, opener
 from kube_router_py.backend_change import BackendChange
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
@@ -109,7 +109,7 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         environ,
         opener(options),
         takeover=takeover,
-        firewall_ports=opener(options, needs_ipvs=False),
+        firewall_ports=firewall_opener(options),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.on_signal)
@@ -181,8 +181,8 @@ class Agent:
         self.cache = Cache(_kinds(options))
         self._observers: list[Callable[[Turn], None]] = []
 
-        def changed(is_own: Callable[[str], bool]) -> Callable[[], None]:
-            return BackendChange(options, is_own).settled if takeover else lambda: None
+        def changed(is_own: Callable[[str], bool]) -> Callable[[str], None]:
+            return BackendChange(is_own).settled if takeover else lambda variant: None
 
         self.proxy: ProxyPart | None = None
         self._parts: list[Part] = []

@@ -5,9 +5,7 @@ import logging
 from collections.abc import Callable
 
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.iptables_variant import variant_of
 from kube_router_py.kernel.other_variant import remove_from_other_variant
-from kube_router_py.options import Options
 
 _log = logging.getLogger(__name__)
 
@@ -18,19 +16,17 @@ _FAMILIES = ("inet", "inet6")
 class BackendChange:
     """``is_own``: the chains of the part that asks; ``settled`` is called in its loop's thread."""
 
-    def __init__(self, options: Options, is_own: Callable[[str], bool]) -> None:
-        self._backend = options.iptables_backend
+    def __init__(self, is_own: Callable[[str], bool]) -> None:
         self._is_own = is_own
-        self._is_done = False
+        self._done_for = ""
 
-    def settled(self) -> None:
-        """What is in use stands: look once at the other."""
-        if self._is_done:
+    def settled(self, variant: str) -> None:
+        """The part's rules stand in this variant: look once at the other."""
+        if self._done_for == variant:
             return
         try:
-            variant = variant_of(self._backend)
             for what in remove_from_other_variant(variant, _FAMILIES, self._is_own):
                 _log.info("removed from the other variant of iptables: %s", what)
-            self._is_done = True
+            self._done_for = variant
         except KernelError as error:
             _log.warning("rules in the other variant of iptables stay reason=%r", str(error))

@@ -31,7 +31,7 @@ class FirewallPart:
         ports: Callable[[], HostPorts],
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
-        on_settled: Callable[[], None] = lambda: None,
+        on_settled: Callable[[str], None],
     ) -> None:
         self._host = Host(ports)
         self._firewall = Firewall(

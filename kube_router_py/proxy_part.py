@@ -35,10 +35,11 @@ _STOP_S = 5.0
 
 
 class _WhenRulesStand:
-    """A ``Follower`` that calls ``then`` after full turns, once the proxy's rules stand."""
+    """A ``Follower`` that tells ``then`` after full turns in which variant of iptables the proxy's
+    rules stand, once they do; ``variant`` is empty until then."""
 
-    def __init__(self, stand: Callable[[], bool], then: Callable[[], None]) -> None:
-        self._stand, self._then = stand, then
+    def __init__(self, variant: Callable[[], str], then: Callable[[str], None]) -> None:
+        self._variant, self._then = variant, then
 
     def begin(self) -> None:
         """Nothing to prepare."""
@@ -47,8 +48,8 @@ class _WhenRulesStand:
         self, desired: Desired, node: ThisNode, changes: Changes, *, full: bool
     ) -> Iterable[Problem]:
         del desired, node, changes
-        if full and self._stand():
-            self._then()
+        if full and (variant := self._variant()):
+            self._then(variant)
         return ()
 
 
@@ -70,7 +71,7 @@ class ProxyPart:
         takeover: Takeover | None,
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
-        on_settled: Callable[[], None] = lambda: None,
+        on_settled: Callable[[str], None],
     ) -> None:
         self._cache = cache
         # Apart from the others: without permission to read Leases everything but DSR goes on.
@@ -98,7 +99,7 @@ class ProxyPart:
             followers=(
                 *self._followers.all(),
                 self._takeover,
-                _WhenRulesStand(lambda: self._proxy.rules_stand, on_settled),
+                _WhenRulesStand(self._variant, on_settled),
             ),
         )
         self._takeover.is_settled = lambda: self._proxy.rules_stand
@@ -124,6 +125,10 @@ class ProxyPart:
             return False
         pods = self._cache.stats()[Pod]
         return (pods.synced or bool(pods.failing)) and self._takeover.may_program()
+
+    def _variant(self) -> str:
+        ports = self._proxy.ports
+        return ports.iptables.variant if ports and self._proxy.rules_stand else ""
 
     def start(self) -> None:
         """Begin what runs beside the loop."""

@@ -20,6 +20,7 @@ from one set to another is in both for a moment, and admission is a matter of an
 """
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Iterator
 
 from msgspec import Struct
@@ -64,20 +65,22 @@ class Firewall:
         options: FirewallOptions,
         node_name: str,
         ports: Callable[[], HostPorts],
-        on_settled: Callable[[], None] = lambda: None,
+        on_settled: Callable[[str], None] = lambda variant: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
+        self._clock = clock
         self._options = options
         self._node_name = node_name
         self._make_ports = ports
-        # Called after each turn that leaves nothing to be done.
+        # Told the variant of iptables after each turn that leaves nothing to be done.
         self._on_settled = on_settled
         self.ports: HostPorts | None = None
         self._forget()
 
     def _forget(self) -> None:
         self._desired = Desired(self._options)
-        self._applier = Applier(self._node_name, self._options, self._desired)
+        self._applier = Applier(self._node_name, self._options, self._desired, self._clock)
         self._known: set[Key] = set()
         self._broken: dict[Key, Problem] = {}
 
@@ -128,7 +131,7 @@ class Firewall:
         if not self._applier.is_settled:
             failed.add(self._own_node())
         if not failed:
-            self._on_settled()
+            self._on_settled(self.ports.iptables.variant)
         return Outcome(frozenset(failed), tuple(self._problems()))
 
     def _own_node(self) -> Key:

@@ -422,20 +422,20 @@ MUTANTS = (
     ),
     # --- what is no event of the cluster, and what other nodes say -----------------------------
     Mutant(
-        "agent.py",
-        "self.loops[0].mark((OTHER_NODES,))",
+        "proxy_part.py",
+        "self.loop.mark((OTHER_NODES,))",
         "None",
         ("wiring test_word_of_other_nodes_is_for_the_proxy",),
     ),
     Mutant(
-        "agent.py",
-        "AddressMonitor(lambda: self.loops[0].mark((OWN_NODE,))",
+        "proxy_part.py",
+        "AddressMonitor(lambda: self.loop.mark((OWN_NODE,))",
         "AddressMonitor(lambda: None",
         ("wiring test_a_change_of_addresses_is_for_the_proxy",),
     ),
     Mutant(
-        "agent.py",
-        "self._proxy.subscribe(self.cache, self.loops[0])",
+        "proxy_part.py",
+        "self._proxy.subscribe(cache, self.loop)",
         "pass",
         ("wiring test_events_of_the_cluster_are_for_the_proxy",),
     ),

@@ -12,13 +12,16 @@ import struct
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.evaluate import Evaluator, Flow
@@ -28,6 +31,7 @@ pytestmark = [
     pytest.mark.parametrize("variant", ["iptables-nft", "iptables-legacy"]),
 ]
 
+SEMANTICS = Path(__file__).parents[1] / "golden" / "policies" / "semantics.yaml"
 _TIMEOUT_S = 60.0
 SCTP = 132
 LOCAL = ("x/a", "x/c", "y/a")
@@ -249,6 +253,23 @@ def _answered(sock: socket.socket, data: bytes, sport: int, version: int) -> boo
     raise AssertionError("neither an answer nor a refusal")
 
 
+def load(document: Any, variant: str) -> None:
+    """Sets and rules, into a namespace that has neither."""
+    lines = []
+    for each in document["ipsets"]:
+        options = f"family {each['family']} maxelem {each['maxelem']}"
+        lines.append(f"create {each['name']} {each['type']} {options}")
+        lines += [f"add {each['name']} {entry}" for entry in each["entries"]]
+    run("ipset", "restore", stdin="\n".join((*lines, "")))
+    for family, program in programs(variant):
+        text = document["iptables"][family]["filter"]
+        run(f"{program}-restore", "--noflush", stdin=text)
+
+
+def programs(variant: str) -> tuple[tuple[str, str], ...]:
+    return ("ipv4", variant), ("ipv6", variant.replace("ip", "ip6", 1))
+
+
 # --- the node ---
 
 
@@ -256,7 +277,6 @@ class Rig:
     """Stands in the node's namespace, where there are no rules and no sets."""
 
     def __init__(self, peer: Any, stack: ExitStack, clusters: Any) -> None:
-        self.clusters = clusters
         web = {"name": "web", "containerPort": 80}
         dns = {"name": "dns", "containerPort": 81, "protocol": "UDP"}
         named = clusters.canonical()
@@ -297,7 +317,8 @@ class Rig:
             if key == "node2":
                 continue
             for version, address in self.addresses(key).items():
-                far.run(sh, f"ip {'-6 ' * (version == 6)}addr add {address} dev lo")
+                # Without nodad an address of lo, too, is tentative for a moment.
+                far.run(sh, f"ip addr add {address} dev lo{' nodad' * (version == 6)}")
                 gateway = "fd00:1::2" if version == 6 else "192.168.1.2"
                 sh(f"ip {'-6 ' * (version == 6)}route add {address} via {gateway}")
         served: dict[Any, list[str]] = {}
@@ -320,21 +341,6 @@ class Rig:
     def addresses(self, place: str) -> dict[int, str]:
         found: dict[int, str] = OUTSIDE if place == "outside" else self.cluster.addresses_of(place)
         return found
-
-    def load(self, policies: str, variant: str) -> Any:
-        """Compile and load; returns the cluster."""
-        cluster = self.clusters.Cluster(self.objects + self.clusters.policies(policies))
-        document = cluster.documents["node1"]
-        lines = []
-        for each in document["ipsets"]:
-            options = f"family {each['family']} maxelem {each['maxelem']}"
-            lines.append(f"create {each['name']} {each['type']} {options}")
-            lines += [f"add {each['name']} {entry}" for entry in each["entries"]]
-        run("ipset", "restore", stdin="\n".join((*lines, "")))
-        for family, program in (("ipv4", variant), ("ipv6", variant.replace("ip", "ip6", 1))):
-            text = document["iptables"][family]["filter"]
-            run(f"{program}-restore", "--noflush", stdin=text)
-        return cluster
 
     def matrix(self) -> Iterator[Probe]:
         """Everything that comes by this node."""
@@ -417,14 +423,47 @@ def traced(rig: Rig, cluster: Any, probes: Iterable[Probe], tracer: Any) -> dict
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_connections_end_as_judged(rig: Rig, variant: str, name: str, tracer: Any) -> None:
+def test_connections_end_as_judged(
+    rig: Rig, variant: str, name: str, tracer: Any, clusters: Any
+) -> None:
     probes = list(rig.matrix())
     # What answers now, and not any more later, was refused by the rules.
     assert all(rig.probe(probes).values())
-    cluster = rig.load(POLICIES[name], variant)
+    cluster = clusters.Cluster(rig.objects + clusters.policies(POLICIES[name]))
+    load(cluster.documents["node1"], variant)
     said = judged(rig, cluster, probes)
     assert {True, False} == set(said.values())
     assert traced(rig, cluster, probes, tracer) == said
     found = rig.probe(probes)
     wrong = [f"{each}: {found[each]}" for each in probes if found[each] != said[each]]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_kernel_takes_all_that_the_tracer_takes(
+    new_namespace: Callable[[], AbstractContextManager[None]], variant: str, clusters: Any
+) -> None:
+    """Every case of the semantics, all in one cluster: each of its rules and sets arrives."""
+    objects = clusters.canonical()
+    for number, case in enumerate(yaml.safe_load(SEMANTICS.read_text())):
+        objects = clusters.replaced(objects, *clusters.of_case(case)[len(clusters.canonical()) :])
+        for key, spec in case.get("policies", {}).items():
+            objects.append(clusters.policy(f"{key}-{number}", spec))
+    objects.append(clusters.service("x/s", ("10.96.0.1", "fd00:96::1"), 80, 80, "SCTP"))
+    objects[-1]["spec"].update(type="NodePort")
+    objects[-1]["spec"]["ports"][0]["nodePort"] = 30080
+    cluster = clusters.Cluster(objects, "--netpol-default-deny")
+    document = cluster.documents["node1"]
+    with new_namespace():
+        load(document, variant)
+        saved = run("ipset", "save").splitlines()
+        entries = {
+            f"add {each['name']} {entry}"
+            for each in document["ipsets"]
+            for entry in each["entries"]
+        }
+        assert {line for line in saved if line.startswith("add ")} == entries
+        for family, program in programs(variant):
+            rules = run(f"{program}-save", "-t", "filter").splitlines()
+            table = cluster.firewalls["node1"].tables[32 if family == "ipv4" else 128]
+            counts = Counter(line.split()[1] for line in rules if line.startswith("-A "))
+            assert counts == {name: len(found) for name, found in table.chains.items() if found}

@@ -76,7 +76,7 @@ class Set:
         self.bits = 32 if self.family == "inet" else 128
         self.hosts: set[Address] = set()
         self.places: set[tuple[Address, int, int]] = set()
-        self.nets: dict[tuple[int, int, int], set[int]] = {}
+        self.nets: dict[tuple[int, int, int], dict[int, bool]] = {}
         add = {
             "hash:ip": self._host,
             "hash:ip,port": self._place,
@@ -116,6 +116,8 @@ class Set:
         self._net(*self._split(entry))
 
     def _net(self, entry: str, protocol: int = 0, port: int = 0) -> None:
+        entry, _, flag = entry.partition(" ")
+        need(flag in ("", "nomatch"), f"set {self.name}: flag {flag!r} of {entry}")
         try:
             found = ipaddress.ip_network(entry)  # strict: ipset prints no host bits
         except ValueError as error:
@@ -123,7 +125,9 @@ class Set:
         need(found.max_prefixlen == self.bits, f"set {self.name}: {entry} is of the other family")
         need(found.prefixlen > 0, f"set {self.name}: {self.type} takes no /0")
         key = (found.prefixlen, protocol, port)
-        self.nets.setdefault(key, set()).add(int(found.network_address))
+        of_length, value = self.nets.setdefault(key, {}), int(found.network_address)
+        need(value not in of_length, f"set {self.name} has {entry} twice")
+        of_length[value] = not flag
 
     def holds(self, packet: Packet, directions: list[str]) -> bool:
         address = packet.src if directions[0] == "src" else packet.dst
@@ -135,11 +139,11 @@ class Set:
         if self.type == "hash:ip,port":
             return (address, *place) in self.places
         value = int(address)
-        return any(
-            value >> self.bits - length << self.bits - length in found
-            for (length, *where), found in self.nets.items()
-            if tuple(where) == place
-        )
+        for (length, *where), found in sorted(self.nets.items(), reverse=True):
+            network = value >> self.bits - length << self.bits - length
+            if tuple(where) == place and network in found:
+                return found[network]  # the longest prefix decides
+        return False
 
 
 @dataclass

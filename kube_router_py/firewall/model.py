@@ -36,7 +36,8 @@ ALL_PODS = Selection()
 
 
 class Block(Struct, frozen=True, order=True):
-    """Addresses of one family (``inet``, ``inet6``) as disjoint networks, sorted; may be none.
+    """Addresses of one family (``inet``, ``inet6``) as disjoint networks, sorted; may be none. Of a
+    block with many exceptions these follow, each with the word ``nomatch``.
 
     ``text`` says how it was written.
     """

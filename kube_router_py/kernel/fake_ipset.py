@@ -15,6 +15,7 @@ from kube_router_py.kernel.ports import IpsetSpec
 from kube_router_py.kernel.program import Finished
 
 _ABSENT = "The set with the given name does not exist"
+_NOMATCH = "nomatch"
 
 
 class FakeIpsetKernel(Struct, eq=False):
@@ -168,13 +169,19 @@ class _OpenSet:
             return _ABSENT
         if self.name in self._kernel.refused:
             return "Kernel error received: refused by the test"
+        element, _, flag = entry.partition(" ")
+        # An element is in a set once, with a flag or without.
+        other = element if flag else f"{element} {_NOMATCH}"
         if verb == "del":
-            self._changed |= entry in self._entries
-            self._entries.discard(entry)
+            if flag:
+                return f"Unknown argument: `{flag}'"
+            self._changed |= not self._entries.isdisjoint((entry, other))
+            self._entries -= {entry, other}
             return ""
         if entry in self._kernel.refused_entries or not _is_parsable(self._spec, entry):
             return f"Syntax error: cannot parse {entry}"
         if entry not in self._entries:
+            self._entries.discard(other)
             if len(self._entries) >= self._limit:
                 return "Hash is full, cannot add more elements"
             self._changed = True

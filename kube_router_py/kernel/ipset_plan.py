@@ -56,10 +56,16 @@ def is_large(changes: int, entries: int) -> bool:
 
 def delta(name: str, added: Iterable[str], removed: Iterable[str] = ()) -> tuple[str, ...]:
     """Additions first: what moves is never in neither place."""
+    gone = _elements(removed) - _elements(added)
     return (
         *(f"add {name} {entry} -exist" for entry in sorted(added)),
-        *(f"del {name} {entry} -exist" for entry in sorted(removed)),
+        *(f"del {name} {entry} -exist" for entry in sorted(gone)),
     )
+
+
+def _elements(entries: Iterable[str]) -> set[str]:
+    """Entries without flags (nomatch), which ``add`` changes and ``del`` does not take."""
+    return {entry.partition(" ")[0] for entry in entries}
 
 
 def create(spec: IpsetSpec, entries: Collection[str], maxelem: int = MAXELEM_DEFAULT) -> Block:
@@ -95,7 +101,8 @@ def plan_changes(
     for change in changes:
         spec, name = change.spec, change.spec.name
         added = canonical_entries(spec.type, change.add)
-        removed = canonical_entries(spec.type, change.remove) - added
+        removed = canonical_entries(spec.type, change.remove)
+        removed = frozenset(_elements(removed) - _elements(added))
         limit = limits.get(name, MAXELEM_DEFAULT)
         # Between additions and removals it holds both.
         is_tight = bool(added) and (len(change.content) + len(removed)) * 10 >= limit * 9

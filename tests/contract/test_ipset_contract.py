@@ -53,7 +53,7 @@ class Namespace:
         standing = self.open().read(name) or frozenset()
         after = change(standing)
         lines = [f"add {name} {entry}" for entry in after - standing]
-        lines += [f"del {name} {entry}" for entry in standing - after]
+        lines += [f"del {name} {entry.split()[0]}" for entry in standing - after]
         subprocess.run(
             ["ipset", "restore"], input="\n".join(lines) + "\n", text=True, check=True, timeout=30
         )
@@ -133,6 +133,30 @@ def test_drift_is_repaired(namespace: Namespace, ipsets: Ipsets) -> None:
     ipsets.ensure(LOCAL, entries)
     namespace.edit(LOCAL.name, lambda standing: (standing - {"10.0.0.1"}) | {"10.9.9.9"})
     assert ipsets.ensure(LOCAL, entries) == 2
+    assert ipsets.read(LOCAL.name) == entries
+
+
+@pytest.mark.parametrize("how", ["ensure", "change_all", "put_all"])
+def test_what_others_have_made_match_or_not_is_repaired(
+    how: str, namespace: Namespace, ipsets: Ipsets
+) -> None:
+    """``del`` takes no flags, and an element is in a set once, with the flag or without."""
+    entries = frozenset(
+        {"10.1.0.0/16", "10.2.0.0/16", "10.1.1.0/24 nomatch", "10.2.2.0/24 nomatch"}
+    )
+    ipsets.ensure(LOCAL, entries)
+    namespace.edit(LOCAL.name, lambda standing: standing - {"10.1.0.0/16", "10.1.1.0/24 nomatch"})
+    strange = {"10.1.0.0/16 nomatch", "10.1.1.0/24", "10.3.0.0/16 nomatch"}
+    namespace.edit(LOCAL.name, lambda standing: standing | strange)
+    standing = ipsets.read(LOCAL.name) or frozenset()
+    assert strange < standing
+    if how == "ensure":
+        ipsets.ensure(LOCAL, entries)
+    elif how == "put_all":
+        assert not ipsets.put_all({LOCAL: entries})
+    else:
+        change = SetChange(LOCAL, entries, entries - standing, standing - entries)
+        assert not ipsets.change_all([change])
     assert ipsets.read(LOCAL.name) == entries
 
 

@@ -209,7 +209,7 @@ def test_text_without_commit_is_an_error(tracer: Any) -> None:
         ("hash:net", "inet6", ["::/0"]),
         ("hash:net,port", "inet", ["0.0.0.0/0,tcp:80"]),
         ("hash:net", "inet", ["10.0.0.1/24"]),
-        ("hash:net", "inet", ["10.0.0.0/24 nomatch"]),
+        ("hash:net", "inet", ["10.0.0.0/24 timeout 5"]),
         ("hash:ip,port", "inet", ["10.0.0.1,80"]),
         ("hash:ip,port", "inet", ["10.0.0.1,tcp:65536"]),
         ("list:set", "inet", []),

@@ -2,7 +2,9 @@
 
 Order, in each turn: sets are created and grow; then chains, of a family in one commit; then sets
 shrink, and what nothing refers to any more is destroyed. With ``local_pods`` it is the other way
-round: an address is in there only while all that concerns it stands.
+round: an address is in there only while all that concerns it stands. Where this order is not enough
+(``Changes.entangled``), and where it is not known what stood before, sets of policies are changed
+under an overlay.
 
 Where a step fails, what depends on it waits, and the next turn compares everything with the kernel.
 """
@@ -15,6 +17,7 @@ from kube_router_py.errors import KernelError, StateUnknownError
 from kube_router_py.firewall.contents import InBetween, SetDelta
 from kube_router_py.firewall.desired import Changes, Desired, Rules
 from kube_router_py.firewall.frame import JUMPS, frame_sets, is_own_chain, is_own_set, local_pods
+from kube_router_py.firewall.overlay import Overlay
 from kube_router_py.firewall.refused import refused_rules, without
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.jump_watch import JumpWatch
@@ -89,16 +92,22 @@ class Applier:
 
     def _change(self, ports: HostPorts, changes: Changes) -> None:
         created = {spec: self._desired.sets[spec] for spec in changes.created}
-        held = self._grow(ports, created, changes.changed)
+        overlay = self._lay_over(ports, changes.changed, changes.entangled)
+        changed = {s: delta for s, delta in changes.changed.items() if s not in overlay.deltas}
+        held = self._grow(ports, created, changed)
         for family in self._options.families:
             chains, gone = changes.chains.get(family, {}), changes.gone.get(family, set())
+            chains = {**chains, **self._looking_into(overlay, family)}
             if not chains and not gone:
                 continue
             try:
-                self._commit(ports, family, self._without(chains, held), gone)
+                chains = self._under(overlay, family, self._without(chains, held))
+                self._commit(ports, family, chains, gone)
             except KernelError as error:
                 held |= self._fail(family, error)
-        self._shrink(ports, changes.changed, {each.name for each in changes.dropped}, held)
+        self._lift(ports, overlay, held)
+        dropped = {each.name for each in changes.dropped} | overlay.names()
+        self._shrink(ports, changed, dropped, held)
         self._is_known = not self._has_failed
         _log.debug(
             "programmed sets_created=%d sets_changed=%d sets_dropped=%d chains=%d chains_gone=%d",
@@ -129,17 +138,23 @@ class Applier:
             )
             if delta.add or delta.remove:
                 changed[spec] = delta
-        held = self._grow(ports, created, changed)
+        # What others have changed is put right as it comes.
+        families = () if was_known else self._options.families
+        overlay = self._lay_over(ports, changed, families)
+        apart = {spec: delta for spec, delta in changed.items() if spec not in overlay.deltas}
+        held = self._grow(ports, created, apart)
         words: list[str] = []
         for family in self._options.families:
             if held.intersection(each.name for each in frame_sets(family)):
-                continue  # rules without these would let pass what must not
+                held.add(family)  # rules without these would let pass what must not
+                continue
             chains = self._without(self._desired.chains[family], held)
             try:
-                words += self._ensure(ports, family, chains)
+                words += self._ensure(ports, family, self._under(overlay, family, chains))
             except KernelError as error:
                 held |= self._fail(family, error)
-        self._shrink(ports, changed, standing, held)
+        self._lift(ports, overlay, held)
+        self._shrink(ports, apart, {*standing, *overlay.names()}, held)
         self._is_known = not self._has_failed
         self._tell(was_known, [*created, *changed], words)
 
@@ -219,6 +234,59 @@ class Applier:
             refused = self._refused[family] = {**refused, **more}
             return write({name: without(rules, refused) for name, rules in chains.items()})
 
+    # --- all in one step -----------------------------------------------------------------------
+
+    def _lay_over(
+        self, ports: HostPorts, changed: Mapping[IpsetSpec, SetDelta], families: Collection[str]
+    ) -> Overlay:
+        """Make what stands beside the sets of policies in these families, while they change."""
+        frame = {spec for family in families for spec in frame_sets(family)}
+        overlay = Overlay(
+            {
+                spec: delta
+                for spec, delta in changed.items()
+                if spec.family in families and spec not in frame
+            }
+        )
+        failures = ports.ipsets.put_all(overlay.sets) if overlay.sets else []
+        self._fail_sets(failures)
+        # Without it things go their way one by one.
+        return Overlay({}) if failures else overlay
+
+    def _looking_into(self, overlay: Overlay, family: str) -> dict[str, Rules]:
+        names = self._desired.chains_with(overlay.specs(family))
+        chains = self._desired.chains[family]
+        return {name: chains[name] for name in names if name in chains}
+
+    def _under(
+        self, overlay: Overlay, family: str, chains: Mapping[str, Rules]
+    ) -> dict[str, Rules]:
+        refused = self._refused.get(family, {})
+        return {name: overlay.over(without(rules, refused)) for name, rules in chains.items()}
+
+    def _lift(self, ports: HostPorts, overlay: Overlay, held: set[str]) -> None:
+        """Bring the sets to where the rules see them already, then have rules see them alone."""
+        moving = [
+            SetChange(spec, self._desired.sets[spec], frozenset(d.add), frozenset(d.remove))
+            for spec, d in overlay.deltas.items()
+            if spec.family not in held
+        ]
+        if not moving:
+            return
+        failures = ports.ipsets.change_all(moving)
+        self._fail_sets(failures)
+        held.update(_family(each.name) for each in failures)
+        for family in {change.spec.family for change in moving} - held:
+            # What was refused under the overlay is tried as it is.
+            refused = self._refused.get(family, {})
+            for rule in [r for r in refused if not overlay.names().isdisjoint(r.split())]:
+                del refused[rule]
+            try:
+                chains = self._without(self._looking_into(overlay, family), held)
+                self._commit(ports, family, chains, ())
+            except KernelError as error:
+                held |= self._fail(family, error)
+
     # --- sets ----------------------------------------------------------------------------------
 
     def _grow(
@@ -228,21 +296,20 @@ class Applier:
         changed: Mapping[IpsetSpec, SetDelta],
     ) -> set[str]:
         """Returns the names of sets that are not as the chains need them."""
-        failures: list[SetFailure] = []
-        first: list[SetChange] = []
+        going: list[SetChange] = []
+        growing: list[SetChange] = []
         for spec, delta in changed.items():
             entries = self._desired.sets[spec]
-            if self._is_last(spec):
+            if _is_last(spec):
                 if delta.remove:
                     content = InBetween(entries, less=delta.add)
-                    first.append(SetChange(spec, content, remove=frozenset(delta.remove)))
+                    going.append(SetChange(spec, content, remove=frozenset(delta.remove)))
             elif delta.add:
                 content = InBetween(entries, more=delta.remove)
-                first.append(SetChange(spec, content, add=frozenset(delta.add)))
-        if created:
-            failures += ports.ipsets.put_all(created)
-        if first:
-            failures += ports.ipsets.change_all(first)
+                growing.append(SetChange(spec, content, add=frozenset(delta.add)))
+        failures = ports.ipsets.put_all(created) if created else []
+        for batch in self._in_order(going, growing):
+            failures += ports.ipsets.change_all(batch)
         self._fail_sets(failures)
         # One that stood before still stands; it lacks an entry, which admits less.
         names = {spec.name for spec in created}
@@ -256,17 +323,18 @@ class Applier:
         held: set[str],
     ) -> None:
         """``held``: names of sets, and families, that have to stay as they are."""
-        last: list[SetChange] = []
+        shrinking: list[SetChange] = []
+        coming: list[SetChange] = []
         for spec, delta in changed.items():
             if spec.family in held:
                 continue
             add, remove = frozenset(delta.add), frozenset(delta.remove)
-            if self._is_last(spec) and add:
-                last.append(SetChange(spec, self._desired.sets[spec], add=add))
-            elif not self._is_last(spec) and remove:
-                last.append(SetChange(spec, self._desired.sets[spec], remove=remove))
-        if last:
-            self._fail_sets(ports.ipsets.change_all(last))
+            if _is_last(spec) and add:
+                coming.append(SetChange(spec, self._desired.sets[spec], add=add))
+            elif not _is_last(spec) and remove:
+                shrinking.append(SetChange(spec, self._desired.sets[spec], remove=remove))
+        for batch in self._in_order(shrinking, coming):
+            self._fail_sets(ports.ipsets.change_all(batch))
         doomed = [name for name in dropped if _family(name) not in held]
         if not doomed:
             return
@@ -275,8 +343,11 @@ class Applier:
         except KernelError as error:
             self._fail("", error)
 
-    def _is_last(self, spec: IpsetSpec) -> bool:
-        return spec == local_pods(spec.family)
+    def _in_order(self, *batches: list[SetChange]) -> list[list[SetChange]]:
+        """Only with --netpol-default-deny is anything refused for not being in ``local_pods``."""
+        if not self._options.default_deny:
+            batches = ([change for batch in batches for change in batch],)
+        return [batch for batch in batches if batch]
 
     def _without(self, chains: Mapping[str, Rules], held: set[str]) -> dict[str, Rules]:
         """Chains without the rules that refer to sets which could not be made: they admit less."""
@@ -297,6 +368,10 @@ class Applier:
             self._has_failed = True
             reason = f"policies: set {each.name}: {each.message}"
             self._failures.append(Problem(self._node, "", reason))
+
+
+def _is_last(spec: IpsetSpec) -> bool:
+    return spec == local_pods(spec.family)
 
 
 def _family(name: str) -> str:

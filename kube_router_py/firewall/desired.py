@@ -5,7 +5,7 @@ who is isolated by what; that says which policies need chains here; their chains
 needed; the pods of the cluster fill these. The cost is that of what the change touches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ from kube_router_py.firewall.chains import (
     policy_rules,
 )
 from kube_router_py.firewall.contents import Contents, SetDelta
+from kube_router_py.firewall.entangled import Entanglement, Isolation, Place
 from kube_router_py.firewall.frame import (
     direction_rules,
     frame_chains,
@@ -37,7 +38,6 @@ from kube_router_py.kernel.ports import IpsetSpec
 from kube_router_py.problem import Problem
 
 Rules = tuple[str, ...]
-_Isolation = dict[Direction, tuple[str, ...]]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -47,6 +47,7 @@ class Changes(Struct):
 
     ``created`` and ``changed``: sets; ``dropped``: those that nothing refers to any more.
     ``chains`` by family and name, with all rules; ``gone``: those to delete, by family.
+    ``entangled``: families in which all this has to happen in one step (see ``overlay``).
     """
 
     created: set[IpsetSpec]
@@ -54,6 +55,7 @@ class Changes(Struct):
     dropped: set[IpsetSpec]
     chains: dict[str, dict[str, Rules]]
     gone: dict[str, set[str]]
+    entangled: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.created or self.changed or self.dropped or self.chains or self.gone)
@@ -75,16 +77,17 @@ class Desired:
         self._dirty_pods: set[str] = set()
         self._dirty_policies: set[str] = set()
         # What of a local pod is programmed: the facts, and by which policies it is isolated.
-        self._programmed: dict[str, tuple[PodFacts, _Isolation]] = {}
+        self._programmed: dict[str, tuple[PodFacts, Isolation]] = {}
         # Pods that need a policy's chain, and the sets that the chain refers to.
-        self._users: dict[tuple[str, Direction], set[str]] = {}
-        self._sources: dict[tuple[str, Direction], tuple[SetSource, ...]] = {}
-        self._set_users: dict[SetSource, int] = {}
+        self._users: dict[Place, set[str]] = {}
+        self._sources: dict[Place, tuple[SetSource, ...]] = {}
+        self._set_users: dict[IpsetSpec, set[Place]] = {}
         self._of_selection: dict[Selection, set[SetSource]] = {}
         # Dispatch: pod chains by address, in buckets by the address's last digit.
         self._buckets: dict[tuple[Direction, str, int], dict[str, list[str]]] = {}
         self._bucket_chains: dict[tuple[Direction, str, int], set[str]] = {}
         self._dirty_buckets: set[tuple[Direction, str, int]] = set()
+        self._entanglement = Entanglement(options.families)
         self._services: dict[str, dict[IpsetSpec, frozenset[str]]] = {}
         self.sets = Contents()
         self.chains: dict[str, dict[str, Rules]] = {family: {} for family in self._families}
@@ -156,7 +159,7 @@ class Desired:
                 if pod is not None:
                     self._dirty_pods.add(pod.key)
         dirty, self._dirty_pods = self._dirty_pods, set()
-        needed: set[tuple[str, Direction]] = set()
+        needed: set[Place] = set()
         for key in sorted(dirty):
             needed |= self._put_local_pod(key)
         policies, self._dirty_policies = self._dirty_policies, set()
@@ -179,6 +182,11 @@ class Desired:
         """How many sets the rules of policies refer to."""
         return len(self._set_users)
 
+    def chains_with(self, sets: Iterable[IpsetSpec]) -> set[str]:
+        """The policies' chains whose rules look into these sets."""
+        places = (place for spec in sets for place in self._set_users.get(spec, ()))
+        return {policy_chain(key, direction) for key, direction in places}
+
     def isolation(self, pod: str) -> Mapping[Direction, tuple[str, ...]]:
         """The policies by which a local pod is isolated, by direction."""
         return self._programmed[pod][1] if pod in self._programmed else {}
@@ -186,7 +194,7 @@ class Desired:
     def problems(self) -> list[Problem]:
         return [problem for found in self._problems.values() for problem in found]
 
-    def _put_local_pod(self, key: str) -> set[tuple[str, Direction]]:
+    def _put_local_pod(self, key: str) -> set[Place]:
         """Program a pod anew where it changed; returns the policy chains with other users."""
         pod = self._local.get(key)
         isolation = self._isolation(pod) if pod else {}
@@ -195,7 +203,7 @@ class Desired:
         if old == new:
             return set()
         _put(self._programmed, key, new)
-        needed: set[tuple[str, Direction]] = set()
+        needed: set[Place] = set()
         for is_new, state in ((False, old), (True, new)):
             if state is None:
                 continue
@@ -212,9 +220,10 @@ class Desired:
                     needed.add((policy, direction))
             self._dispatch(facts, isolated, is_new=is_new)
         self._put_pod_chains(key, old, new)
+        self._entanglement.note_pod(old, new)
         return needed
 
-    def _isolation(self, pod: PodFacts) -> _Isolation:
+    def _isolation(self, pod: PodFacts) -> Isolation:
         found: dict[Direction, list[str]] = {}
         for selection in self._targets.selections_of(pod):
             for key in self._by_target[selection]:
@@ -225,8 +234,8 @@ class Desired:
     def _put_pod_chains(
         self,
         key: str,
-        old: tuple[PodFacts, _Isolation] | None,
-        new: tuple[PodFacts, _Isolation] | None,
+        old: tuple[PodFacts, Isolation] | None,
+        new: tuple[PodFacts, Isolation] | None,
     ) -> None:
         for family in self._families:
             for direction in Direction:
@@ -238,7 +247,7 @@ class Desired:
                 elif old and direction in old[1]:
                     self._put_chain(family, name, None)
 
-    def _dispatch(self, pod: PodFacts, isolation: _Isolation, *, is_new: bool) -> None:
+    def _dispatch(self, pod: PodFacts, isolation: Isolation, *, is_new: bool) -> None:
         for family in self._families:
             for direction in isolation:
                 chain = pod_chain(pod.key, direction)
@@ -284,18 +293,20 @@ class Desired:
             if policy is not None and direction in policy.rules:
                 rules, used = policy_rules(policy, direction, family)
                 sources += used
+            if self.chains[family].get(name, rules) != rules:
+                self._entanglement.note_rules(family)
             self._put_chain(family, name, rules)
-        # First the new ones: what both use stays.
         for source in sources:
-            self._use(source)
-        for source in self._sources.get(place, ()):
-            self._release(source)
+            self._use(source, place)
+        for source in set(self._sources.get(place, ())).difference(sources):
+            self._release(source, place)
         _put(self._sources, place, tuple(sources) if policy is not None else None)
 
-    def _use(self, source: SetSource) -> None:
-        users = self._set_users.get(source, 0)
-        self._set_users[source] = users + 1
-        if users:
+    def _use(self, source: SetSource, place: Place) -> None:
+        users = self._set_users.setdefault(source.spec, set())
+        is_new = not users
+        users.add(place)
+        if not is_new:
             return
         self.sets.create(source.spec)
         self.sets.add(source.spec, source.networks)
@@ -305,17 +316,18 @@ class Desired:
             for pod in self._peers.members(source.selection).values():
                 self.sets.add(source.spec, source.entries(pod))
 
-    def _release(self, source: SetSource) -> None:
-        self._set_users[source] -= 1
-        if self._set_users[source]:
+    def _release(self, source: SetSource, place: Place) -> None:
+        users = self._set_users[source.spec]
+        users.discard(place)
+        if users:
             return
-        del self._set_users[source]
+        del self._set_users[source.spec]
         self.sets.drop(source.spec)
         if source.selection is not None:
             self._peers.remove(source.selection)
-            users = self._of_selection[source.selection]
-            users.discard(source)
-            if not users:
+            of_selection = self._of_selection[source.selection]
+            of_selection.discard(source)
+            if not of_selection:
                 del self._of_selection[source.selection]
 
     def _fill_sets(self) -> None:
@@ -356,6 +368,7 @@ class Desired:
                 else:
                     changes.chains.setdefault(family, {})[name] = rules
             touched.clear()
+        changes.entangled = self._entanglement.take(changed, self._set_users, self.sets)
         return changes
 
 

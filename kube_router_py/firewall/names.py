@@ -45,6 +45,12 @@ def port_set(selection: Selection, port: PortName, family: str) -> IpsetSpec:
     return _spec(name, "hash:ip,port", family)
 
 
+def beside_set(spec: IpsetSpec, what: str) -> IpsetSpec:
+    """What ``comes`` or ``goes`` while a set of policies is being changed."""
+    prefix = PORT_SET if spec.type == "hash:ip,port" else SOURCE_SET
+    return _spec(prefix + _hash(what, spec.name), spec.type, spec.family)
+
+
 def family_set(name: str, set_type: str, family: str) -> IpsetSpec:
     """A set of which there is one in each family."""
     return _spec(name, set_type, family)

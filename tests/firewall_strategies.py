@@ -27,23 +27,38 @@ PORTS = (53, 80, 81)
 NAMES = ("web", "dns")
 
 
+def _weighted(*choices: tuple[int, Strategy]) -> Strategy:
+    given = [each for count, each in choices for _ in range(count)]
+
+    # Not one_of or flatmap: their reprs grow with what is in them, without end.
+    @st.composite
+    def weighted(draw: st.DrawFn) -> Any:
+        return draw(given[draw(st.integers(0, len(given) - 1))])
+
+    return weighted()
+
+
 def _mostly(good: Strategy, bad: Strategy) -> Strategy:
-    return st.integers(0, 7).flatmap(lambda number: bad if number == 7 else good)
+    return _weighted((9, good), (1, bad))
 
 
 # --- objects -------------------------------------------------------------------------------------
 
 NAMESPACES = st.builds(namespace, st.sampled_from(SPACES), LABELS)
 
-CONTAINER_PORTS = st.lists(
-    st.fixed_dictionaries(
-        {"containerPort": st.sampled_from(PORTS)},
-        optional={
-            "name": st.sampled_from(NAMES),
-            "protocol": st.sampled_from(["TCP", "UDP", "SCTP"]),
-        },
-    ),
-    max_size=3,
+WEB, DNS = {"name": "web", "containerPort": 80}, {"name": "dns", "containerPort": 53}
+UDP = {"protocol": "UDP"}
+CONTAINER_PORTS: Strategy = st.sampled_from(
+    [
+        [WEB],
+        [{**WEB, "containerPort": 81}],
+        [{**WEB, **UDP}, WEB],
+        [{**DNS, **UDP}, {**WEB, "containerPort": 81}],
+        [{**WEB, "containerPort": 53, "protocol": "SCTP"}, {**WEB, "name": "dns"}],
+        [WEB, {**WEB, "containerPort": 81}],
+        [{"containerPort": 80}],
+        [],
+    ]
 )
 # A pool for each node, small enough that pods claim each other's addresses.
 IPS = {
@@ -142,7 +157,6 @@ PEERS: Strategy = _mostly(
         st.fixed_dictionaries({"namespaceSelector": SELECTORS}),
         st.fixed_dictionaries({"podSelector": SELECTORS, "namespaceSelector": SELECTORS}),
         st.fixed_dictionaries({"ipBlock": BLOCKS}),
-        st.fixed_dictionaries({"ipBlock": BLOCKS}),
     ),
     st.one_of(
         st.just({}),
@@ -150,51 +164,71 @@ PEERS: Strategy = _mostly(
         st.fixed_dictionaries({"ipBlock": BLOCKS, "namespaceSelector": SELECTORS}),
     ),
 )
-GOOD_ENTRIES: Strategy = st.fixed_dictionaries(
-    {"port": st.sampled_from([1, *PORTS, *PORTS, *NAMES, *NAMES])},
-    optional={"protocol": st.sampled_from(["TCP", "UDP", "SCTP"])},
-)
-ENTRIES: Strategy = st.one_of(
-    GOOD_ENTRIES,
-    st.fixed_dictionaries(
-        {"port": st.sampled_from([1, 53, 80]), "endPort": st.sampled_from([80, 81, 65535])}
+ENTRIES: Strategy = _weighted(
+    (
+        4,
+        st.fixed_dictionaries(
+            {"port": st.sampled_from([*NAMES, "web", "ghost"])},
+            optional={"protocol": st.sampled_from(["TCP", "TCP", "UDP", "SCTP"])},
+        ),
     ),
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "protocol": st.sampled_from(["TCP", "UDP", "SCTP", "QUIC", "tcp", ""]),
-            "port": st.sampled_from([80, *NAMES, "ghost", "80", "", 0, -1, 65536]),
-            "endPort": st.sampled_from([80, 81, 82, 65535, 65536, 0]),
-        },
+    (
+        2,
+        st.fixed_dictionaries(
+            {"port": st.sampled_from([1, *PORTS])},
+            optional={
+                "protocol": st.sampled_from(["TCP", "UDP", "SCTP"]),
+                "endPort": st.sampled_from([80, 81, 65535]),
+            },
+        ),
+    ),
+    (
+        1,
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "protocol": st.sampled_from(["TCP", "UDP", "SCTP", "QUIC", "tcp", ""]),
+                "port": st.sampled_from([80, *NAMES, "80", "", 0, -1, 65536]),
+                "endPort": st.sampled_from([80, 81, 82, 65535, 65536, 0]),
+            },
+        ),
     ),
 )
 
 
 def _rules(side: str) -> Strategy:
-    rule = st.fixed_dictionaries(
-        {side: st.lists(PEERS, min_size=1, max_size=3)},
-        optional={"ports": st.lists(ENTRIES, min_size=1, max_size=2)},
+    none: Strategy = st.sampled_from([None, []])
+    some = st.lists(PEERS, min_size=1, max_size=2)
+    peers = _weighted(
+        (6, st.builds(lambda found: {side: found}, some)),
+        (1, st.builds(lambda found: {side: found}, none)),
+        (2, st.just({})),
     )
-    odd = st.fixed_dictionaries(
-        {},
-        optional={
-            side: st.one_of(st.none(), st.just([])),
-            "ports": st.one_of(st.none(), st.lists(ENTRIES, max_size=2)),
-        },
+    ports = _weighted(
+        (5, st.builds(lambda found: {"ports": found}, st.lists(ENTRIES, min_size=1, max_size=2))),
+        (1, st.builds(lambda found: {"ports": found}, none)),
+        (2, st.just({})),
     )
-    some = st.lists(_mostly(rule, odd), min_size=1, max_size=3)
-    return _mostly(some, st.sampled_from([None, []]))
+    rule = st.builds(lambda one, other: {**one, **other}, peers, ports)
+    return _weighted((9, st.lists(rule, min_size=1, max_size=2)), (1, none))
 
 
-SPECS: Strategy = st.fixed_dictionaries(
-    {
-        "podSelector": st.one_of(st.just({}), st.none(), SELECTORS),
-        "policyTypes": _mostly(
-            st.sampled_from([["Ingress"], ["Egress"], ["Ingress", "Egress"]]),
-            st.sampled_from([None, [], ["Sideways"], ["Sideways", "Egress"]]),
+INGRESS, EGRESS = _rules("from"), _rules("to")
+TYPES: Strategy = st.sampled_from([None, [], ["Sideways"], ["Sideways", "Egress"], ["Ingress"]])
+SPECS: Strategy = st.builds(
+    lambda target, rest: {"podSelector": target, **rest},
+    st.one_of(st.just({}), st.none(), SELECTORS),
+    _weighted(
+        (3, st.fixed_dictionaries({"policyTypes": st.just(["Ingress"]), "ingress": INGRESS})),
+        (3, st.fixed_dictionaries({"policyTypes": st.just(["Egress"]), "egress": EGRESS})),
+        (2, st.fixed_dictionaries({"ingress": INGRESS, "egress": EGRESS})),
+        (
+            2,
+            st.fixed_dictionaries(
+                {"policyTypes": TYPES}, optional={"ingress": INGRESS, "egress": EGRESS}
+            ),
         ),
-    },
-    optional={"ingress": _rules("from"), "egress": _rules("to")},
+    ),
 )
 POLICIES = st.builds(
     policy,
@@ -223,7 +257,7 @@ def objects() -> Strategy:
     """The objects of a cluster, the two Nodes not among them."""
     return st.builds(
         lambda *kinds: [each for kind in kinds for each in kind],
-        _unique(NAMESPACES, 2, 3),
+        _unique(NAMESPACES, 1, 3),
         _unique(PODS, 3, 7),
         _unique(POLICIES, 2, 6),
         _unique(SERVICES, 0, 2),
@@ -247,14 +281,14 @@ def _ends(given: Sequence[Object], family: int) -> dict[str, list[End]]:
     return {"pods": pods or pool, "pool": pool, "nodes": nodes, "outside": outside}
 
 
-PLACES = ((6, 80), (6, 81), (6, 1), (17, 53), (17, 80), (132, 80), (6, 53), (17, 81), (6, 65535))
+PLACES = ((6, 80), (6, 81), (17, 53), (17, 80), (132, 53), (6, 1), (6, 53), (132, 80), (6, 65535))
 """Protocols and ports."""
 
 
 def flows(given: Sequence[Object]) -> Iterator[Flow]:
-    """Between all ends that matter to these objects, to two ports each in turn; and to Services."""
+    """Between all ends that matter to these objects, to some ports in turn; and to Services."""
     places = cycle(PLACES)
-    for family in (4, 6):
+    for family, count in ((4, 4), (6, 1)):
         ends = _ends(given, family)
         sources = [*ends["pods"], ends["pool"][-1], *ends["nodes"], ends["outside"][0]]
         targets = [*ends["pods"], ends["pool"][-1], *ends["nodes"], *ends["outside"]]
@@ -263,9 +297,10 @@ def flows(given: Sequence[Object]) -> Iterator[Flow]:
             from_pod, to_pod = (bool(end[1]) and not end[2] for end in (src, target))
             if not from_pod and not to_pod:
                 continue
-            for _ in range(2):
+            both = from_pod and to_pod
+            for _ in range(count if both else 1):
                 protocol, port = next(places)
-                flow = Flow(src[0], target[0], protocol, port, *src[1:], *target[1:])
-                yield flow
-                if from_pod and to_pod:
-                    yield replace(flow, service=(next(vips), 80 if port == 80 else 443))
+                yield Flow(src[0], target[0], protocol, port, *src[1:], *target[1:])
+            if both:
+                flow = Flow(src[0], target[0], 6, 80, *src[1:], *target[1:])
+                yield replace(flow, service=(next(vips), 80))

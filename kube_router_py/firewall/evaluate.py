@@ -153,10 +153,11 @@ class Evaluator:
         if peer.namespaces is None:
             if pod.metadata.namespace != namespace:
                 return False
-        elif pod.metadata.namespace not in self._labels or not selects(
-            peer.namespaces, self._labels[pod.metadata.namespace]
-        ):
-            return False
+        elif peer.namespaces.match_labels or peer.namespaces.match_expressions:
+            # What is not known yet (or not among the files) meets no condition on its labels.
+            space = pod.metadata.namespace
+            if space not in self._labels or not selects(peer.namespaces, self._labels[space]):
+                return False
         return peer.pods is None or selects(peer.pods, pod.metadata.labels)
 
     def is_own_node(self, pod: Pod, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -5,7 +5,7 @@ a pod is compared only with the selections at the anchors of its own labels, and
 have none. Namespace selectors are compared with namespaces, not with pods.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -36,7 +36,8 @@ class Membership:
         self._users: dict[Selection, int] = {}
         self._members: dict[Selection, dict[str, PodFacts]] = {}
         self._anchored: dict[_Anchor, set[Selection]] = {}
-        # Selections by namespace selector, and the namespaces that each of these selects.
+        # Selections by namespace selector, and the namespaces that each of these selects; without
+        # the selector that sets no condition: it holds before a namespace is heard of.
         self._by_namespaces: dict[Selector, set[Selection]] = {}
         self._selected: dict[Selector, set[str]] = {}
         self._moves: list[Move] = []
@@ -61,10 +62,9 @@ class Membership:
             return
         for anchor in _anchors(selection):
             self._anchored.setdefault(anchor, set()).add(selection)
-        if selection.namespace:
-            spaces = {selection.namespace}
-        else:
-            chosen = selection.namespaces
+        chosen = selection.namespaces
+        spaces: Iterable[str] = (selection.namespace,) if selection.namespace else self._pods_of
+        if chosen.requirements:
             self._by_namespaces.setdefault(chosen, set()).add(selection)
             if chosen not in self._selected:
                 self._selected[chosen] = {
@@ -86,10 +86,9 @@ class Membership:
         del self._users[selection], self._members[selection]
         for anchor in _anchors(selection):
             _discard(self._anchored, anchor, selection)
-        if not selection.namespace and _discard(
-            self._by_namespaces, selection.namespaces, selection
-        ):
-            del self._selected[selection.namespaces]
+        chosen = selection.namespaces
+        if chosen.requirements and _discard(self._by_namespaces, chosen, selection):
+            del self._selected[chosen]
 
     def put_pod(self, key: str, new: PodFacts | None) -> None:
         """A pod came, changed or went (None)."""
@@ -113,7 +112,7 @@ class Membership:
             self._move(selection, key, old if selection in before else None, new)
 
     def put_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
-        """A namespace came, got other labels, or went (None: no selector selects it)."""
+        """A namespace came, got other labels, or went (None: no condition on labels holds)."""
         if labels is None:
             self._labels.pop(name, None)
         else:
@@ -145,7 +144,8 @@ class Membership:
                 yield from self._anchored.get((space, label, value), ())
 
     def _selects(self, selection: Selection, pod: PodFacts) -> bool:
-        if not selection.namespace and pod.namespace not in self._selected[selection.namespaces]:
+        chosen = selection.namespaces
+        if chosen.requirements and pod.namespace not in self._selected[chosen]:
             return False
         return selection.pods.selects(pod.labels)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -184,10 +185,11 @@ def awaited(objects: list[Any], flow: Any) -> bool:
     return bool(is_source or is_target)
 
 
+@pytest.mark.timeout(600)  # to find the smallest cluster on which they do not
 def test_rules_and_semantics_agree(clusters: Any, random_clusters: Any, tracer: Any) -> None:
     protocols = {number: name.upper() for name, number in clusters.PROTOCOLS.items()}
 
-    @settings(max_examples=150)
+    @settings(max_examples=200)
     @given(
         random_clusters.objects(),
         st.booleans(),

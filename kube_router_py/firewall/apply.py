@@ -18,7 +18,7 @@ from kube_router_py.firewall.contents import InBetween, SetDelta
 from kube_router_py.firewall.desired import Changes, Desired, Rules
 from kube_router_py.firewall.frame import JUMPS, frame_sets, is_own_chain, is_own_set, local_pods
 from kube_router_py.firewall.overlay import Overlay
-from kube_router_py.firewall.refused import refused_rules, without
+from kube_router_py.firewall.refused import refused_rules, told, without
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.jump_watch import JumpWatch
 from kube_router_py.kernel.ports import HostPorts, IpsetSpec, SetChange, SetFailure, TableRules
@@ -58,20 +58,22 @@ class Applier:
         # Rules of policies that the kernel does not take, with its complaint, by family.
         self._refused: dict[str, dict[str, str]] = {}
         self._jumps = JumpWatch()
+        # What iptables does not see here, since this was last looked at.
+        self._unseen: list[Problem] = []
         self.drift = 0
 
     @property
     def problems(self) -> list[Problem]:
         refused = (
-            Problem(self._node, "", f"policies: the rule {rule!r} admits nobody: {complaint}")
+            Problem(self._node, "", f"policies: {what}")
             for rules in self._refused.values()
-            for rule, complaint in rules.items()
+            for what in told(rules)
         )
-        return [*self._failures, *refused, *self._jumps.problems(self._clock())]
+        return [*self._failures, *self._unseen, *refused, *self._jumps.problems(self._clock())]
 
     @property
     def is_settled(self) -> bool:
-        return self._is_known and not self._has_failed
+        return self._is_known and not self._has_failed and not self._unseen
 
     def doubt(self) -> None:
         """Compare everything with the kernel in the next turn."""
@@ -143,6 +145,7 @@ class Applier:
         overlay = self._lay_over(ports, changed, families)
         apart = {spec: delta for spec, delta in changed.items() if spec not in overlay.deltas}
         held = self._grow(ports, created, apart)
+        held |= self._give_up(ports, standing)
         words: list[str] = []
         for family in self._options.families:
             if held.intersection(each.name for each in frame_sets(family)):
@@ -158,6 +161,17 @@ class Applier:
         self._is_known = not self._has_failed
         self._tell(was_known, [*created, *changed], words)
 
+    def _give_up(self, ports: HostPorts, standing: Iterable[str]) -> set[str]:
+        """Remove the rules of families that are switched off now, of which sets stand: they would
+        go on deciding by sets that nobody fills. Returns the families of which they stay."""
+        held: set[str] = set()
+        for family in {*map(_family, standing)}.difference(self._options.families):
+            try:
+                ports.iptables.ensure(family, _TABLE, TableRules({}), is_own_chain)
+            except KernelError as error:
+                held |= self._fail(family, error)
+        return held
+
     def _tell(self, was_known: bool, sets: list[IpsetSpec], words: list[str]) -> None:
         if not sets and not words:
             return
@@ -172,6 +186,7 @@ class Applier:
 
     def _filter_bridges(self, ports: HostPorts) -> None:
         """Packets between two pods on one bridge are seen by iptables only if it is told so."""
+        self._unseen = []
         for family in self._options.families:
             name = _BRIDGE_SYSCTLS[family]
             try:
@@ -183,7 +198,7 @@ class Applier:
                         "that share a bridge; load the module br_netfilter"
                     )
             except KernelError as error:
-                self._fail(family, error)
+                self._unseen.append(Problem(self._node, "", f"policies: {error}"))
 
     # --- chains --------------------------------------------------------------------------------
 

@@ -72,3 +72,13 @@ def _search(iptables: Iptables, family: str, rules: Sequence[str]) -> Iterator[t
 
 def without(rules: Iterable[str], refused: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(rule for rule in rules if rule not in refused)
+
+
+def told(refused: Mapping[str, str]) -> Iterator[str]:
+    """Refused rules in words: one of each complaint, and how many more there are."""
+    by_complaint: dict[str, list[str]] = {}
+    for rule, complaint in refused.items():
+        by_complaint.setdefault(complaint, []).append(rule)
+    for complaint, rules in by_complaint.items():
+        more = f" (and {len(rules) - 1} more like it)" if rules[1:] else ""
+        yield f"the rule {min(rules)!r} admits nobody{more}: {complaint}"

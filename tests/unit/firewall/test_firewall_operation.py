@@ -1,0 +1,80 @@
+"""What an operator does to a node: flags that change, and a kernel that lacks something."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kube_router_py.firewall.refused import told
+from kube_router_py.firewall.settings import FirewallOptions
+from kube_router_py.kernel.ports import BridgePort
+
+BOTH = FirewallOptions(families=("inet", "inet6"))
+DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+@pytest.fixture
+def node(firewall_node: Callable[..., Any], clusters: Any) -> Any:
+    found = firewall_node(BOTH)
+    found.change(*clusters.canonical(), clusters.policy("x/p", DENY))
+    assert not found.turn().failed
+    assert not found.differences()
+    return found
+
+
+@pytest.mark.parametrize(("kept", "gone"), [("inet", "inet6"), ("inet6", "inet")])
+def test_nothing_stays_of_a_family_that_is_switched_off(node: Any, kept: str, gone: str) -> None:
+    foreign = node.rules.chains(gone, "filter")
+    foreign["INPUT"].append("-s 192.0.2.0/24 -j DROP" if gone == "inet" else "-j DROP")
+    before = list(foreign["INPUT"])[-1:]
+    node.options = FirewallOptions(families=(kept,))
+    node.restart()
+    outcome = node.turn()
+    assert not outcome.failed, outcome.problems
+    assert not node.chains(gone)
+    assert node.rules.chains(gone, "filter")["INPUT"] == before
+    prefixed = {name.startswith("inet6:") for name in node.own_sets()}
+    assert prefixed == {kept == "inet6"}
+    assert not node.differences()
+    # And back again.
+    node.options = BOTH
+    node.restart()
+    assert not node.turn().failed
+    assert not node.differences()
+
+
+def test_default_deny_switched_off_leaves_no_rule_of_it(
+    firewall_node: Callable[..., Any], clusters: Any
+) -> None:
+    node = firewall_node(FirewallOptions(families=("inet",), default_deny=True))
+    node.change(*clusters.canonical())
+    node.turn()
+    assert any("not programmed yet" in rule for rules in node.chains().values() for rule in rules)
+    node.options = FirewallOptions(families=("inet",))
+    node.restart()
+    node.turn()
+    assert not [name for name in node.chains() if "TAIL" in name]
+    assert not node.differences()
+
+
+def test_without_br_netfilter_changes_go_on_one_by_one(node: Any, clusters: Any) -> None:
+    """The node is not ready until the module is there; that is no reason to read everything."""
+    node.sysctls.clear()
+    node.links.bridge_ports.append(BridgePort("cni0", "veth0", hairpin=False))
+    outcome = node.turn(full=True)
+    assert any("br_netfilter" in each.reason for each in outcome.problems)
+    node.sets.runs.clear()
+    node.change(clusters.policy("y/p", DENY))
+    outcome = node.turn()
+    assert not [run for run in node.sets.runs if run.startswith("save")]
+    assert any("br_netfilter" in each.reason for each in outcome.problems)
+    assert outcome.failed
+    assert not node.differences()
+
+
+def test_refused_rules_are_told_once_for_each_complaint() -> None:
+    found = [*told({"b": "no sctp", "a": "no sctp", "c": "no set"})]
+    assert found == [
+        "the rule 'a' admits nobody (and 1 more like it): no sctp",
+        "the rule 'c' admits nobody: no set",
+    ]

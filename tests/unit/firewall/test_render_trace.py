@@ -294,6 +294,34 @@ def test_a_family_that_is_off_is_not_enforced(clusters: Any) -> None:
     assert not cluster.wrong("y/a > x/a tcp 80 v6", True)
 
 
+def test_what_concerns_local_pods_is_accepted_last_and_nothing_else_is(
+    clusters: Any, tracer: Any
+) -> None:
+    """Behind the rules of administrators, and also where the policy of FORWARD is DROP."""
+    cluster = with_policies(clusters, "{x/p: {podSelector: {}, ingress: [{}]}}")
+    for src, dst, is_ours in (
+        (OUTSIDE, X_A, True),
+        (Y_A, OUTSIDE, True),
+        ("2001:db8::1", X_A6, True),
+        (OUTSIDE, X_B, False),
+        (OUTSIDE, "10.244.1.99", False),
+        ("198.51.100.1", OUTSIDE, False),
+    ):
+        for state in ("NEW", "ESTABLISHED", "RELATED"):
+            trace = cluster.firewalls["node1"].walk(
+                packet(tracer, "FORWARD", src, dst, state=state)
+            )
+            assert trace.verdict == "ACCEPT"
+            assert trace.path[-1].endswith("-j ACCEPT") == is_ours, trace.path
+    for table in cluster.firewalls["node1"].tables.values():
+        jumps = table.chains["FORWARD"]
+        accepting = [rule for rule in table.chains[jumps[-1].target] if rule.target == "ACCEPT"]
+        assert len(jumps) == 2
+        assert len(accepting) == 2
+        others = [name for name in table.chains if name != jumps[-1].target]
+        assert not [r for name in others for r in table.chains[name] if r.target == "ACCEPT"]
+
+
 @pytest.mark.parametrize("mark", [0, 0x4000, 0x20000, 0xFFFE_FFFF])
 def test_marks_of_others_change_nothing_and_survive(mark: int, clusters: Any, tracer: Any) -> None:
     policies = """

@@ -1,5 +1,6 @@
 """Label selectors (Kubernetes API reference, LabelSelector): one canonical form of each. Pure."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -21,13 +22,18 @@ class Requirement(Struct, frozen=True, order=True):
         value = labels.get(self.key)
         match self.operator:
             case "In":
-                return value in self.values
+                return self._is_listed(value)
             case "NotIn":  # what lacks the label is not in, either
-                return value not in self.values
+                return not self._is_listed(value)
             case "Exists":
                 return value is not None
             case _:
                 return value is None
+
+    def _is_listed(self, value: str | None) -> bool:
+        # There may be as many as an object has room for.
+        position = bisect_left(self.values, value) if value is not None else len(self.values)
+        return self.values[position : position + 1] == (value,)
 
 
 class Selector(Struct, frozen=True, order=True):

@@ -69,6 +69,7 @@ TAKE_BACK = f"-j MARK --set-xmark {_CLEARED}"
 
 # As many addresses are compared one by one; more are told apart by four bits at a time.
 _BUCKET = 16
+_DIGITS_IN_A_NAME = 28 - max(map(len, DISPATCH_CHAINS.values()))
 # Peers times ports up to which each pair has a rule of its own. With more, named ports are those of
 # all pods, which is the same unless two pods claim one address. A policy of 40 KiB has room for so
 # many peers and ports that no node could hold a rule for each pair.
@@ -265,7 +266,8 @@ def address_digit(address: str, depth: int) -> int:
 
 
 def _digits(family: str) -> int:
-    return 8 if family == "inet" else 32
+    """How many are told apart: of IPv6 no more than a chain's name has room for."""
+    return 8 if family == "inet" else _DIGITS_IN_A_NAME
 
 
 def _match_digit(direction: Direction, family: str, digit: int, depth: int) -> str:

@@ -30,6 +30,9 @@ from kube_router_py.problem import Problem
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 _TYPES = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
 
+# Of one policy as many are told one by one: it may have tens of thousands, in each turn.
+_PROBLEMS_MOST = 20
+
 _Tell = Callable[[str, str], None]
 _RuleParts = tuple[tuple[NetworkPolicyPeer, ...] | None, tuple[NetworkPolicyPort, ...] | None]
 
@@ -38,9 +41,14 @@ def compile_policy(policy: NetworkPolicy) -> Policy:
     """Never raises; what is wrong is in ``problems``."""
     meta, spec = policy.metadata, policy.spec
     problems: list[Problem] = []
+    left_out = 0
 
     def tell(field: str, reason: str) -> None:
-        problems.append(Problem(f"NetworkPolicy {meta.key}", field, reason))
+        nonlocal left_out
+        if len(problems) < _PROBLEMS_MOST:
+            problems.append(Problem(f"NetworkPolicy {meta.key}", field, reason))
+        else:
+            left_out += 1
 
     target: Selection | None = None
     try:
@@ -57,6 +65,8 @@ def compile_policy(policy: NetworkPolicy) -> Policy:
         direction: tuple(_rules(meta.namespace, direction, written[direction], tell))
         for direction in _directions(spec.policy_types, bool(spec.egress), tell)
     }
+    if left_out:
+        problems.append(Problem(f"NetworkPolicy {meta.key}", "", f"{left_out} more like these"))
     return Policy(meta.key, target, rules, tuple(problems))
 
 

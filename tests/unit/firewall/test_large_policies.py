@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from kube_router_py.cluster.policy_decode import decode_policy
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall import blocks, chains
+from kube_router_py.firewall.model import Direction
+from kube_router_py.firewall.policy import compile_policy
 from kube_router_py.firewall.refused import refused_rules
 from kube_router_py.kernel.fake import FakeIptables
 
@@ -61,6 +64,25 @@ def test_a_large_rule_admits_its_pairs_and_no_others(clusters: Any) -> None:
     wrong = cluster.wrong("x/b > x/a tcp 80\nx/b > x/a tcp 300\nx/c > x/a tcp 9090", True)
     wrong += cluster.wrong("x/c > x/a tcp 80\ny/b > x/a tcp 80\nx/b > x/a tcp 301", False)
     assert not wrong, "\n".join(wrong)
+
+
+def test_problems_of_one_policy_are_told_up_to_a_number(clusters: Any) -> None:
+    peers = [{"ipBlock": {"cidr": f"10.0.{n}"}} for n in range(MANY)]
+    spec = {"podSelector": {}, "ingress": [{"from": peers}]}
+    compiled = compile_policy(decode_policy(clusters.policy("x/p", spec))[0])
+    assert len(compiled.problems) == 21
+    assert compiled.problems[-1].reason == f"{MANY - 20} more like these"
+
+
+@pytest.mark.parametrize("family", ["inet", "inet6"])
+def test_chains_by_digits_have_names_that_fit(family: str) -> None:
+    """Addresses that differ in their first half only."""
+    base = "fd00:{:x}::1" if family == "inet6" else "{}.0.0.17"
+    pods = {base.format(n): [f"KUBE-POD-FW-{n}"] for n in range(1, 100)}
+    found = chains.dispatch_bucket(Direction.EGRESS, family, 1, pods)
+    assert max(map(len, found)) <= 28
+    leaves = [rule for rules in found.values() for rule in rules if "KUBE-POD-FW-" in rule]
+    assert len(leaves) == len(pods)
 
 
 class Lacking(FakeIptables):

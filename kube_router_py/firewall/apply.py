@@ -14,9 +14,18 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from kube_router_py.errors import KernelError, StateUnknownError
+from kube_router_py.firewall.bridges import filter_bridges
 from kube_router_py.firewall.contents import InBetween, SetDelta
 from kube_router_py.firewall.desired import Changes, Desired, Rules
-from kube_router_py.firewall.frame import JUMPS, frame_sets, is_own_chain, is_own_set, local_pods
+from kube_router_py.firewall.frame import (
+    JUMPS,
+    frame_sets,
+    is_own_chain,
+    is_own_set,
+    isolated_pods,
+    local_pods,
+)
+from kube_router_py.firewall.model import Direction
 from kube_router_py.firewall.overlay import Overlay
 from kube_router_py.firewall.refused import refused_rules, told, without
 from kube_router_py.firewall.settings import FirewallOptions
@@ -27,10 +36,6 @@ from kube_router_py.problem import Problem
 _log = logging.getLogger(__name__)
 
 _TABLE = "filter"
-_BRIDGE_SYSCTLS = {
-    "inet": "net/bridge/bridge-nf-call-iptables",
-    "inet6": "net/bridge/bridge-nf-call-ip6tables",
-}
 
 
 class Applier:
@@ -57,6 +62,8 @@ class Applier:
         self._failures: list[Problem] = []
         # Rules of policies that the kernel does not take, with its complaint, by family.
         self._refused: dict[str, dict[str, str]] = {}
+        # Families in which it could not be told who is isolated.
+        self._unguarded: set[str] = set()
         self._jumps = JumpWatch()
         # What iptables does not see here, since this was last looked at.
         self._unseen: list[Problem] = []
@@ -125,7 +132,8 @@ class Applier:
     def _verify(self, ports: HostPorts) -> None:
         was_known, self._is_known = self._is_known, False
         self._refused.clear()
-        self._filter_bridges(ports)
+        told = filter_bridges(ports, self._options.families)
+        self._unseen = [Problem(self._node, "", f"policies: {each}") for each in told]
         standing = ports.ipsets.read_all(is_own_set)
         sets = self._desired.sets
         created: dict[IpsetSpec, Collection[str]] = {}
@@ -183,22 +191,6 @@ class Applier:
         _log.warning(
             "repaired what others had changed count=%d what=%r", len(what), "; ".join(what[:10])
         )
-
-    def _filter_bridges(self, ports: HostPorts) -> None:
-        """Packets between two pods on one bridge are seen by iptables only if it is told so."""
-        self._unseen = []
-        for family in self._options.families:
-            name = _BRIDGE_SYSCTLS[family]
-            try:
-                if ports.sysctls.read(name) is not None:
-                    ports.sysctls.write(name, "1")
-                elif ports.links.bridge_ports():
-                    raise KernelError(
-                        f"there is no {name}: policies do not apply between pods of this node "
-                        "that share a bridge; load the module br_netfilter"
-                    )
-            except KernelError as error:
-                self._unseen.append(Problem(self._node, "", f"policies: {error}"))
 
     # --- chains --------------------------------------------------------------------------------
 
@@ -326,9 +318,14 @@ class Applier:
         for batch in self._in_order(going, growing):
             failures += ports.ipsets.change_all(batch)
         self._fail_sets(failures)
-        # One that stood before still stands; it lacks an entry, which admits less.
-        names = {spec.name for spec in created}
-        return {each.name for each in failures if each.name in names}
+        failed = {each.name for each in failures}
+        self._unguarded = {
+            family
+            for family in self._options.families
+            if any(isolated_pods(each, family).name in failed for each in Direction)
+        }
+        # One of a policy that stood before still stands; it lacks an entry, which admits less.
+        return failed & {spec.name for spec in created}
 
     def _shrink(
         self,
@@ -344,7 +341,7 @@ class Applier:
             if spec.family in held:
                 continue
             add, remove = frozenset(delta.add), frozenset(delta.remove)
-            if _is_last(spec) and add:
+            if _is_last(spec) and add and spec.family not in self._unguarded:
                 coming.append(SetChange(spec, self._desired.sets[spec], add=add))
             elif not _is_last(spec) and remove:
                 shrinking.append(SetChange(spec, self._desired.sets[spec], remove=remove))

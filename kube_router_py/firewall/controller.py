@@ -15,8 +15,9 @@ Crash, stop: the kernel keeps everything; what is there goes on deciding.
 
 What happens in a turn: dirty objects -> ``desired`` -> sets are created and grow -> chains, all of
 a family in one commit -> sets shrink and go. A pod counts as programmed (``local_pods``) last. In
-between, each direction's verdict is that of the old or of the new state: an address that moves
-from one set to another is in both for a moment, and admission is a matter of any set.
+between, a flow's verdict is that of the old or of the new state: an address that moves from one set
+to another is in both for a moment, and admission is a matter of any set. Where that could admit
+what both states refuse, all takes effect in one commit (``entangled``, ``overlay``).
 """
 
 import logging

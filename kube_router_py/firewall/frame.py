@@ -99,7 +99,7 @@ def is_own_set(name: str) -> bool:
 
 
 def is_marker_set(name: str) -> bool:
-    """Whether a set tells that this agent's firewall was here: kube-router has none of this name."""
+    """Whether a set tells that this agent's firewall was here: kube-router has no such name."""
     return name.removeprefix("inet6:") in _ISOLATED.values()
 
 

@@ -32,13 +32,15 @@ _MATCHED_SET = re.compile(r"--match-set (\S+)")
 class FakeIptablesKernel(Struct, eq=False):
     """Rules of one fake namespace: {(family, table): {chain: rules}}. Equal if their rules are.
 
-    A commit that writes to a chain in ``refused`` fails. ``after_step`` is called after each
+    A commit that writes to a chain in ``refused`` fails, as does one with a rule that has a text of
+    ``refused_texts`` in it. ``after_step`` is called after each
     commit, ``commits`` holds the lines of each. With ``sets`` (see ``connect``) a rule can only
     match a set that exists.
     """
 
     tables: dict[tuple[str, str], dict[str, list[str]]] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    refused_texts: set[str] = field(default_factory=set)
     counted: dict[tuple[str, str, str], Counters] = field(default_factory=dict)
     """Counters that differ from zero, by family, table and chain."""
     sets: FakeIpsetKernel | None = None
@@ -84,6 +86,8 @@ class FakeIptablesKernel(Struct, eq=False):
             raise KernelError(f"{line}: refused by the test")
         if verb not in ("-A", "-I"):
             return
+        if any(text in rule for text in self.refused_texts):
+            raise KernelError(f"{line}: refused by the test")
         goal = target(canonical(rule.partition(" ")[2] if verb == "-I" else rule))
         if goal and goal not in chains and goal not in _TARGETS:
             raise KernelError(f"{line}: no chain {goal}")

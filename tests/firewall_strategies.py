@@ -130,6 +130,9 @@ SELECTORS: Strategy = st.one_of(
     ),
 )
 
+POD_CIDRS: Strategy = st.sampled_from(
+    ["10.244.1.0/24", "10.244.1.1/32", "10.244.1.2/31", "10.244.2.0/24", "10.244.2.1/32"]
+)
 CIDRS: Strategy = _mostly(
     st.sampled_from(
         [
@@ -149,7 +152,8 @@ CIDRS: Strategy = _mostly(
     ),
 )  # fmt: skip
 BLOCKS: Strategy = st.fixed_dictionaries(
-    {"cidr": CIDRS}, optional={"except": st.lists(CIDRS, max_size=3)}
+    {"cidr": _weighted((1, POD_CIDRS), (2, CIDRS))},
+    optional={"except": st.lists(_weighted((1, POD_CIDRS), (2, CIDRS)), max_size=2)},
 )
 PEERS: Strategy = _mostly(
     st.one_of(

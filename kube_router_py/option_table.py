@@ -259,7 +259,7 @@ class Options(RoutingOptions):
         kind.SWITCH,
         False,
         FIREWALL,
-        "Without effect: policies are enforced by iptables and ipsets (in kube-router experimental).",
+        "Without effect: iptables and ipsets enforce policies. (Experimental in kube-router.)",
     )
 
     loadbalancer_ip_range: tuple[kind.IPNetwork, ...] = flag(

@@ -293,7 +293,7 @@ class Desired:
             if policy is not None and direction in policy.rules:
                 rules, used = policy_rules(policy, direction, family)
                 sources += used
-            if self.chains[family].get(name, rules) != rules:
+            if rules is not None and self.chains[family].get(name, rules) != rules:
                 self._entanglement.note_rules(family)
             self._put_chain(family, name, rules)
         for source in sources:

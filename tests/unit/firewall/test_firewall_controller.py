@@ -611,6 +611,121 @@ def test_each_kind_of_object_is_followed(here: Any, clusters: Any) -> None:
     assert (numbers["controller_policy_chains"], numbers["controller_policy_ipsets"]) == (0, 0)
 
 
+def test_what_stands_follows_every_object(here: Any, clusters: Any) -> None:
+    """Each step is compared with what would stand from scratch."""
+    world = here(BOTH)
+    node = world.node
+
+    def space(name: str, **labels: str) -> None:
+        node.change(clusters.namespace(name, labels))
+        world.turn()
+
+    def pod(key: str, where: str, number: int, port: int = 80, **labels: str) -> None:
+        ips, ports = clusters.addresses(where, number), [{"name": "web", "containerPort": port}]
+        node.change(clusters.pod(key, where, ips, labels, ports))
+        world.turn()
+
+    def gone(*identities: tuple[str, str, str]) -> None:
+        node.remove(*identities)
+        world.turn()
+
+    space("a", team="x")
+    space("b")
+    pod("b/s", "node2", 9, app="x")
+    by_team = "{namespaceSelector: {matchLabels: {team: x}}, podSelector: {matchLabels: {app: x}}}"
+    by_tier = "{podSelector: {matchExpressions: [{key: tier, operator: Exists}]}}"
+    anyone = "{from: [{namespaceSelector: {}}], ports: [{port: web}]}"
+    either = "{podSelector: {matchExpressions: [{key: app, operator: In, values: [x, y]}]}}"
+    for policy in (
+        f"a/team: {{podSelector: {{}}, ingress: [{{from: [{by_team}]}}]}}",
+        f"a/again: {{podSelector: {{matchLabels: {{app: x}}}}, ingress: [{{from: [{by_team}]}}]}}",
+        f"a/tier: {{podSelector: {{}}, ingress: [{{from: [{by_tier}, {either}]}}, {anyone}]}}",
+        "a/web: {podSelector: {}, policyTypes: [Egress], egress: "
+        "[{to: [{namespaceSelector: {}}], ports: [{port: web}]}]}",
+        "b/here: {podSelector: {}}",
+    ):
+        world.put(policy)
+        world.turn()
+    # Namespaces: labels, and gone with pods in it.
+    for team in ("x", "y", "x"):
+        space("b", team=team)
+    gone(("Namespace", "", "b"))
+    gone(("Pod", "b", "s"))
+    space("b", team="x")
+    pod("b/s", "node2", 9, app="x")
+    # Pods: every way into a selection and out of it; ports and addresses.
+    for labels in ({"app": "y"}, {"tier": ""}, {"app": "z", "tier": "t"}, {}, {"app": "x"}):
+        pod("b/s", "node2", 9, **labels)
+        pod("a/p", "node1", 1, **labels)
+    for port in (81, 80):
+        pod("a/p", "node1", 1, port, app="x")
+        pod("b/s", "node2", 9, port, app="x")
+    pod("b/s", "node2", 10, app="x")
+    pod("a/p", "node1", 17, app="x")
+    # A pod that moves here and away again (under one name, as in a StatefulSet).
+    pod("b/s", "node1", 9, app="x")
+    pod("b/s", "node2", 9, app="x")
+    # Two that claim one address, here and elsewhere.
+    pod("a/t", "node1", 17, app="x")
+    pod("b/u", "node2", 9, app="x")
+    gone(("Pod", "a", "p"))
+    gone(("Pod", "b", "s"))
+    gone(("Pod", "a", "t"), ("Pod", "b", "u"))
+    pod("a/p", "node1", 1, app="x")
+    # Two Services of one address and port.
+    for name in ("s", "t"):
+        node.change(clusters.service(f"a/{name}", ["10.96.0.1", "fd00:96::1"], 80, 80))
+        world.turn()
+    gone(("Service", "a", "s"))
+    gone(("Service", "a", "t"))
+    # Policies that share a set go one by one; one selects others, and is about another direction.
+    gone(("NetworkPolicy", "a", "again"))
+    world.put(
+        f"a/team: {{podSelector: {{matchLabels: {{app: y}}}}, ingress: [{{from: [{by_team}]}}]}}"
+    )
+    world.turn()
+    world.put("a/tier: {podSelector: {}, policyTypes: [Egress]}")
+    world.turn()
+    for name in ("team", "web", "tier"):
+        gone(("NetworkPolicy", "a", name))
+    # More addresses than one chain compares, and fewer again.
+    world.put("a/all: {podSelector: {}}")
+    for number in range(20):
+        ips = [f"10.244.1.{16 * (number % 15) + 1}", f"fd00:10:244:1::{number:x}1"]
+        node.change(clusters.pod(f"a/many{number}", "node1", ips))
+    world.turn()
+    gone(*(("Pod", "a", f"many{number}") for number in range(1, 20)))
+    gone(("NetworkPolicy", "a", "all"))
+
+
+def test_a_full_turn_finds_what_no_event_told(here: Any, clusters: Any) -> None:
+    world = here(DENY)
+    world.put(FROM_X)
+    world.turn()
+    document = clusters.node("node1")
+    document["spec"]["podCIDRs"] = ["10.9.0.0/24", "fd09::/64"]
+    world.put(
+        "a/n: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {t: u}}}]}]}"
+    )
+    world.put_pod("a/r", 1, "z", "node2")
+    world.node.change(
+        document,
+        clusters.namespace("a", {"t": "u"}),
+        clusters.service("a/s", ["10.96.0.1"], 80, 80),
+    )
+    world.node.dirty.clear()
+    world.turn(full=True)
+    for kind, name in (
+        ("NetworkPolicy", "n"),
+        ("Pod", "p"),
+        ("Service", "s"),
+    ):
+        world.node.remove((kind, "a", name))
+    world.node.remove(("Namespace", "", "a"))
+    world.node.dirty.clear()
+    world.turn(full=True)
+
+
 def test_writes_are_those_of_the_change(here: Any) -> None:
     world = here(BOTH)
     world.put(FROM_X)

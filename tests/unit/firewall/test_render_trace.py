@@ -184,6 +184,11 @@ def test_35_what_is_no_service_port_of_the_address_is_judged_as_it_stands(
         assert verdict(cluster, replace(to_service, dport=8080)) == "ACCEPT"
         assert verdict(cluster, replace(to_service, dport=8081)) == "REJECT"
         assert verdict(cluster, replace(to_service, dport=8080, protocol=17)) == "REJECT"
+    dns = clusters.service("y/dns", WEB, 8080, 80, "UDP")
+    udp = with_policies(clusters, policies, dns)
+    found = packet(tracer, "INPUT", X_A, WEB[0], 17, dst_local=True)
+    assert verdict(udp, replace(found, dport=8080)) == "ACCEPT"
+    assert verdict(udp, replace(found, dport=8080, protocol=6)) == "REJECT"
     gone = with_policies(clusters, policies)
     found = packet(tracer, "INPUT", X_A, WEB[0], dst_local=True)
     assert verdict(gone, replace(found, dport=8080)) == "REJECT"

@@ -237,23 +237,26 @@ class Kubelet:
             path = self._namespaces.path(run.netns)
             if not path.exists():
                 self._namespaces.create(run.netns)
-            return self._wiring.add(run.uid, path, run.host_ports)
+            try:
+                return self._wiring.add(run.uid, path, run.host_ports)
+            except LabError:
+                # As a runtime does: what a failed ADD leaves behind would fail the next one, too.
+                self._drop_network(run)
+                raise
 
         run.addresses = await self._namespaces.call(wire)
 
     async def _unwire(self, run: PodRun) -> None:
-        if run.uses_host_network:
-            return
+        if not run.uses_host_network:
+            await self._namespaces.call(lambda: self._drop_network(run))
 
-        def unwire() -> None:
-            path = self._namespaces.path(run.netns)
-            if path.exists():
-                try:
-                    self._wiring.delete(run.uid, path, run.host_ports)
-                finally:
-                    self._namespaces.delete(run.netns)
-
-        await self._namespaces.call(unwire)
+    def _drop_network(self, run: PodRun) -> None:
+        path = self._namespaces.path(run.netns)
+        if path.exists():
+            try:
+                self._wiring.delete(run.uid, path, run.host_ports)
+            finally:
+                self._namespaces.delete(run.netns)
 
     def _write(self, uid: str) -> None:
         """Tell the API what has become of a pod; called again until that succeeds."""

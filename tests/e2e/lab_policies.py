@@ -4,11 +4,13 @@ What should be is what ``kube_router_py.firewall.evaluate`` makes of the API's o
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lab_probes import OPEN, REFUSED, SILENT, Answer, Probe, Prober
+from lab_probes import OPEN, REFUSED, SILENT, WATCH_PORTS, Answer, Probe, Prober, Watch
 
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.evaluate import Evaluator, Flow
@@ -64,7 +66,7 @@ class World:
     def __init__(self, cluster: Any) -> None:
         self.cluster = cluster
         self.api = cluster.api
-        self.prober = Prober(lambda name: cluster.state.netns_path(cluster.state.resolve(name)))
+        self.prober = Prober(self._network)
         pods = self.api.get("/api/v1/pods")["items"]
         self.addresses: dict[str, tuple[str, ...]] = {
             f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": tuple(
@@ -91,10 +93,25 @@ class World:
         self._state = State()
         self.checks = tuple(self._checks())
 
+    def _network(self, name: str) -> str:
+        return str(self.cluster.state.netns_path(self.cluster.state.resolve(name)))
+
     def close(self) -> None:
         self.set(State())
         self.cluster.wait()
         self.prober.close()
+
+    @contextmanager
+    def watched(self, checks: Iterable[Check]) -> Iterator["History"]:
+        """All of ``checks`` are asked all the while, from networks that stay."""
+        prober = Prober(self._network, WATCH_PORTS)
+        try:
+            watch = Watch(prober, (check.probe for check in checks))
+            history = History(watch)
+            with watch:
+                yield history
+        finally:
+            prober.close()
 
     # --- what is asked ---------------------------------------------------------------------------
 
@@ -139,6 +156,9 @@ class World:
     def address(self, name: str, like: str) -> str:
         """The address of a host or pod in the family of ``like``."""
         return next(each for each in self.addresses[name] if (":" in each) == (":" in like))
+
+    check = Check
+    flow = Flow
 
     @staticmethod
     def state(
@@ -235,6 +255,74 @@ class World:
         flow = next(check.flow for check in self.checks if check.probe == probe)
         verdict = self.evaluator().evaluate(flow)
         return f"should be {OPEN if verdict.allowed else REFUSED}: {flow}: {verdict.reason}"
+
+
+class History:
+    """Which state there was when, and whether each answer is that of one there was meanwhile."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._began = time.monotonic()
+        # When it began to be written, and what is expected of it.
+        self._states: list[tuple[float, Mapping[Probe, bool]]] = []
+        # When everybody was known to have applied it, by its position.
+        self._settled: dict[int, float] = {}
+
+    @property
+    def rounds(self) -> int:
+        return self._watch.rounds
+
+    def changing(self, expected: Mapping[Probe, bool], began: float | None = None) -> None:
+        """Call before the first write of a change, or with the time.monotonic() of then."""
+        self._states.append((time.monotonic() if began is None else began, expected))
+
+    def settled(self) -> None:
+        """Call when everything written so far is known to be applied."""
+        self._settled[len(self._states) - 1] = time.monotonic()
+
+    def _possible(self, answer: Answer) -> tuple[int, int]:
+        """The first and the last state that can have been in force meanwhile."""
+        last = max(i for i, (began, _) in enumerate(self._states) if began <= answer.ended)
+        first = max((i for i, at in self._settled.items() if at <= answer.began), default=0)
+        return first, last
+
+    def judge(self) -> "Judgement":
+        """Of all answers since the first state was settled."""
+        start = min(self._settled.values())
+        steady, during, wrong = Counter[str](), Counter[str](), []
+        longest_s = 0.0
+        for probe, answer in self._watch.answers:
+            if answer.began < start:
+                continue
+            first, last = self._possible(answer)
+            allowed = {expected[probe] for _, expected in self._states[first : last + 1]}
+            (steady if first == last else during)[answer.outcome] += 1
+            longest_s = max(longest_s, answer.ended - answer.began)
+            if (answer.outcome == OPEN) not in allowed:
+                wrong.append(
+                    f"{probe} was {answer.outcome} {answer.began - start:.2f} s to "
+                    f"{answer.ended - start:.2f} s after the start, in states {first} to {last}"
+                )
+        return Judgement(steady, during, tuple(wrong), time.monotonic() - self._began, longest_s)
+
+
+class Judgement(NamedTuple):
+    """Outcomes while nothing changed and while something did, and those that no state explains."""
+
+    steady: Counter[str]
+    during: Counter[str]
+    wrong: tuple[str, ...]
+    seconds: float
+    longest_s: float
+
+    def __str__(self) -> str:
+        total = self.steady.total() + self.during.total()
+        return (
+            f"{total} verdicts in {self.seconds:.0f} s ({total / self.seconds:.0f}/s): "
+            f"{self.steady.total()} while nothing changed {dict(self.steady)}, "
+            f"{self.during.total()} meanwhile {dict(self.during)}; {len(self.wrong)} wrong; "
+            f"the slowest took {self.longest_s:.2f} s{''.join(self.wrong[:3])}"
+        )
 
 
 def _family(address: str) -> str:

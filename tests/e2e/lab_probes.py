@@ -27,7 +27,9 @@ SILENCE_S = 3.0
 SECOND_SILENCE_S = 6.0
 # More at once would only queue.
 _AT_ONCE = 400
-_FIRST_PORT, _LAST_PORT = 20000, 29999  # below the NodePorts and the kernel's own choice
+# Below the NodePorts and the kernel's own choice; two probers at once need two ranges.
+PORTS = range(10000, 20000)
+WATCH_PORTS = range(20000, 30000)
 
 _KINDS = {
     "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
@@ -62,8 +64,9 @@ class Answer(NamedTuple):
 class Prober:
     """``find`` gives the path of a network's namespace. Networks stay open until ``close``."""
 
-    def __init__(self, find: Callable[[str], str]) -> None:
+    def __init__(self, find: Callable[[str], str], ports: range = PORTS) -> None:
         self._find = find
+        self._ports = ports
         self._networks: dict[str, int] = {}
         self._next_port: dict[str, int] = {}
 
@@ -170,7 +173,7 @@ class Prober:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-        for port in self._ports(probe.source):
+        for port in self._unused(probe.source):
             try:
                 sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
                 break
@@ -178,11 +181,48 @@ class Prober:
                 continue  # somebody is there
         return sock
 
-    def _ports(self, source: str) -> Iterator[int]:
+    def _unused(self, source: str) -> Iterator[int]:
         while True:
-            port = self._next_port.get(source, _FIRST_PORT)
-            self._next_port[source] = port + 1 if port < _LAST_PORT else _FIRST_PORT
-            yield port
+            number = self._next_port.get(source, 0)
+            self._next_port[source] = (number + 1) % len(self._ports)
+            yield self._ports[number]
+
+
+class Watch:
+    """``with Watch(prober, probes) as watch:`` asks all the while; ``answers`` are for afterwards.
+
+    ``rounds`` says how often all of them have been asked.
+    """
+
+    def __init__(self, prober: Prober, probes: Iterable[Probe]) -> None:
+        self.answers: list[tuple[Probe, Answer]] = []
+        self.rounds = 0
+        self._prober = prober
+        self._probes = sorted(set(probes))
+        self._stop = threading.Event()
+        self._failure: list[BaseException] = []
+        self._thread = threading.Thread(target=self._work)
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                self.answers += self._prober.ask(self._probes, again=False).items()
+                self.rounds += 1
+                # Half of the time is for those who are to change something.
+                self._stop.wait(max(0.05, time.monotonic() - began))
+        except BaseException as error:  # noqa: BLE001 - handed over at the end
+            self._failure.append(error)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._failure:
+            raise self._failure[0]
 
 
 def _error(sock: socket.socket) -> bool:

@@ -223,6 +223,11 @@ def _set_is_of_another_type(node: Any) -> None:
         rules[:] = [rule for rule in rules if name not in rule]
 
 
+def _entry_of_a_policy_is_gone(node: Any) -> None:
+    name = next(name for name in node.sets.sets if name.startswith("KUBE-SRC-"))
+    node.sets.sets[name] = (node.sets.sets[name][0], frozenset())
+
+
 DRIFT: dict[str, tuple[Callable[[Any], None], int]] = {
     "a chain is changed": (_chain_is_changed, 1),
     "a chain is emptied": (_chain_is_emptied, 1),
@@ -230,6 +235,7 @@ DRIFT: dict[str, tuple[Callable[[Any], None], int]] = {
     "a jump is gone": (_jump_is_gone, 1),
     "an entry is gone": (_set(lambda entries: entries - {"10.244.1.1"}), 1),
     "an entry is too many": (_set(lambda entries: entries | {"10.9.9.9"}), 1),
+    "an entry of a policy is gone": (_entry_of_a_policy_is_gone, 1),
     "a set is empty": (_set(lambda _: frozenset()), 1),
     "a set is gone": (_set_is_gone, 1),
     "a set is of another type": (_set_is_of_another_type, 3),  # two chains look into it
@@ -405,8 +411,9 @@ def test_rules_refused_under_an_overlay_are_told_as_they_are(here: Any) -> None:
     world.turn(full=True)
 
 
+@pytest.mark.parametrize("call", ["read_all", "change_all"])
 def test_a_kernel_that_cannot_be_asked_is_asked_again(
-    here: Any, monkeypatch: pytest.MonkeyPatch
+    here: Any, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     world = here(IPV4)
     world.put(FROM_X)
@@ -416,11 +423,11 @@ def test_a_kernel_that_cannot_be_asked_is_asked_again(
         raise KernelError("no answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.node.opened[-1].ipsets, "read_all", fail)
-        outcome = world.node.turn(full=True)
+        patch.setattr(world.node.opened[-1].ipsets, call, fail)
+        world.put_pod("a/r", 1, "z", "node2")
+        outcome = world.node.turn(full=call == "read_all")
     assert Key("Node", "node1") in outcome.failed
     assert "no answer" in reasons(outcome)
-    world.node.sets.sets.pop("kube-router-pods-in")
     world.turn()
 
 
@@ -625,6 +632,10 @@ def test_what_stands_follows_every_object(here: Any, clusters: Any) -> None:
         node.change(clusters.pod(key, where, ips, labels, ports))
         world.turn()
 
+    def put(policies: str) -> None:
+        world.put(policies)
+        world.turn()
+
     def gone(*identities: tuple[str, str, str]) -> None:
         node.remove(*identities)
         world.turn()
@@ -634,6 +645,7 @@ def test_what_stands_follows_every_object(here: Any, clusters: Any) -> None:
     pod("b/s", "node2", 9, app="x")
     by_team = "{namespaceSelector: {matchLabels: {team: x}}, podSelector: {matchLabels: {app: x}}}"
     by_tier = "{podSelector: {matchExpressions: [{key: tier, operator: Exists}]}}"
+    by_none = "{namespaceSelector: {matchLabels: {team: none}}}"
     anyone = "{from: [{namespaceSelector: {}}], ports: [{port: web}]}"
     either = "{podSelector: {matchExpressions: [{key: app, operator: In, values: [x, y]}]}}"
     for policy in (
@@ -644,12 +656,17 @@ def test_what_stands_follows_every_object(here: Any, clusters: Any) -> None:
         "[{to: [{namespaceSelector: {}}], ports: [{port: web}]}]}",
         "b/here: {podSelector: {}}",
     ):
-        world.put(policy)
-        world.turn()
+        put(policy)
     # Namespaces: labels, and gone with pods in it.
     for team in ("x", "y", "x"):
         space("b", team=team)
     gone(("Namespace", "", "b"))
+    # Whoever asks for its labels now is told of none.
+    either_team = (
+        "{namespaceSelector: {matchExpressions: [{key: team, operator: In, values: [x, z]}]}}"
+    )
+    put(f"a/late: {{podSelector: {{}}, ingress: [{{from: [{either_team}]}}]}}")
+    gone(("NetworkPolicy", "a", "late"))
     gone(("Pod", "b", "s"))
     space("b", team="x")
     pod("b/s", "node2", 9, app="x")
@@ -662,6 +679,21 @@ def test_what_stands_follows_every_object(here: Any, clusters: Any) -> None:
         pod("b/s", "node2", 9, port, app="x")
     pod("b/s", "node2", 10, app="x")
     pod("a/p", "node1", 17, app="x")
+    # Other sets of pods that are known: as these are by now.
+    late = (
+        "a/late: {podSelector: {}, policyTypes: [Egress], "
+        f"egress: [{{to: [{by_team}], ports: [{{port: web}}]}}]}}"
+    )
+    for port, labels in ((81, {"app": "x"}), (81, {"app": "z"}), (80, {"app": "x"})):
+        pod("b/s", "node2", 10, port, **labels)
+        put(late)
+        gone(("NetworkPolicy", "a", "late"))
+    space("b", team="y")
+    node.change(clusters.namespace("b", {"team": "x"}))
+    put(late)
+    space("b", team="y")
+    gone(("NetworkPolicy", "a", "late"))
+    space("b", team="x")
     # A pod that moves here and away again (under one name, as in a StatefulSet).
     pod("b/s", "node1", 9, app="x")
     pod("b/s", "node2", 9, app="x")
@@ -678,22 +710,34 @@ def test_what_stands_follows_every_object(here: Any, clusters: Any) -> None:
         world.turn()
     gone(("Service", "a", "s"))
     gone(("Service", "a", "t"))
+    # Policies of different pods share a set; one takes it over from another.
+    pod("a/v", "node1", 3, app="v")
+    pod("a/w", "node1", 4, app="w")
+    share = f"ingress: [{{from: [{by_none}]}}]"
+    of_v, of_w = (
+        f"a/{app}: {{podSelector: {{matchLabels: {{app: {app}}}}}, {share}}}" for app in "vw"
+    )
+    put(f"{of_v}\n{of_w}")
+    gone(("NetworkPolicy", "a", "v"))
+    node.remove(("NetworkPolicy", "a", "w"))
+    put(of_v)
+    node.remove(("NetworkPolicy", "a", "v"))
+    put(of_w)
+    gone(("NetworkPolicy", "a", "w"))
+    # Other rules, but of the same pods.
+    put(f"a/team: {{podSelector: {{}}, ingress: [{{from: [{by_tier}]}}]}}")
     # Policies that share a set go one by one; one selects others, and is about another direction.
     gone(("NetworkPolicy", "a", "again"))
-    world.put(
-        f"a/team: {{podSelector: {{matchLabels: {{app: y}}}}, ingress: [{{from: [{by_team}]}}]}}"
-    )
-    world.turn()
+    put(f"a/team: {{podSelector: {{matchLabels: {{app: y}}}}, ingress: [{{from: [{by_team}]}}]}}")
     world.put("a/tier: {podSelector: {}, policyTypes: [Egress]}")
     world.turn()
     for name in ("team", "web", "tier"):
         gone(("NetworkPolicy", "a", name))
     # More addresses than one chain compares, and fewer again.
-    world.put("a/all: {podSelector: {}}")
+    put("a/all: {podSelector: {}}")
     for number in range(20):
         ips = [f"10.244.1.{16 * (number % 15) + 1}", f"fd00:10:244:1::{number:x}1"]
         node.change(clusters.pod(f"a/many{number}", "node1", ips))
-    world.turn()
     gone(*(("Pod", "a", f"many{number}") for number in range(1, 20)))
     gone(("NetworkPolicy", "a", "all"))
 

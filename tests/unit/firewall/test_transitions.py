@@ -324,8 +324,8 @@ def objects_of(clusters: Any, given: Any) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("restart", [False, True], ids=["", "agent down meanwhile"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("restart", [False, True], ids=["", "restart"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace(" ", "-"))
 def test_nothing_passes_that_both_states_refuse(
     clusters: Any, tracer: Any, firewall_node: Any, live: Any, case: str, restart: bool
 ) -> None:
@@ -374,6 +374,36 @@ def test_what_the_order_of_steps_is_enough_for_takes_one_commit_or_none(
     commits = len(watched.node.rules.commits)
     assert not watched.turn(objects_of(clusters, new))
     assert len(watched.node.rules.commits) - commits == 2 * count  # two families
+
+
+def test_with_default_deny_what_a_pod_leaves_is_closed_first(
+    clusters: Any, tracer: Any, firewall_node: Any, live: Any
+) -> None:
+    """Its policies go with it; who is another peer by then is none to the address it had."""
+    to_y = (
+        "a/n: {podSelector: {}, policyTypes: [Egress], "
+        "egress: [{to: [{podSelector: {matchLabels: {app: y}}}]}]}"
+    )
+    watched = Watched(tracer, firewall_node(DENY), live)
+    old = objects_of(clusters, {"a/p": "x", "a/t": "x", "a/v": "y"})
+    assert not watched.turn([*clusters.policies(to_y), *old])
+    moved = clusters.pod("a/p", "node1", clusters.addresses("node1", 2), {"app": "y"})
+    wrong = watched.turn([("Pod", "a", "t"), moved])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_with_default_deny_what_a_pod_takes_is_opened_last(
+    clusters: Any, tracer: Any, firewall_node: Any, live: Any
+) -> None:
+    """Whom its policies admit no longer was never let in."""
+    from_x = "a/n: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: x}}}]}]}"
+    watched = Watched(tracer, firewall_node(DENY), live)
+    ips = clusters.addresses("node2", 1)
+    peer = clusters.pod("a/peer", "node2", ips, {"app": "x"})
+    assert not watched.turn([*clusters.policies(from_x), *objects_of(clusters, {"a/t": "t"}), peer])
+    changed = clusters.pod("a/peer", "node2", ips, {"app": "y"})
+    wrong = watched.turn([*objects_of(clusters, {"a/p": "t"}), changed])
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["", "where another was"])

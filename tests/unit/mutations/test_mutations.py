@@ -34,6 +34,9 @@ _FILES = {
     "cache": "tests/unit/cluster/test_cache.py",
     "followers": "tests/unit/observe/test_followers.py",
     "health": "tests/unit/observe/test_service_health.py",
+    "firewall": "tests/unit/firewall/test_firewall_controller.py",
+    "trace": "tests/unit/firewall/test_render_trace.py",
+    "steps": "tests/unit/firewall/test_transitions.py",
 }
 
 
@@ -57,6 +60,26 @@ _PROXY = "proxy/controller.py"
 _DRAIN = "proxy/drain.py"
 _CACHE = "cluster/cache.py"
 _INDEXES = "cluster/indexes.py"
+_FW = "firewall/controller.py"
+_FW_DESIRED = "firewall/desired.py"
+_FW_APPLY = "firewall/apply.py"
+_MEMBERS = "firewall/membership.py"
+_CONTENTS = "firewall/contents.py"
+_TIES = "firewall/entangled.py"
+
+_FOLLOWS = ("firewall test_what_stands_follows_every_object",)
+_FULL = ("firewall test_a_full_turn_finds_what_no_event_told",)
+_REFUSED_BY_BOTH = ("steps test_nothing_passes_that_both_states_refuse",)
+
+
+_VERDICTS = ("trace test_semantics",)
+
+
+def _case(name: str, *, restart: bool = False) -> tuple[str, ...]:
+    """One of the parameters of that test."""
+    case = f"{name.replace(' ', '-')}-{'restart' if restart else ''}"
+    return (f"steps test_nothing_passes_that_both_states_refuse[{case}]",)
+
 
 MUTANTS = (
     # --- events to keys ------------------------------------------------------------------------
@@ -463,6 +486,497 @@ MUTANTS = (
         "or changes.services or self._problems",
         "",
         ("health test_checks_follow_what_is_programmed",),
+    ),
+    # --- the firewall: events to keys, keys to facts ---------------------------------------------
+    Mutant(
+        _FW,
+        "loop.mark((Key(event.kind.__name__, event.key),))",
+        "pass",
+        ("firewall test_events_mark_objects_but_not_other_nodes",),
+    ),
+    Mutant(
+        _FW,
+        "if event.kind is not Node or event.key == self._node_name:",
+        "if True:",
+        ("firewall test_events_mark_objects_but_not_other_nodes",),
+    ),
+    Mutant(
+        _FW,
+        "if event.kind is not Node or event.key == self._node_name:",
+        "if event.kind is not Node:",
+        ("firewall test_events_mark_objects_but_not_other_nodes",),
+    ),
+    Mutant(
+        _FW,
+        "self._desired.put_policy(name, compile_policy(found) if found else None)",
+        "pass",
+        ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "self._desired.put_pod(name, pod_facts(found, self._node_name) if found else None)",
+        "pass",
+        ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "self._desired.put_namespace(name, (found.metadata.labels or {}) if found else None)",
+        "pass",
+        ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "self._desired.put_service(name, {}, {})",
+        "pass",
+        ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "self._desired.put_service(name, ports, node_ports(found, self._options))",
+        "pass",
+        ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "self._desired.put_node(node_facts(node_view(found)[0]))",
+        "pass",
+        ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "found = {self._own_node(), *self._known}",
+        "found = {self._own_node()}",
+        _FULL,
+    ),
+    Mutant(
+        _FW,
+        "found = {self._own_node(), *self._known}",
+        "found = {*self._known}",
+        _FULL,
+    ),
+    Mutant(
+        _FW,
+        "self._cache.list(NetworkPolicy)",
+        "()",
+        ("firewall test_another_agent_adopts_all_and_writes_nothing",),
+    ),
+    Mutant(
+        _FW,
+        "self._cache.list(Pod)",
+        "()",
+        ("firewall test_another_agent_adopts_all_and_writes_nothing",),
+    ),
+    Mutant(
+        _FW,
+        "self._cache.list(Namespace)",
+        "()",
+        _case("both ends are in a namespace that gets other labels", restart=True),
+    ),
+    Mutant(
+        _FW,
+        "self._cache.list(Service)",
+        "()",
+        _FULL,
+    ),
+    Mutant(
+        _FW,
+        "self._applier.doubt()",
+        "pass",
+        ("firewall test_a_kernel_that_cannot_be_asked_is_asked_again",),
+    ),
+    Mutant(
+        _FW,
+        "failed: set[Hashable] = {*self._broken}",
+        "failed: set[Hashable] = set()",
+        ("firewall test_an_object_that_cannot_be_compiled_is_as_it_was_and_tried_again",),
+    ),
+    # --- the firewall: who is selected -----------------------------------------------------------
+    Mutant(
+        _MEMBERS,
+        "self._users[selection] = users + 1",
+        "self._users[selection] = 1",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._anchored.setdefault(anchor, set()).add(selection)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._by_namespaces.setdefault(chosen, set()).add(selection)",
+        "self._by_namespaces.setdefault(chosen, set())",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "del space[key]",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._pods_of.setdefault(new.namespace, {})[key] = new",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._move(selection, key, old, None)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._move(selection, key, old if selection in before else None, new)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "(spaces.add if is_in else spaces.discard)(name)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._labels.pop(name, None)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._labels[name] = labels",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._move(selection, key, None if is_in else pod, pod if is_in else None)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "del self._members[selection][key]",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "self._members[selection][key] = new",
+        "self._members[selection].setdefault(key, new)",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "yield from self._anchored.get((space, label, None), ())",
+        "pass",
+        _VERDICTS,
+    ),
+    Mutant(
+        _MEMBERS,
+        "yield from self._anchored.get((space, label, value), ())",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _MEMBERS,
+        'yield from self._anchored.get((space, "", None), ())',
+        "pass",
+        _VERDICTS,
+    ),
+    Mutant(
+        _MEMBERS,
+        'for space in (pod.namespace, ""):',
+        "for space in (pod.namespace,):",
+        _FOLLOWS,
+    ),
+    # --- the firewall: entries are counted -------------------------------------------------------
+    Mutant(
+        _CONTENTS,
+        "counts[entry] = count + 1",
+        "counts[entry] = 1",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _CONTENTS,
+        "before.setdefault(entry, False)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _CONTENTS,
+        "before.setdefault(entry, True)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _CONTENTS,
+        "self._created.add(spec)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _CONTENTS,
+        "self._dropped.add(spec)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _CONTENTS,
+        "self._dropped - self._counts.keys(), set()",
+        "self._dropped, set()",
+        _FOLLOWS,
+    ),
+    # --- the firewall: what follows from what changed --------------------------------------------
+    Mutant(
+        _FW_DESIRED,
+        "if local is not None or key in self._local:",
+        "if local is not None:",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "            self._dirty_pods.add(key)\n        self._queued",
+        "        self._queued",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._dirty_pods.update(self._targets.members(old.target))",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._targets.remove(old.target)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "users.discard(key)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._dirty_pods.update(self._targets.members(policy.target))",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._dirty_policies.add(key)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._queued[key] = pod",
+        "pass",
+        _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._follow_moves()  # of namespaces, before selections come and go",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "needed |= self._put_local_pod(key)",
+        "self._put_local_pod(key)",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "change(local_pods(family), facts.addresses.get(family, ()))",
+        "pass",
+        ("steps test_with_default_deny_a_new_pod_is_refused_until_all_stands",),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "change(isolated_pods(direction, family), facts.addresses.get(family, ()))",
+        "pass",
+        _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "(users.add if is_new else users.discard)(key)",
+        "users.add(key)",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._dispatch(facts, isolated, is_new=is_new)",
+        "pass",
+        _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._put_pod_chains(key, old, new)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._dirty_buckets.add(place)",
+        "pass",
+        _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "            self._put_chain(family, name, None)\n        for name, rules in new.items()",
+        "            pass\n        for name, rules in new.items()",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._put_direction(direction, family)\n\n    def _put_direction",
+        "pass\n\n    def _put_direction",
+        _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._release(source, place)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "users.add(place)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self.sets.discard(spec, before - after)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self.sets.add(spec, after - before)",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._of_selection.setdefault(source.selection, set()).add(source)",
+        "self._of_selection.setdefault(source.selection, set())",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self.sets.add(source.spec, source.entries(move.new))",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self.sets.discard(source.spec, source.entries(move.old))",
+        "pass",
+        _FOLLOWS,
+    ),
+    # --- the firewall: the order of the steps ----------------------------------------------------
+    Mutant(
+        _FW_DESIRED,
+        "changes.entangled = self._entanglement.take(changed, self._set_users, self.sets)",
+        "pass",
+        _REFUSED_BY_BOTH,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._entanglement.note_pod(old, new)",
+        "pass",
+        _case("a pod that may send nothing comes where it would be let in"),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "self._entanglement.note_rules(family)",
+        "pass",
+        _case("a policy is another, and so is a peer"),
+    ),
+    Mutant(
+        _TIES,
+        "if self.recast[direction] & self.peers[other]:",
+        "if False:",
+        _case("a pod that may send nothing comes where it would be let in"),
+    ),
+    Mutant(
+        _TIES,
+        "if stays and self.peers[direction] and len(stays | self.peers[direction]) > 1:",
+        "if False:",
+        _case("one end gets other policies, the other end is another peer"),
+    ),
+    Mutant(
+        _TIES,
+        "return bool(all(ends) and len(ends[0] | ends[1]) > 1)",
+        "return False",
+        _case("both ends are in a namespace that gets other labels"),
+    ),
+    Mutant(
+        _TIES,
+        "or self._are_targets_entangled()",
+        "",
+        _case("the port that a rule names is another, and so is the peer"),
+    ),
+    Mutant(
+        _FW_APPLY,
+        "families = () if was_known else self._options.families",
+        "families = ()",
+        _case("both ends are in a namespace that gets other labels", restart=True),
+    ),
+    Mutant(
+        _FW_APPLY,
+        "families = () if was_known else self._options.families",
+        "families = self._options.families",
+        ("firewall test_drift_is_put_right_and_counted_on_a_full_turn",),
+    ),
+    Mutant(
+        _FW_APPLY,
+        "chains = {**chains, **self._looking_into(overlay, family)}",
+        "pass",
+        _REFUSED_BY_BOTH,
+    ),
+    Mutant(
+        _FW_APPLY,
+        "self._lift(ports, overlay, held)\n        dropped",
+        "dropped",
+        _REFUSED_BY_BOTH,
+    ),
+    Mutant(
+        _FW_APPLY,
+        "for batch in self._in_order(going, growing):",
+        "for batch in ():",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_APPLY,
+        "for batch in self._in_order(going, growing):",
+        "for batch in self._in_order(growing, going):",
+        ("steps test_with_default_deny_what_a_pod_leaves_is_closed_first",),
+    ),
+    Mutant(
+        _FW_APPLY,
+        "for batch in self._in_order(shrinking, coming):",
+        "for batch in self._in_order(coming, shrinking):",
+        ("steps test_with_default_deny_what_a_pod_takes_is_opened_last",),
+    ),
+    Mutant(
+        _FW_APPLY,
+        "            if _is_last(spec):\n                if delta.remove:",
+        "            if False:\n                if delta.remove:",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _FW_APPLY,
+        "and add and spec.family not in self._unguarded:",
+        "and add:",
+        ("firewall test_with_default_deny_a_pod_is_not_let_through_while_its_isolation_fails",),
     ),
 )
 

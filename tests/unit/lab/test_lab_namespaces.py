@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from kube_router_py.lab.tour_api import Api
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "examples" / "website.yaml"
 DEADLINE_S = 90.0
+PODS = "/api/v1/namespaces/default/pods"
 
 
 def _has_plugins() -> bool:
@@ -96,6 +98,34 @@ def test_a_pod_that_nobody_asks_ends_long_before_its_grace_period() -> None:
         eventually(lambda: len(api.list_all("pods")) == 1)
         slices = api.list_all("endpointslices", "kubernetes.io/service-name=website")
         assert sum(len(s["endpoints"]) for s in slices) == 1
+
+
+def test_a_pod_that_found_no_address_gets_the_next_one_that_is_free() -> None:
+    with lab("ipv4") as backstage:
+        api = Api(backstage.state.kubeconfig)
+        (file,) = (backstage.directory / "nodes/node1/root/etc/cni/net.d").glob("*.conflist")
+        network = json.loads(file.read_text())
+        only = {"rangeStart": "10.244.1.200", "rangeEnd": "10.244.1.200"}
+        network["plugins"][0]["ipam"]["ranges"][0][0].update(only)
+        file.write_text(json.dumps(network))
+
+        def create(name: str) -> None:
+            spec = {"nodeName": "node1", "containers": [{"name": "c", "image": "c"}]}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+            api.call("POST", PODS, pod, content_type="application/json")
+
+        def status(name: str) -> dict[str, Any]:
+            return dict(api.call("GET", f"{PODS}/{name}").get("status", {}))
+
+        def attempts(name: str) -> int:
+            return sum(each["restartCount"] for each in status(name).get("containerStatuses", ()))
+
+        create("first")
+        eventually(lambda: status("first").get("podIP") == "10.244.1.200")
+        create("second")
+        eventually(lambda: attempts("second") >= 2)
+        api.call("DELETE", f"{PODS}/first?gracePeriodSeconds=0")
+        eventually(lambda: status("second").get("podIP") == "10.244.1.200")
 
 
 def test_stop_takes_every_process_down() -> None:

@@ -80,12 +80,13 @@ def machine(clusters: Any, random_clusters: Any) -> type[RuleBasedStateMachine]:
     )
 
     class Machine(RuleBasedStateMachine):
-        @initialize()
-        def start(self) -> None:
+        @initialize(some=random_clusters.objects())
+        def start(self, some: list[Any]) -> None:
             self.objects: dict[tuple[str, str], Any] = {}
             self.desired = Desired(OPTIONS)
             self.mirror = Mirror()
             self.settle()
+            self.change(some)
 
         @rule(some=st.lists(objects, min_size=1, max_size=4))
         def change(self, some: list[Any]) -> None:
@@ -96,14 +97,15 @@ def machine(clusters: Any, random_clusters: Any) -> type[RuleBasedStateMachine]:
                 put(self.desired, kind, key, each)
             self.settle()
 
-        @rule(data=st.data())
-        def remove(self, data: st.DataObject) -> None:
-            if not self.objects:
+        @rule(kind=st.sampled_from(["NetworkPolicy", "Pod", "Namespace", ""]), data=st.data())
+        def remove(self, kind: str, data: st.DataObject) -> None:
+            known = [each for each in sorted(self.objects) if kind in ("", each[0])]
+            if not known:
                 return
-            known = st.sampled_from(sorted(self.objects))
-            for kind, key in data.draw(st.lists(known, min_size=1, max_size=4, unique=True)):
-                del self.objects[kind, key]
-                put(self.desired, kind, key, None)
+            some = st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True)
+            for each in data.draw(some):
+                del self.objects[each]
+                put(self.desired, *each, None)
             self.settle()
 
         @rule(data=st.data())

@@ -164,8 +164,12 @@ class Desired:
             needed |= self._put_local_pod(key)
         policies, self._dirty_policies = self._dirty_policies, set()
         needed.update((key, direction) for key in policies for direction in Direction)
-        for policy, direction in sorted(needed):
-            self._put_policy_chain(policy, direction)
+        released: list[tuple[SetSource, Place]] = []
+        for place in sorted(needed):
+            released += ((source, place) for source in self._put_policy_chain(*place))
+        # Last: a set that passes from one policy to another stays, and changes as others do.
+        for source, place in released:
+            self._release(source, place)
         for bucket in sorted(self._dirty_buckets):
             self._put_bucket(bucket)
         self._dirty_buckets.clear()
@@ -278,13 +282,14 @@ class Desired:
         rules = direction_rules(direction, family, dispatch)
         self._put_chain(family, DIRECTION_CHAINS[direction], rules)
 
-    def _put_policy_chain(self, key: str, direction: Direction) -> None:
+    def _put_policy_chain(self, key: str, direction: Direction) -> set[SetSource]:
+        """Returns what its rules look into no longer."""
         place = (key, direction)
         policy = self._policies.get(key)
         if not self._users.get(place):
             self._users.pop(place, None)
             if place not in self._sources:
-                return  # of most policies no pod is here
+                return set()  # of most policies no pod is here
             policy = None
         name = policy_chain(key, direction)
         sources: list[SetSource] = []
@@ -298,9 +303,9 @@ class Desired:
             self._put_chain(family, name, rules)
         for source in sources:
             self._use(source, place)
-        for source in set(self._sources.get(place, ())).difference(sources):
-            self._release(source, place)
+        old = set(self._sources.get(place, ()))
         _put(self._sources, place, tuple(sources) if policy is not None else None)
+        return old.difference(sources)
 
     def _use(self, source: SetSource, place: Place) -> None:
         users = self._set_users.setdefault(source.spec, set())

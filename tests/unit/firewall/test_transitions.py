@@ -354,6 +354,15 @@ ORDINARY = {
         {"a/p": None},
         1,
     ),
+    "a set passes from one policy to another, and a peer out of it": (
+        "a/m: {podSelector: {matchLabels: {app: t}}, ingress: [{from: [{podSelector: "
+        "{matchLabels: {app: x}}}]}]}\n"
+        "a/z: {podSelector: {matchLabels: {app: u}}, ingress: [{from: [{podSelector: "
+        "{matchLabels: {app: x}}}]}]}",
+        {"a/p": "x", "a/t": "t", "a/v": "x", "a/w": "v"},
+        {"a/p": "y", "a/t": "y", "a/w": "u"},
+        1,
+    ),
     "a peer that has no policies": (
         "a/n: {podSelector: {matchLabels: {app: t}}, ingress: [{from: [{podSelector: "
         "{matchLabels: {app: x}}}]}]}",

@@ -724,12 +724,6 @@ MUTANTS = (
         "pass",
         _FOLLOWS,
     ),
-    Mutant(
-        _CONTENTS,
-        "self._dropped - self._counts.keys(), set()",
-        "self._dropped, set()",
-        _FOLLOWS,
-    ),
     # --- the firewall: what follows from what changed --------------------------------------------
     Mutant(
         _FW_DESIRED,
@@ -838,6 +832,12 @@ MUTANTS = (
         "self._put_direction(direction, family)\n\n    def _put_direction",
         "pass\n\n    def _put_direction",
         _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "released += ((source, place) for source in self._put_policy_chain(*place))",
+        "_ = [self._release(source, place) for source in self._put_policy_chain(*place)]",
+        ("steps test_what_the_order_of_steps_is_enough_for_takes_one_commit_or_none",),
     ),
     Mutant(
         _FW_DESIRED,

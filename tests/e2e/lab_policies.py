@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lab_probes import OPEN, REFUSED, SILENT, WATCH_PORTS, Answer, Probe, Prober, Watch
+from lab_probes import OPEN, REFUSED, SILENT, UNREACHABLE, WATCH_PORTS, Answer, Probe, Prober, Watch
 
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.evaluate import Evaluator, Flow
@@ -55,7 +55,7 @@ class Report(NamedTuple):
     flows: int
     open: int
     silent: int
-    late: int
+    late: tuple[str, ...]
     wrong: tuple[str, ...]
     seconds: float
 
@@ -231,16 +231,16 @@ class World:
         """The whole matrix, until it is as it should be or the deadline is over."""
         began = time.monotonic()
         expected = self.expected(self.checks)
-        answers = self.prober.ask(expected)
+        answers = first = self.prober.ask(expected)
         at_first = differing = self.differing(expected, answers)
         while differing and time.monotonic() < began + deadline_s:
-            answers |= self.prober.ask(differing)
+            answers = answers | self.prober.ask(differing)
             differing = self.differing(expected, answers)
         return Report(
             flows=len(expected),
             open=sum(answer.outcome == OPEN for answer in answers.values()),
-            silent=sum(answer.outcome == SILENT for answer in answers.values()),
-            late=len(at_first) - len(differing),
+            silent=sum(answer.outcome in (SILENT, UNREACHABLE) for answer in answers.values()),
+            late=tuple(f"{p} was {first[p].outcome}" for p in at_first if p not in differing),
             wrong=tuple(
                 f"{probe} is {answers[probe].outcome}: {self._why(probe)}" for probe in differing
             ),
@@ -298,7 +298,7 @@ class History:
             allowed = {expected[probe] for _, expected in self._states[first : last + 1]}
             (steady if first == last else during)[answer.outcome] += 1
             longest_s = max(longest_s, answer.ended - answer.began)
-            if (answer.outcome == OPEN) not in allowed:
+            if answer.outcome != UNREACHABLE and (answer.outcome == OPEN) not in allowed:
                 wrong.append(
                     f"{probe} was {answer.outcome} {answer.began - start:.2f} s to "
                     f"{answer.ended - start:.2f} s after the start, in states {first} to {last}"

@@ -2,10 +2,11 @@
 
 A probe is a new connection from a port that was not used before (conntrack remembers a pair of
 addresses and ports for a while, and what it remembers is let through). Open means: TCP and SCTP
-have connected, UDP has an answer; refused, that an error has come; silent, nothing at all.
+have connected, UDP has an answer; refused, that somebody has said so; silent, nothing at all.
 """
 
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -21,10 +22,13 @@ IP_RECVERR, IPV6_RECVERR = 11, 25
 CLONE_NEWNET = 0x40000000
 
 OPEN, REFUSED, SILENT = "open", "refused", "silent"
+# Another error than a refusal (a neighbour that has not answered): this says nothing of policies.
+UNREACHABLE = "unreachable"
 
 # Nothing has come for so long: the rest is silent. A refusal comes at once.
 SILENCE_S = 3.0
 SECOND_SILENCE_S = 6.0
+WATCH_SILENCE_S = 15.0
 # More at once would only queue.
 _AT_ONCE = 400
 # Below the NodePorts and the kernel's own choice; two probers at once need two ranges.
@@ -79,16 +83,20 @@ class Prober:
         if name in self._networks:
             os.close(self._networks.pop(name))
 
-    def ask(self, probes: Iterable[Probe], *, again: bool = True) -> dict[Probe, Answer]:
-        """All of them; ``again``: what is silent is tried a second time."""
+    def ask(
+        self, probes: Iterable[Probe], *, silence_s: float = SILENCE_S, again: bool = True
+    ) -> dict[Probe, Answer]:
+        """All of them; ``again``: what has got no answer is tried a second time."""
         answers: dict[Probe, Answer] = {}
         failure: list[BaseException] = []
 
         def work() -> None:
             try:
                 wanted = sorted(set(probes))
-                answers.update(self._try(wanted, SILENCE_S))
-                silent = [probe for probe in wanted if answers[probe].outcome == SILENT]
+                answers.update(self._try(wanted, silence_s))
+                silent = [
+                    probe for probe in wanted if answers[probe].outcome in (SILENT, UNREACHABLE)
+                ]
                 if again and silent:
                     for probe, second in self._try(silent, SECOND_SILENCE_S).items():
                         first = answers[probe]
@@ -124,18 +132,19 @@ class Prober:
                     began = time.monotonic()
                     sock = self._socket(probe)
                     waiting[sock.fileno()] = (probe, sock, began)
-                    refused = False
+                    error = 0
                     try:
                         sock.connect((probe.address, probe.port))
                         if probe.protocol == "UDP":
                             sock.send(b"?")
                     except BlockingIOError:
                         # What came while connect had the socket for itself wakes nobody up.
-                        refused = probe.protocol == "SCTP" and _error(sock)
-                    except OSError:
-                        refused = True
-                    if refused:
-                        answers[probe] = Answer(REFUSED, began, time.monotonic())
+                        if probe.protocol == "SCTP":
+                            error = _error(sock)
+                    except OSError as failure:
+                        error = failure.errno or errno.EIO
+                    if error:
+                        answers[probe] = Answer(_outcome(error), began, time.monotonic())
                         waiting.pop(sock.fileno())
                         sock.close()
                         continue
@@ -144,9 +153,10 @@ class Prober:
                 while waiting and (events := poll.poll(silence_s)):
                     for number, happened in events:
                         probe, sock, began = waiting.pop(number)
-                        broken = happened & (select.EPOLLERR | select.EPOLLHUP) or _error(sock)
-                        outcome = REFUSED if broken else OPEN
-                        answers[probe] = Answer(outcome, began, time.monotonic())
+                        error = _error(sock)
+                        if not error and happened & (select.EPOLLERR | select.EPOLLHUP):
+                            error = errno.EIO
+                        answers[probe] = Answer(_outcome(error), began, time.monotonic())
                         sock.close()
             finally:
                 for probe, sock, began in waiting.values():
@@ -207,7 +217,9 @@ class Watch:
         try:
             while not self._stop.is_set():
                 began = time.monotonic()
-                self.answers += self._prober.ask(self._probes, again=False).items()
+                self.answers += self._prober.ask(
+                    self._probes, silence_s=WATCH_SILENCE_S, again=False
+                ).items()
                 self.rounds += 1
                 # Half of the time is for those who are to change something.
                 self._stop.wait(max(0.05, time.monotonic() - began))
@@ -225,5 +237,11 @@ class Watch:
             raise self._failure[0]
 
 
-def _error(sock: socket.socket) -> bool:
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+def _error(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _outcome(error: int) -> str:
+    if not error:
+        return OPEN
+    return REFUSED if error == errno.ECONNREFUSED else UNREACHABLE

@@ -75,8 +75,10 @@ def test_the_matrix_is_as_evaluate_says(
         print(
             f"\n  {scenario['name']}: {report.flows} flows, {report.open} open, "
             f"{report.flows - report.open} shut ({report.silent} silent); "
-            f"{len(report.wrong)} wrong, {report.late} late; applied in {applied_s:.1f} s, "
-            f"compared in {report.seconds:.1f} s",
+            f"{len(report.wrong)} wrong, {len(report.late)} late; "
+            f"applied in {applied_s:.1f} s, compared in {report.seconds:.1f} s",
+            *report.late[:3],
+            sep="; ",
             end="",
         )
     assert report.wrong == ()

@@ -258,6 +258,24 @@ def guest_flows(policies: Any, probes: Any, check: Any, flow: Any, name: str) ->
     return found
 
 
+def wrong_verdicts(policies: Any, probes: Any, expected: dict[Any, bool]) -> tuple[list[str], int]:
+    """Those at the first look, and how many got no answer then and were asked until they had one.
+
+    Others may still know the hardware address of the pod before: no answer is no verdict.
+    """
+    verdicts = (probes.OPEN, probes.REFUSED)
+    answers = policies.prober.ask(expected)
+    differing = policies.differing(expected, answers)
+    wrong = [f"{p} was {answers[p].outcome}" for p in differing if answers[p].outcome in verdicts]
+    silent = [probe for probe in differing if answers[probe].outcome not in verdicts]
+    late = len(silent)
+    end = time.monotonic() + SILENCE_DEADLINE_S
+    while silent and time.monotonic() < end:
+        answers |= policies.prober.ask(silent)
+        silent = [probe for probe in silent if answers[probe].outcome != probes.OPEN]
+    return [*wrong, *(f"{probe} stays {answers[probe].outcome}" for probe in silent)], late
+
+
 def test_pods_come_and_go_with_one_address(
     policies: Any, probes: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,23 +300,10 @@ def test_pods_come_and_go_with_one_address(
             early += len(answers)
             wrong_at_first += len(policies.differing(expected, answers))
             policies.cluster.wait()
-            answers = policies.prober.ask(expected)
-            flows += len(answers)
-            differing = policies.differing(expected, answers)
-            wrong += [
-                f"{role}: {probe} was {answers[probe].outcome}"
-                for probe in differing
-                if answers[probe].outcome != probes.SILENT
-            ]
-            # Others may still know the hardware address of the pod before: nothing arrives, which
-            # is no verdict.
-            silent = [probe for probe in differing if answers[probe].outcome == probes.SILENT]
-            late += len(silent)
-            end = time.monotonic() + SILENCE_DEADLINE_S
-            while silent and time.monotonic() < end:
-                answers |= policies.prober.ask(silent)
-                silent = [probe for probe in silent if answers[probe].outcome != probes.OPEN]
-            wrong += [f"{role}: {probe} stays {answers[probe].outcome}" for probe in silent]
+            found, unheard = wrong_verdicts(policies, probes, expected)
+            flows += len(expected)
+            late += unheard
+            wrong += [f"{role}: {each}" for each in found]
             policies.prober.forget(f"z/{name}")
             policies.api.delete(f"{PODS}/{name}?gracePeriodSeconds=0")
     tell(
@@ -330,8 +335,7 @@ def test_an_address_with_two_claimants(
             policies.api.merge(f"{PODS}/ghost/status", {"status": status})
         policies.cluster.wait()
         expected = policies.expected(checks)
-        answers = policies.prober.ask(expected)
-        wrong = policies.differing(expected, answers)
+        wrong, _ = wrong_verdicts(policies, probes, expected)
         told.append(f"{phase} {sum(expected.values())} of {len(expected)} open")
         assert wrong == [], f"while the other one is {phase}"
     policies.prober.forget("z/foe")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says more about the machine's other work than about the code. The same
-# examples each time: what a test says is to depend on the code alone. KRP_EXPLORE=1 looks for others.
+# examples each time: what a test says depends on the code alone. KRP_EXPLORE=1 looks for others.
 settings.register_profile(
     "any machine",
     deadline=None,

@@ -73,6 +73,7 @@ class Prober:
         self._ports = ports
         self._networks: dict[str, int] = {}
         self._next_port: dict[str, int] = {}
+        self._first_port = 0
 
     def close(self) -> None:
         for name in [*self._networks]:
@@ -82,6 +83,8 @@ class Prober:
         """A pod of this name has gone; the next one has another network."""
         if name in self._networks:
             os.close(self._networks.pop(name))
+            # The next one may have its address, and no port is used twice.
+            self._first_port = max(self._first_port, self._next_port.pop(name, 0))
 
     def ask(
         self, probes: Iterable[Probe], *, silence_s: float = SILENCE_S, again: bool = True
@@ -193,7 +196,7 @@ class Prober:
 
     def _unused(self, source: str) -> Iterator[int]:
         while True:
-            number = self._next_port.get(source, 0)
+            number = self._next_port.get(source, self._first_port)
             self._next_port[source] = (number + 1) % len(self._ports)
             yield self._ports[number]
 

@@ -19,6 +19,7 @@ from kube_router_py.services import (
 )
 
 _FAMILIES = {4: "inet", 6: "inet6"}
+_PROTOCOLS = ("tcp", "udp", "sctp")
 # In two halves: sets do not take /0.
 _EVERYWHERE = {"inet": ("0.0.0.0/1", "128.0.0.0/1"), "inet6": ("::/1", "8000::/1")}
 
@@ -34,10 +35,12 @@ def service_ports(service: Service, options: FirewallOptions) -> dict[str, froze
         return {}
     for packed in _addresses(service, options):
         address = ipaddress.ip_address(packed)
-        for port in service.spec.ports or ():
-            if (family := _FAMILIES[address.version]) in found:
-                protocol = (port.protocol or "TCP").lower()
-                found[family].add(f"{address},{protocol}:{port.port}")
+        if (family := _FAMILIES[address.version]) in found:
+            found[family].update(
+                f"{address},{entry}"
+                for port in service.spec.ports or ()
+                for entry in _entry(port.protocol, port.port)
+            )
     return {family: frozenset(entries) for family, entries in found.items() if entries}
 
 
@@ -46,15 +49,22 @@ def node_ports(service: Service, options: FirewallOptions) -> dict[str, frozense
     if not is_proxied(service) or service.spec.type not in ("NodePort", "LoadBalancer"):
         return {}
     ports = [
-        f"{(port.protocol or 'TCP').lower()}:{port.node_port}"
+        entry
         for port in service.spec.ports or ()
-        if port.node_port
+        for entry in _entry(port.protocol, port.node_port)
     ]
     return {
         family: frozenset(f"{half},{port}" for half in _EVERYWHERE[family] for port in ports)
         for family in options.families
         if ports
     }
+
+
+def _entry(protocol: str | None, number: int | None) -> Iterator[str]:
+    """One that a set would refuse is no reason to do without all others; the proxy tells of it."""
+    name = (protocol or "TCP").lower()
+    if name in _PROTOCOLS and number and 1 <= number <= 65535:
+        yield f"{name}:{number}"
 
 
 def _addresses(service: Service, options: FirewallOptions) -> Iterator[bytes]:

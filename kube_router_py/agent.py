@@ -283,12 +283,13 @@ class Agent:
         started = time.monotonic()
         for server in self.servers:
             server.start()
+        # First: those who follow the cache want to hear its first events, too.
+        for part in self._parts:
+            part.start()
         for reflector in self._reflectors:
             reflector.start()
         for loop in self.loops:
             loop.start()
-        for part in self._parts:
-            part.start()
         notify(self._environ, "READY=1", "STATUS=waiting for the first lists of the API server")
         self._watch_sync(started)
         self._ending.get()

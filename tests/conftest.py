@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -54,14 +54,21 @@ def recent_kubectl() -> str:
 
 
 def _beside(name: str) -> ModuleType:
-    """The module of that name in this directory: importlib mode lets tests import no such thing."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    """The module ``tests/NAME.py``: importlib mode lets tests import no such thing."""
+    module = name.rpartition("/")[2]
+    if module not in sys.modules:
+        spec = spec_from_file_location(module, Path(__file__).parent / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+        sys.modules[module] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module])
+    return sys.modules[module]
+
+
+@pytest.fixture(scope="session")
+def beside() -> Callable[[str], ModuleType]:
+    """Loads a module that several tests share, by its path below ``tests``."""
+    return _beside
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,11 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPSConnection
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -254,32 +252,21 @@ def cluster() -> Iterator[Cluster]:
     cluster.api.close()
 
 
-def _beside(name: str) -> ModuleType:
-    """The module of that name in this directory: importlib mode lets tests import no such thing."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="session")
-def probes() -> Any:
+def probes(beside: Callable[[str], ModuleType]) -> Any:
     """Module lab_probes: many connections at once."""
-    return _beside("lab_probes")
+    return beside("e2e/lab_probes")
 
 
 @pytest.fixture(scope="module")
-def policies(cluster: Cluster, probes: Any) -> Iterator[Any]:
+def policies(cluster: Cluster, probes: Any, beside: Callable[[str], ModuleType]) -> Iterator[Any]:
     """The namespaces, pods and Services of policies.yaml, with no policy in them before and after.
 
     Nodes answer every refused probe: usually they ration ICMP errors, and silence costs seconds.
     """
     for node in ("node1", "node2"):
         cluster.inside(node, _do_not_ration_icmp)
-    world = _beside("lab_policies").World(cluster)
+    world = beside("e2e/lab_policies").World(cluster)
     try:
         yield world
     finally:

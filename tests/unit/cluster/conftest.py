@@ -49,6 +49,7 @@ class Api:
         self.snapshots: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self.requests: list[SimpleNamespace] = []
         self.watching: dict[str, int] = dict.fromkeys(PATHS, 0)
+        self.watches_begun: dict[str, int] = dict.fromkeys(PATHS, 0)
         # Each takes (handler, request) and returns True if it has answered; used once, in order.
         self.faults: deque[Callable[[Any, SimpleNamespace], bool]] = deque()
         # Like a fault, but stays.
@@ -272,6 +273,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply(410, self.status(410, "Expired"))
                 return
             api.watching[kind] += 1
+            api.watches_begun[kind] += 1
         try:
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")

@@ -1,0 +1,1 @@
+"""The route controller: BGP by FRR, tunnels, CNI configuration and egress."""

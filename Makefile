@@ -19,14 +19,14 @@ lab: setup ## Build a two-node cluster on this machine and take the guided tour
 test: setup ## Everything: static checks, unit tests, real kernel, packets through the lab
 	@$(TIMED) "static checks" $(MAKE) --no-print-directory check-only
 	@$(TIMED) "unit tests" $(MAKE) --no-print-directory unit-only
-	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests netfilter kernel e2e tour
+	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests netfilter frr kernel e2e tour
 
 check: setup check-only ## Linters, types, import directions
 
 test-unit: setup unit-only ## Pure and in-process tests; no root, no kernel
 
 test-kernel: setup ## One contract suite, on the fakes and on the real kernel
-	@.ci/in-kernel .ci/real-tests netfilter kernel
+	@.ci/in-kernel .ci/real-tests netfilter frr kernel
 
 test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
 	@.ci/in-kernel .ci/real-tests e2e
@@ -55,4 +55,4 @@ check-only:
 	@$(BIN)/lint-imports --no-cache
 
 unit-only:
-	@$(BIN)/pytest -q tests/unit tests/contract -m "not kernel and not netfilter and not e2e"
+	@$(BIN)/pytest -q tests/unit tests/contract -m "not kernel and not netfilter and not frr and not e2e"

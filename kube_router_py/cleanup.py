@@ -16,9 +16,8 @@ from kube_router_py.options import Options
 from kube_router_py.proxy.model import IpvsOperation, Verb
 from kube_router_py.proxy.packet_sets import owned_sets
 from kube_router_py.proxy.service_rules import owned_rules
-from kube_router_py.proxy.settings import FAMILY_NAMES
 from kube_router_py.proxy.sysctls import VIP_LINK
-from kube_router_py.services import is_inside
+from kube_router_py.services import FAMILY_NAMES, is_inside
 
 Step = tuple[str, Callable[[], str]]
 Say = Callable[[str], None]

@@ -13,11 +13,12 @@ from typing import IO, Any
 
 from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.endpoint_slices import PROTOCOLS
 from kube_router_py.firewall.settings import firewall_options
 from kube_router_py.manifests import ManifestError, Manifests, load_manifests
 from kube_router_py.options import Options
 from kube_router_py.problem import Problem
-from kube_router_py.proxy.compile import PROTOCOLS, compile_service
+from kube_router_py.proxy.compile import compile_service
 from kube_router_py.proxy.desired import Desired
 from kube_router_py.proxy.dsr import DirectServer
 from kube_router_py.proxy.model import (
@@ -30,7 +31,6 @@ from kube_router_py.proxy.model import (
     VirtualServerState,
 )
 from kube_router_py.proxy.settings import (
-    FAMILY_NAMES,
     ProxyOptions,
     ThisNode,
     backend_weights,
@@ -40,7 +40,7 @@ from kube_router_py.proxy.settings import (
 )
 from kube_router_py.render_dsr import DirectServers, with_direct_return
 from kube_router_py.render_firewall import render_firewall, text_of_firewall
-from kube_router_py.services import cluster_ips, is_proxied, service_key_of
+from kube_router_py.services import FAMILY_NAMES, cluster_ips, is_proxied, service_key_of
 
 _FLAG_NAMES = {
     Flag.SCHED1: "sched-1",

@@ -27,6 +27,8 @@ SKIP_LB_IPS_ANNOTATION = "kube-router.io/service.skiplbips"
 _PLAIN_IPV4 = frozenset(range(1, 224)) - {127, 169}
 _PLAIN_IPV6 = frozenset({*range(0x20, 0x40), 0xFC, 0xFD})
 
+FAMILY_NAMES = {int(socket.AF_INET): "IPv4", int(socket.AF_INET6): "IPv6"}
+
 T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

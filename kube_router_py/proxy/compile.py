@@ -15,16 +15,9 @@ from functools import cache
 from msgspec import Struct
 
 from kube_router_py.cluster.objects import EndpointSlice, Service, ServicePort
+from kube_router_py.endpoint_slices import PROTOCOLS
 from kube_router_py.problem import Problem
-from kube_router_py.proxy.addresses import (
-    Address,
-    Kind,
-    Report,
-    compile_addresses,
-    ranges_of_family,
-    service_families,
-    source_ranges,
-)
+from kube_router_py.proxy.addresses import ranges_of_family, service_families, source_ranges
 from kube_router_py.proxy.endpoints import EndpointGroup, Endpoints, compile_endpoints
 from kube_router_py.proxy.model import (
     Guard,
@@ -38,6 +31,7 @@ from kube_router_py.proxy.model import (
 )
 from kube_router_py.proxy.scheduling import compile_scheduling, weigh
 from kube_router_py.proxy.settings import ProxyOptions, ThisNode
+from kube_router_py.service_addresses import Address, Kind, Report, compile_addresses
 from kube_router_py.services import (
     is_external_local,
     is_internal_local,
@@ -46,7 +40,6 @@ from kube_router_py.services import (
 
 HAIRPIN_ANNOTATION = "kube-router.io/service.hairpin"
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 TCP = 6
 
 

@@ -28,7 +28,6 @@ from kube_router_py.cluster.objects import Endpoint, EndpointSlice, Pod, Service
 from kube_router_py.kernel.ports import Jump, TableRules
 from kube_router_py.marks import DSR_MARK, DSR_MARK_TCP
 from kube_router_py.problem import Problem
-from kube_router_py.proxy.addresses import Kind
 from kube_router_py.proxy.compile import CompiledService
 from kube_router_py.proxy.model import (
     PROTOCOL_NAMES,
@@ -40,6 +39,7 @@ from kube_router_py.proxy.model import (
     VirtualServerState,
 )
 from kube_router_py.proxy.settings import ThisNode
+from kube_router_py.service_addresses import Kind
 from kube_router_py.services import parse_address
 
 DSR_ANNOTATION = "kube-router.io/service.dsr"

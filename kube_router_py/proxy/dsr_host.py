@@ -35,7 +35,8 @@ from kube_router_py.proxy.dsr import (
 from kube_router_py.proxy.dsr_pods import PodSides
 from kube_router_py.proxy.dsr_ready import DsrReady, NobodyReady
 from kube_router_py.proxy.model import IpvsTable, Vip, VirtualServerKey
-from kube_router_py.proxy.settings import FAMILY_NAMES, ThisNode
+from kube_router_py.proxy.settings import ThisNode
+from kube_router_py.services import FAMILY_NAMES
 
 _log = logging.getLogger(__name__)
 

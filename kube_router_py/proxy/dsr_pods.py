@@ -8,7 +8,7 @@ from msgspec import Struct, field
 from kube_router_py.errors import KubeRouterError
 from kube_router_py.kernel.ports import PodTunnel, PodTunnels
 from kube_router_py.proxy.model import Vip
-from kube_router_py.proxy.settings import FAMILY_NAMES
+from kube_router_py.services import FAMILY_NAMES
 
 _log = logging.getLogger(__name__)
 

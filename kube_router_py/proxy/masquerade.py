@@ -26,8 +26,9 @@ import socket
 from kube_router_py.kernel.ports import Jump, TableRules
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.packet_sets import SETS
-from kube_router_py.proxy.settings import FAMILY_NAMES, ProxyOptions, ThisNode
+from kube_router_py.proxy.settings import ProxyOptions, ThisNode
 from kube_router_py.proxy.surroundings import Surroundings
+from kube_router_py.services import FAMILY_NAMES
 
 CHAIN = "KUBE-ROUTER-MASQ"
 HAIRPIN = "KUBE-ROUTER-HAIRPIN"

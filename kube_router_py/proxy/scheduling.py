@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from kube_router_py.cluster.objects import Service
-from kube_router_py.proxy.addresses import Report
 from kube_router_py.proxy.model import Flag, RealServer, VirtualServer
 from kube_router_py.proxy.settings import ProxyOptions
+from kube_router_py.service_addresses import Report
 
 SCHEDULER_ANNOTATION = "kube-router.io/service.scheduler"
 SCHEDULER_FLAGS_ANNOTATION = "kube-router.io/service.schedflags"

@@ -10,7 +10,7 @@ from kube_router_py.cluster.node import NodeView
 from kube_router_py.cluster.objects import Node
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.model import KUBE_PROXY_LINK
-from kube_router_py.services import Network, is_inside, unusable_address
+from kube_router_py.services import FAMILY_NAMES, Network, is_inside, unusable_address
 
 if TYPE_CHECKING:
     from kube_router_py.options import Options
@@ -19,7 +19,6 @@ WEIGHT_ANNOTATION = "kube-router.io/backend-weight"
 # Larger ones the kernel takes, too, but they make wrr walk long cycles.
 MAX_WEIGHT = 65535
 
-FAMILY_NAMES = {int(socket.AF_INET): "IPv4", int(socket.AF_INET6): "IPv6"}
 _VERSIONS = {int(socket.AF_INET): 4, int(socket.AF_INET6): 6}
 
 

@@ -120,6 +120,15 @@ def _loadbalancer_range(options: Options) -> Iterator[str]:
             )
 
 
+def _aggregates(options: Options) -> Iterator[str]:
+    for network in options.advertise_aggregate:
+        if not _is_enabled(options, network):
+            yield (
+                f"--advertise-aggregate has {network}, but IPv{network.version} is off; leave it "
+                f"out, or set --enable-ipv{network.version}"
+            )
+
+
 def _graceful_restart(options: Options) -> Iterator[str]:
     if not options.bgp_graceful_restart:
         return
@@ -166,6 +175,7 @@ _CHECKS: tuple[Callable[[Options], Iterator[str]], ...] = (
     _cluster_ip_range,
     _node_port_addresses,
     _loadbalancer_range,
+    _aggregates,
     _graceful_restart,
     _peers,
     _http_ports,

@@ -101,6 +101,47 @@ class RoutingOptions:
     advertise_cluster_ip: bool = flag(kind.SWITCH, False, BGP, "Announce ClusterIPs.")
     advertise_external_ip: bool = flag(kind.SWITCH, False, BGP, "Announce external IPs.")
     advertise_loadbalancer_ip: bool = flag(kind.SWITCH, False, BGP, "Announce load balancer IPs.")
+    advertise_aggregate: tuple[kind.IPNetwork, ...] = flag(
+        kind.listed("CIDR", kind.parse_aggregate),
+        (),
+        BGP,
+        "Announce these to routers outside in place of the Services' addresses inside, each as "
+        "long as there is one.",
+    )
+    advertise_specifics_to: tuple[str, ...] = flag(
+        kind.listed("PEER", kind.parse_peer),
+        (),
+        BGP,
+        "Routers outside (addresses, or interfaces of unnumbered ones) that get the Services' "
+        "addresses besides the aggregates.",
+    )
+    bgp_maximum_paths: int = flag(
+        kind.integer(1, 256),
+        64,
+        BGP,
+        "Routes to one destination that are used side by side (ECMP).",
+        unit="routes",
+    )
+    drain_on_cordon: bool = flag(
+        kind.SWITCH,
+        False,
+        BGP,
+        "Drain this node of Services while it is cordoned, as the annotation "
+        "kube-router.io/drain=true does.",
+    )
+    withdraw_on_exit: bool = flag(
+        kind.SWITCH,
+        False,
+        BGP,
+        "Drain this node of Services when the agent is stopped; otherwise a stop means a restart.",
+    )
+    drain_delay: float = flag(
+        kind.duration(0, 3600),
+        5.0,
+        BGP,
+        "How long Services of a node that drains stay announced with the graceful-shutdown "
+        "community (RFC 8326), before they are withdrawn.",
+    )
     routes_sync_period: float = flag(
         kind.PERIOD, 300.0, BGP, "How often announcements and neighbors are compared as a whole."
     )

@@ -26,6 +26,8 @@ _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 _UNITS_NS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6}
 _UNITS_NS |= {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+# Of the names that the kernel takes for an interface, those that FRR takes as one word.
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}", re.ASCII)
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*|0[xX][0-9a-fA-F]+)")
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -188,6 +190,28 @@ def parse_network(text: str) -> IPNetwork:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError("is not a CIDR; write it like 10.0.0.0/16 or fd00::/64") from None
+
+
+def parse_aggregate(text: str) -> IPNetwork:
+    """A CIDR that addresses can be gathered in: neither everything nor a single address."""
+    network = parse_network(text)
+    if not 0 < network.prefixlen < network.max_prefixlen:
+        raise ValueError(
+            f"gathers nothing; its prefix length must be from 1 to {network.max_prefixlen - 1}"
+        )
+    return network
+
+
+def parse_peer(text: str) -> str:
+    """What a BGP neighbor is named by: its address, or the interface of an unnumbered one."""
+    try:
+        address = ipaddress.ip_address(text)
+        if isinstance(address, ipaddress.IPv4Address) or address.scope_id is None:
+            return str(address)
+    except ValueError:
+        if _INTERFACE.fullmatch(text):
+            return text
+    raise ValueError("is not a router; write its IP address, or the name of its interface")
 
 
 def parse_address(text: str) -> IPAddress:

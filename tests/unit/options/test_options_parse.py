@@ -53,6 +53,17 @@ def test_nothing_given_means_the_defaults_of_kube_router():
             tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "fd00::/8", "192.0.2.0/24"))),
         ),
         (["--excluded-cidrs="], "excluded_cidrs", ()),
+        (
+            ["--advertise-aggregate=192.0.2.9/24"],
+            "advertise_aggregate",
+            (ipaddress.ip_network("192.0.2.0/24"),),
+        ),
+        (
+            ["--advertise-specifics-to=192.0.2.1,2001:DB8:0::1", "--advertise-specifics-to=eth0.7"],
+            "advertise_specifics_to",
+            ("192.0.2.1", "2001:db8::1", "eth0.7"),
+        ),
+        (["--drain-delay=0s"], "drain_delay", 0.0),
     ],
 )
 def test_a_value_is_read_in_every_spelling(argv, field, value):
@@ -130,6 +141,14 @@ def test_a_boolean_does_not_take_the_next_argument():
             ["--bgp-graceful-restart", "--bgp-graceful-restart-deferral-time=19h"],
             ["--bgp-graceful-restart-deferral-time", "18h"],
         ),
+        (["--advertise-aggregate=0.0.0.0/0"], ["--advertise-aggregate", "1 to 31"]),
+        (["--advertise-aggregate=192.0.2.1/32"], ["'192.0.2.1/32'", "gathers nothing"]),
+        (["--advertise-aggregate=fd00::/64"], ["fd00::/64", "--enable-ipv6"]),
+        (["--advertise-specifics-to=fe80::1%eth0"], ["'fe80::1%eth0'", "interface"]),
+        (["--advertise-specifics-to=10.0.0.1 x"], ["'10.0.0.1 x'", "interface"]),
+        (["--advertise-specifics-to=sixteen-letters-"], ["interface"]),
+        (["--bgp-maximum-paths=0"], ["--bgp-maximum-paths", "1 to 256"]),
+        (["--drain-delay=2h"], ["--drain-delay", "at most 1h"]),
         (["--run-loadbalancer"], ["--loadbalancer-ip-range"]),
         (["--kubeconfig"], ["--kubeconfig needs a value"]),
         (["--kubeconfig", "--hairpin-mode"], ["--kubeconfig needs a value"]),

@@ -189,7 +189,10 @@ class RoutingOptions:
         unit="hops",
     )
     enable_bfd: bool = flag(kind.SWITCH, False, PEERS, "Watch the routers by BFD (RFC 5880).")
-    bfd_port: int = flag(kind.PORT, 3784, PEERS, "UDP port of BFD.")
+    enable_node_bfd: bool = flag(
+        kind.SWITCH, False, PEERS, "Watch the other nodes by BFD, too, with what follows."
+    )
+    bfd_port: int = flag(kind.PORT, 3784, PEERS, "UDP port of BFD; FRR has no other than 3784.")
     bfd_detection_multiplier: int = flag(
         kind.integer(1, 255),
         3,

@@ -122,12 +122,15 @@ def _is_last_resort(candidate: Candidate) -> bool:
 
 def is_proxied(service: Service) -> bool:
     """Whether this proxy serves a Service: not headless, not ExternalName, not another proxy's."""
-    spec, metadata = service.spec, service.metadata
+    return has_addresses(service) and service.metadata.label(PROXY_NAME_LABEL) in (None, PROXY_NAME)
+
+
+def has_addresses(service: Service) -> bool:
+    """Whether a proxy, ours or another, serves a Service: not headless and not ExternalName."""
+    spec = service.spec
     if spec.type == "ExternalName" or spec.cluster_ip == "None":
         return False
-    if "None" in (spec.cluster_ips or ()) or metadata.label(HEADLESS_LABEL) is not None:
-        return False
-    return metadata.label(PROXY_NAME_LABEL) in (None, PROXY_NAME)
+    return "None" not in (spec.cluster_ips or ()) and service.metadata.label(HEADLESS_LABEL) is None
 
 
 def cluster_ips(service: Service) -> tuple[str, ...]:

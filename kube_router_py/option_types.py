@@ -206,8 +206,10 @@ def parse_peer(text: str) -> str:
     """What a BGP neighbor is named by: its address, or the interface of an unnumbered one."""
     try:
         address = ipaddress.ip_address(text)
-        if isinstance(address, ipaddress.IPv4Address) or address.scope_id is None:
+        if isinstance(address, ipaddress.IPv4Address):
             return str(address)
+        if address.scope_id is None:
+            return str(address.ipv4_mapped or address)
     except ValueError:
         if _INTERFACE.fullmatch(text):
             return text

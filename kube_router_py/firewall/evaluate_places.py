@@ -178,6 +178,9 @@ def _addresses_of_pod(pod: Pod) -> Iterator[Address]:
     seen: set[Address] = set()
     for text in written:
         address = _literal(text)
+        # The IPv4 address that an IPv6 one stands for is what is in the pod's packets.
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
         if address is not None and address not in seen:
             seen.add(address)
             yield address

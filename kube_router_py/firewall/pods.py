@@ -9,7 +9,8 @@ from kube_router_py.firewall.model import PodFacts
 
 # Such pods have no address any more, whatever their status says: it may be another pod's by now.
 _FINISHED = ("Succeeded", "Failed")
-_FAMILIES = {4: "inet", 6: "inet6"}
+# As the API server has them, which knows no others and refuses them in small letters.
+_PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 _NUMBERS = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
@@ -37,29 +38,35 @@ def pod_facts(pod: Pod, node_name: str) -> PodFacts | None:
 
 
 def _canonical(text: str) -> tuple[str, str]:
-    """Family and spelling of an address; two empty strings for what is none."""
+    """Family and spelling of an address; two empty strings for what is none.
+
+    An IPv4 address written as an IPv6 one (``::ffff:10.0.0.1``) is the IPv4 address: that is what
+    the pod's packets have.
+    """
     # The C library spells them alike, and far faster; but mixed notation is not the canonical one.
     for family, number in _NUMBERS.items():
         try:
-            spelt = socket.inet_ntop(number, socket.inet_pton(number, text))
+            packed = socket.inet_pton(number, text)
         except (OSError, ValueError):
             continue
+        spelt = socket.inet_ntop(number, packed)
         if number == socket.AF_INET or "." not in spelt:
             return family, spelt
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return "", ""
-    return _FAMILIES[address.version], str(address)
+        address = ipaddress.IPv6Address(packed)
+        mapped = address.ipv4_mapped
+        return ("inet", str(mapped)) if mapped else (family, str(address))
+    return "", ""
 
 
 def _named_ports(pod: Pod) -> Iterator[tuple[tuple[str, str], int]]:
     """Of two ports with one name and protocol the first counts; init containers that go on running
-    beside the others (restartPolicy Always) come last, others do not count."""
+    beside the others (restartPolicy Always) come last, others do not count. A port of a protocol
+    that there is not declares nothing."""
     for container in _containers(pod):
         for port in container.ports or ():
-            if port.name and 1 <= port.container_port <= 65535:
-                yield ((port.protocol or "TCP").lower(), port.name), port.container_port
+            protocol = _PROTOCOLS.get(port.protocol or "TCP")
+            if protocol and port.name and 1 <= port.container_port <= 65535:
+                yield (protocol, port.name), port.container_port
 
 
 def _containers(pod: Pod) -> Iterator[Container]:

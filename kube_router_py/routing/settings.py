@@ -26,7 +26,7 @@ class RoutingSettings(Struct, frozen=True, kw_only=True):
     ``graceful_restart_outside`` says whether routers outside are asked for it, too; between nodes
     it is always on. ``graceful_restart`` are its times. ``peer_*`` are the lists of
     ``--peer-router-*``, in the order given; ports and passwords may be missing altogether.
-    The passwords file is read by whoever compiles; ``peers.parse_password_list`` understands it.
+    The passwords file is read by whoever compiles: ``peers.external_peers`` takes what it holds.
     """
 
     ipv4: bool = True

@@ -1,0 +1,320 @@
+"""Who gets what, as FRR's route-maps and prefix-lists. Pure.
+
+Every prefix of ours carries a tag (route-map ``krp-class-…``, named at its ``network`` line) that
+says for whom it is, and routes learned from nodes carry another one. What goes out to a neighbor is
+a short list of tags (route-map ``krp-out-…``): no prefix is compared, however many there are. FRR
+hands tags to no neighbor. Route-maps are named by what they say, so that none is ever edited:
+another one is referred to, and each prefix and neighbor changes at once, in one step.
+
+What comes in is first compared with the neighbor's own short list (``krp-accept-…``), then by the
+route-map of its side (``krp-from-…``), which knows ``krp-refuse``. FRR 8.4 goes through all
+route-maps and lists for each line about any of them, and through all entries of a list for each of
+its entries: there have to be few. ``krp-refuse`` is edited entry by entry; the number of an entry
+is made of what it says.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_network
+
+from msgspec import Struct
+
+from kube_router_py.routing.frr_sections import Path
+from kube_router_py.routing.model import (
+    Announcement,
+    Community,
+    Kind,
+    Network,
+    PrefixRange,
+    Prepend,
+    Role,
+    RouterConfig,
+    Session,
+    Version,
+)
+from kube_router_py.routing.prefixes import collapse, range_order
+
+REFUSE = "krp-refuse"
+FROM = {Role.NODE: "krp-from-nodes", Role.EXTERNAL: "krp-from-outside"}
+
+# Tags. Those of chosen neighbors are made of their keys and begin at _FIRST_CHOSEN.
+PODS, LEARNED, SERVICES = 1, 2, 3
+_FIRST_CHOSEN = 16
+_TAGS = 2**32
+
+# Up to so many different lists of one version, each node may announce its own prefixes only;
+# beyond, each may announce those of all. 100 lists of both versions are read in 0.3 s.
+DISTINCT_LISTS = 100
+
+# FRR 8.4 takes at most 256 words in a line.
+_MOST_PREPENDED = 250
+_DEFAULT_LOCAL_PREFERENCE = 100
+_DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+VERSIONS: tuple[Version, ...] = (4, 6)
+_KEYWORD: dict[int, str] = {4: "ip", 6: "ipv6"}
+
+# As FRR 8.4 names them (bgp_community.c); it writes all others as two numbers.
+_NAMED = {
+    (0, 0): "internet",
+    (65535, 0): "graceful-shutdown",
+    (65535, 1): "accept-own",
+    (65535, 2): "route-filter-translated-v4",
+    (65535, 3): "route-filter-v4",
+    (65535, 4): "route-filter-translated-v6",
+    (65535, 5): "route-filter-v6",
+    (65535, 6): "llgr-stale",
+    (65535, 7): "no-llgr",
+    (65535, 8): "accept-own-nexthop",
+    (65535, 666): "blackhole",
+    (65535, 65281): "no-export",
+    (65535, 65282): "no-advertise",
+    (65535, 65283): "local-AS",
+    (65535, 65284): "no-peer",
+}
+
+
+class Policy(Struct, frozen=True):
+    """The route-maps and lists that a router needs, and the names under which they stand.
+
+    ``classes``: the route-map of each announced prefix, by what it is made of; ``out``: that of
+    each neighbor or range, by its key; ``accept``: its prefix-list, by key and version (none: it
+    may announce anything that is not refused).
+    """
+
+    lines: dict[Path, list[str]]
+    classes: dict[tuple[int, tuple[Community, ...], int | None], str]
+    out: dict[str, str]
+    accept: dict[tuple[str, Version], str]
+
+
+def compile_policy(
+    config: RouterConfig,
+    announcements: Sequence[tuple[Announcement, int]],
+    tags: dict[tuple[str, ...], int],
+    sessions: Sequence[tuple[str, Session]],
+) -> Policy:
+    """``announcements`` with their tags, ``tags`` by the neighbors that were chosen (see
+    ``chosen_tags``), ``sessions`` by the key of the neighbor or range that they are with."""
+    lines: dict[Path, list[str]] = {(): []}
+    classes: dict[tuple[int, tuple[Community, ...], int | None], str] = {}
+    for announcement, tag in announcements:
+        key = tag, announcement.communities, announcement.local_preference
+        if key not in classes:
+            classes[key] = _define(lines, "class", [("permit", _class_lines(*key))])
+    is_ranked = any(
+        a.kind == Kind.PODS and a.local_preference is not None for a, _ in announcements
+    )
+    out: dict[str, str] = {}
+    for key_, session in sessions:
+        entries = _outlet(config, key_, session, tags, is_ranked=is_ranked)
+        out[key_] = _define(lines, "out", entries)
+    accept = _accept(lines[()], sessions)
+    _refuse(lines[()], config.refuse)
+    for role in sorted({session.role for _, session in sessions}):
+        _inlet(lines, role)
+    return Policy(lines, classes, out, accept)
+
+
+def audience(announcement: Announcement) -> tuple[str, ...] | None:
+    """The neighbors that were chosen for a prefix; None: all that its kind goes to."""
+    return None if announcement.peers is None else tuple(sorted(set(announcement.peers)))
+
+
+def chosen_tags(audiences: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """A tag for each choice of neighbors, the same whichever others there are.
+
+    Two that would get the same one are told apart: no choice may stand for another.
+    """
+    found: dict[tuple[str, ...], int] = {}
+    taken: set[int] = set()
+    for each in sorted(set(audiences)):
+        tag = _number(_FIRST_CHOSEN, *each)
+        while tag in taken:
+            tag = tag + 1 if tag + 1 < _TAGS else _FIRST_CHOSEN
+        taken.add(tag)
+        found[each] = tag
+    return found
+
+
+def is_internal(session: Session, asn: int) -> bool:
+    """Whether a session is one inside our AS (iBGP)."""
+    return session.remote_as in ("internal", asn)
+
+
+# --- what goes out --------------------------------------------------------------------------
+
+
+def _class_lines(
+    tag: int, communities: tuple[Community, ...], local_preference: int | None
+) -> list[str]:
+    lines = [f"set tag {tag}", *_set_communities(communities, "")]
+    if local_preference is not None:
+        # FRR itself leaves it out towards other ASes (RFC 4271, 5.1.5).
+        lines.append(f"set local-preference {local_preference}")
+    return lines
+
+
+def _outlet(
+    config: RouterConfig,
+    key: str,
+    session: Session,
+    tags: dict[tuple[str, ...], int],
+    *,
+    is_ranked: bool,
+) -> list[tuple[str, list[str]]]:
+    """The entries of the route-map towards a neighbor. What none of them matches stays here."""
+    if session.role is Role.NODE:
+        pods = [f"match tag {PODS}"]
+        if is_ranked and is_internal(session, config.asn):
+            # A preference is for routers outside; between nodes it would prefer none to another.
+            pods.append(f"set local-preference {_DEFAULT_LOCAL_PREFERENCE}")
+        entries = [("permit", pods)]
+        if config.cluster_id is not None or session.reflector_client:
+            entries.append(("permit", [f"match tag {LEARNED}"]))
+        return entries
+    actions: list[str] = []
+    if config.prepend is not None and not is_internal(session, config.asn):
+        # Inside our AS nobody takes a path that already has our number in it.
+        actions += _prepend(config.prepend)
+    actions += _set_communities(config.communities, " additive")
+    matched = [PODS] if config.announce_pods_outside else []
+    matched.append(SERVICES)
+    matched += [tag for peers, tag in tags.items() if key in peers]
+    return [("permit", [f"match tag {tag}", *actions]) for tag in sorted(matched)]
+
+
+def _prepend(prepend: Prepend) -> list[str]:
+    times = min(prepend.times, _MOST_PREPENDED)
+    return [f"set as-path prepend{f' {prepend.asn}' * times}"] if times > 0 else []
+
+
+def _set_communities(communities: Iterable[Community], ending: str) -> list[str]:
+    """The lines that set them, or with `` additive`` add them."""
+    each_once = sorted(set(communities), key=lambda each: each.parts)
+    small = [_community(each) for each in each_once if not each.is_large]
+    large = [":".join(map(str, each.parts)) for each in each_once if each.is_large]
+    lines = []
+    if small:
+        lines.append(f"set community {' '.join(small)}{ending}")
+    if large:
+        lines.append(f"set large-community {' '.join(large)}{ending}")
+    return lines
+
+
+def _community(community: Community) -> str:
+    high, low = community.parts[0], community.parts[1]
+    return _NAMED.get((high, low), f"{high}:{low}")
+
+
+# --- what comes in --------------------------------------------------------------------------
+
+
+def _inlet(lines: dict[Path, list[str]], role: Role) -> None:
+    name = FROM[role]
+    lines[f"route-map {name} deny 10",] = [f"match ip address prefix-list {REFUSE}"]
+    lines[f"route-map {name} deny 20",] = [f"match ipv6 address prefix-list {REFUSE}"]
+    # What nodes taught us is what a reflector passes on.
+    lines[f"route-map {name} permit 30",] = [f"set tag {LEARNED}"] if role is Role.NODE else []
+
+
+def _refuse(lines: list[str], ranges: Iterable[PrefixRange]) -> None:
+    wanted = {*ranges, *(PrefixRange(each, 0, 0) for each in _DEFAULTS)}
+    for version in VERSIONS:
+        numbers: dict[int, str] = {}
+        for each in _collapsed(wanted, version):
+            text = _range_text(each)
+            number = _number(1, text)
+            while number in numbers:
+                number = number + 1 if number + 1 < _TAGS else 1
+            numbers[number] = text
+        lines += [_entry(version, REFUSE, *each) for each in numbers.items()]
+
+
+def _accept(
+    lines: list[str], sessions: Sequence[tuple[str, Session]]
+) -> dict[tuple[str, Version], str]:
+    found: dict[tuple[str, Version], str] = {}
+    for version in VERSIONS:
+        own: dict[str, tuple[PrefixRange, ...]] = {}
+        nodes: set[tuple[PrefixRange, ...]] = set()
+        for key, session in sessions:
+            if session.accept is not None and version in session.versions:
+                own[key] = _collapsed(session.accept, version)
+                if session.role is Role.NODE:
+                    nodes.add(own[key])
+        if len(nodes) > DISTINCT_LISTS:
+            union = _collapsed({each for ranges in nodes for each in ranges}, version)
+            for key, session in sessions:
+                if key in own and session.role is Role.NODE:
+                    own[key] = union
+        names: dict[tuple[PrefixRange, ...], str] = {}
+        for key, ranges in own.items():
+            if ranges not in names:
+                names[ranges] = _accept_list(lines, version, ranges)
+            found[key, version] = names[ranges]
+    return found
+
+
+def _accept_list(lines: list[str], version: Version, ranges: tuple[PrefixRange, ...]) -> str:
+    """FRR does not ask the neighbor again when a list is edited that it names itself: such a list
+    is named by what it says."""
+    texts = [_range_text(each) for each in ranges]
+    name = f"krp-accept-{_digest(*texts)}"
+    for index, text in enumerate(texts, 1):
+        lines.append(_entry(version, name, 5 * index, text))
+    if not texts:
+        default = _DEFAULTS[0 if version == 4 else 1]
+        nothing = _range_text(PrefixRange(default, 0, default.max_prefixlen))
+        lines.append(_entry(version, name, 5, nothing, "deny"))
+    return name
+
+
+def _entry(version: int, name: str, number: int, text: str, action: str = "permit") -> str:
+    return f"{_KEYWORD[version]} prefix-list {name} seq {number} {action} {text}"
+
+
+def _range_text(prefixes: PrefixRange) -> str:
+    network, longest = prefixes.network, prefixes.longest
+    shortest = max(prefixes.shortest, network.prefixlen)
+    text = str(network)
+    if shortest > network.prefixlen:
+        text += f" ge {shortest}"
+    return text if longest == network.prefixlen else f"{text} le {longest}"
+
+
+def _collapsed(ranges: Iterable[PrefixRange], version: Version) -> tuple[PrefixRange, ...]:
+    """Neighboring ranges of the same lengths as one, which admits neither more nor less."""
+    by_length: dict[tuple[int, int], set[Network]] = defaultdict(set)
+    for each in ranges:
+        shortest = max(each.shortest, each.network.prefixlen)
+        longest = min(each.longest, each.network.max_prefixlen)
+        if each.network.version == version and shortest <= longest:
+            by_length[shortest, longest].add(each.network)
+    found = [
+        PrefixRange(network, shortest, longest)
+        for (shortest, longest), networks in by_length.items()
+        for network in collapse(networks, version)
+    ]
+    return tuple(sorted(found, key=range_order))
+
+
+# --- names ----------------------------------------------------------------------------------
+
+
+def _define(lines: dict[Path, list[str]], what: str, entries: list[tuple[str, list[str]]]) -> str:
+    """A route-map of these entries, named by them."""
+    name = f"krp-{what}-{_digest(*(f'{action} {each}' for action, each in entries))}"
+    for index, (action, each) in enumerate(entries, 1):
+        lines[f"route-map {name} {action} {10 * index}",] = each
+    return name
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _number(first: int, *parts: str) -> int:
+    """A number from ``first`` to 2**32 - 1 made of the parts."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return first + int.from_bytes(digest[:8], "big") % (_TAGS - first)

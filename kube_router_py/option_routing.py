@@ -38,13 +38,13 @@ class RoutingOptions:
         "Tunnel to nodes of other subnets only, or to all nodes.",
     )
     overlay_encap: str = flag(
-        kind.choice("ipip", "fou"),
+        kind.choice("ipip", "fou", "vxlan"),
         "ipip",
         POD_NETWORK,
-        "How tunnels wrap packets: IP in IP, or in UDP besides (foo-over-UDP).",
+        "How tunnels wrap packets: IP in IP, or in UDP besides (foo-over-UDP), or as VXLAN.",
     )
     overlay_encap_port: int = flag(
-        kind.integer(1024, 65535, "PORT"), 5555, POD_NETWORK, "UDP port of foo-over-UDP tunnels."
+        kind.integer(1024, 65535, "PORT"), 5555, POD_NETWORK, "UDP port of foo-over-UDP and VXLAN."
     )
     enable_pod_egress: bool = flag(
         kind.SWITCH, True, POD_NETWORK, "Source-NAT what Pods send out of the cluster."
@@ -112,8 +112,8 @@ class RoutingOptions:
         kind.listed("PEER", kind.parse_peer),
         (),
         BGP,
-        "Routers outside (addresses, or interfaces of unnumbered ones) that get the Services' "
-        "addresses besides the aggregates.",
+        "Routers outside (addresses; interfaces of unnumbered, networks of dynamic ones) that get "
+        "the Services' addresses besides the aggregates.",
     )
     bgp_maximum_paths: int = flag(
         kind.integer(1, 256),

@@ -203,8 +203,11 @@ def parse_aggregate(text: str) -> IPNetwork:
 
 
 def parse_peer(text: str) -> str:
-    """What a BGP neighbor is named by: its address, or the interface of an unnumbered one."""
+    """What BGP neighbors are named by: an address, the interface of an unnumbered one, or the
+    network that dynamic ones come from."""
     try:
+        if "/" in text:
+            return str(parse_network(text))
         address = ipaddress.ip_address(text)
         if isinstance(address, ipaddress.IPv4Address):
             return str(address)

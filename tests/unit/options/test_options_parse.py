@@ -59,9 +59,9 @@ def test_nothing_given_means_the_defaults_of_kube_router():
             (ipaddress.ip_network("192.0.2.0/24"),),
         ),
         (
-            ["--advertise-specifics-to=192.0.2.1,2001:DB8:0::1", "--advertise-specifics-to=eth0.7"],
+            ["--advertise-specifics-to=10.0.0.1,::ffff:10.0.0.2,FD00:0::1,10.1.2.3/16,eth0.7"],
             "advertise_specifics_to",
-            ("192.0.2.1", "2001:db8::1", "eth0.7"),
+            ("10.0.0.1", "10.0.0.2", "fd00::1", "10.1.0.0/16", "eth0.7"),
         ),
         (["--drain-delay=0s"], "drain_delay", 0.0),
     ],
@@ -93,7 +93,7 @@ def test_a_boolean_does_not_take_the_next_argument():
     ("argv", "fragments"),
     [
         (["--overlay-type=mesh"], ["--overlay-type", "'mesh'", "subnet or full"]),
-        (["--overlay-encap=vxlan"], ["--overlay-encap", "ipip or fou"]),
+        (["--overlay-encap=gre"], ["--overlay-encap", "fou or vxlan"]),
         (["--overlay-encap-port=80"], ["--overlay-encap-port", "1024 to 65535"]),
         (["--ipvs-sync-period=0s"], ["--ipvs-sync-period", "'0s'", "more than 0s"]),
         (["--routes-sync-period=-5s"], ["--routes-sync-period", "'-5s'"]),

@@ -19,6 +19,7 @@ from kube_router_py.cluster.objects import (
     ServiceSpec,
 )
 from kube_router_py.routing.announcements import Announcements, compile_announcements
+from kube_router_py.routing.exports import compile_export
 from kube_router_py.routing.model import Community, is_word
 from kube_router_py.routing.settings import RoutingSettings
 
@@ -203,9 +204,12 @@ def _is_served(found: EndpointSlice, address: str) -> bool:
 def test_no_text_of_an_annotation_gets_through(annotation: str, text: str, make: Any) -> None:
     notes = {f"{BGP}{annotation}": text}
     index = Announcements("node1", rules(False), frozenset(PEERS))
-    index.update("default/web", make.service(annotations=notes))
+    service = make.service(annotations=notes)
+    index.update("default/web", service)
     (found,) = index.current()
-    assert all(is_word(each) for each in found.peers or ())
+    assert set(found.peers or ()) <= set(PEERS)
+    asked = compile_export(service, (), "node1", rules(False)).terms.peers
+    assert all(is_word(each.replace("/", "-").replace(":", "-")) for each in asked or ())
     assert all(isinstance(each, Community) for each in found.communities)
     assert found.local_preference is None or 0 <= found.local_preference < 2**32
     assert all(str(each).isprintable() for each in index.problems())

@@ -262,7 +262,7 @@ def test_terms_are_read_from_annotations(make: Any) -> None:
             annotations={
                 f"{BGP}communities": "65000:1, no-export",
                 f"{BGP}local-preference": "200",
-                f"{BGP}peers": "eth0, 192.0.2.1,2001:DB8:0:0::1,192.0.2.1",
+                f"{BGP}peers": "eth0, 192.0.2.1,2001:DB8:0:0::1,192.0.2.1,10.9.8.7/16",
             }
         )
     )
@@ -270,7 +270,7 @@ def test_terms_are_read_from_annotations(make: Any) -> None:
     assert found.terms == Terms(
         communities=(Community((65000, 1)), Community((65535, 65281))),
         local_preference=200,
-        peers=("192.0.2.1", "2001:db8::1", "eth0"),
+        peers=("10.9.0.0/16", "192.0.2.1", "2001:db8::1", "eth0"),
     )
     assert export(make.service(annotations={"other": "x"})).terms == Terms()
 

@@ -82,7 +82,8 @@ def services(family: str) -> IpsetSpec:
 
 
 def node_ports(family: str) -> IpsetSpec:
-    """NodePorts, each with all addresses there are (a type that needs no list of the node's)."""
+    """NodePorts, each with all addresses there are (a type that needs no list of the node's); the
+    rule says which of the node's own they are served at."""
     return family_set(_NODE_PORTS, "hash:net,port", family)
 
 
@@ -120,7 +121,7 @@ def frame_chains(
     tails = [*out, f"-j {TAIL[Direction.INGRESS]}"] if options.default_deny else []
     return {
         # Not the other tail: the address of a bridge lies in a pod CIDR, and is no pod's.
-        INPUT: (_KNOWN, *_input(family, options), *out),
+        INPUT: (_KNOWN, *_input(family, node, options), *out),
         FORWARD: (_KNOWN, egress, ingress, *tails),
         OUTPUT: (
             _KNOWN,
@@ -153,7 +154,7 @@ def direction_rules(
     )
 
 
-def _input(family: str, options: FirewallOptions) -> Iterator[str]:
+def _input(family: str, node: NodeFacts, options: FirewallOptions) -> Iterator[str]:
     source = f"-m set --match-set {isolated_pods(Direction.EGRESS, family).name} src"
     # Direct server return wraps the packet: behind IPVS nobody could tell whose it is.
     yield (
@@ -163,11 +164,27 @@ def _input(family: str, options: FirewallOptions) -> Iterator[str]:
     if options.allow_own_node:
         return
     yield f"-m set --match-set {services(family).name} dst,dst -j RETURN"
-    yield (
-        f"-m addrtype --dst-type LOCAL -m set --match-set {node_ports(family).name} dst,dst "
-        "-j RETURN"
-    )
+    for where in _node_port_addresses(family, node, options):
+        yield (
+            f"{where}-m addrtype --dst-type LOCAL "
+            f"-m set --match-set {node_ports(family).name} dst,dst -j RETURN"
+        )
     yield _isolated(Direction.EGRESS, family)
+
+
+def _node_port_addresses(family: str, node: NodeFacts, options: FirewallOptions) -> Iterator[str]:
+    """Where the proxy serves NodePorts (``proxy.settings.this_node``). At other addresses of the
+    node such a port is one of a process of the node, and judged like it."""
+    version = 4 if family == "inet" else 6
+    ranges = [each for each in options.node_port_ranges if each.version == version]
+    if ranges:
+        # iptables(8) does not print a destination that is everything.
+        yield from (f"-d {each} " if each.prefixlen else "" for each in ranges)
+    elif options.node_ports_everywhere:
+        yield ""
+    elif family in node.addresses:
+        address = node.addresses[family]
+        yield f"-d {address}/{32 if version == 4 else 128} "
 
 
 def _isolated(direction: Direction, family: str) -> str:

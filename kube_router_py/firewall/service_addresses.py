@@ -45,7 +45,8 @@ def service_ports(service: Service, options: FirewallOptions) -> dict[str, froze
 
 
 def node_ports(service: Service, options: FirewallOptions) -> dict[str, frozenset[str]]:
-    """By family: ``NETWORK,PROTOCOL:PORT`` of every NodePort, whatever the node's addresses."""
+    """By family: ``NETWORK,PROTOCOL:PORT`` of every NodePort, whatever the node's addresses: these
+    are in the rule that looks into the set (``frame``)."""
     if not is_proxied(service) or service.spec.type not in ("NodePort", "LoadBalancer"):
         return {}
     ports = [

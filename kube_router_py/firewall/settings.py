@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class FirewallOptions(Struct, frozen=True):
-    """The flags the firewall reads. ``families``: ``inet``, ``inet6``."""
+    """The flags the firewall reads. ``families``: ``inet``, ``inet6``.
+
+    ``node_port_ranges`` are the networks in which NodePorts are served; in a family without any,
+    it is all addresses of the node (``node_ports_everywhere``) or its primary one.
+    """
 
     families: tuple[str, ...] = ("inet",)
     default_deny: bool = False
@@ -20,12 +24,16 @@ class FirewallOptions(Struct, frozen=True):
     strict_external_ips: bool = True
     external_ranges: tuple[Network, ...] = ()
     load_balancer_ranges: tuple[Network, ...] = ()
+    node_ports_everywhere: bool = True
+    node_port_ranges: tuple[Network, ...] = ()
 
 
 class NodeFacts(Struct, frozen=True):
-    """This node: the networks that its pods have addresses of, by family."""
+    """This node: the networks that its pods have addresses of, and its own primary address, by
+    family."""
 
     pod_networks: dict[str, tuple[str, ...]] = {}
+    addresses: dict[str, str] = {}
 
 
 def firewall_options(options: "Options") -> FirewallOptions:
@@ -38,6 +46,9 @@ def firewall_options(options: "Options") -> FirewallOptions:
         strict_external_ips=options.strict_external_ip_validation,
         external_ranges=options.service_external_ip_range,
         load_balancer_ranges=options.loadbalancer_ip_range,
+        # Another proxy has flags of its own: what it serves is not known.
+        node_ports_everywhere=options.nodeport_bindon_all_ip or not options.run_service_proxy,
+        node_port_ranges=options.nodeport_addresses,
     )
 
 
@@ -46,5 +57,10 @@ def node_facts(node: NodeView) -> NodeFacts:
         {
             "inet": tuple(map(str, node.pod_cidrs_ipv4)),
             "inet6": tuple(map(str, node.pod_cidrs_ipv6)),
-        }
+        },
+        {
+            family: str(address)
+            for family, address in (("inet", node.ipv4), ("inet6", node.ipv6))
+            if address is not None
+        },
     )

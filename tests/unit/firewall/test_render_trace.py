@@ -194,6 +194,38 @@ def test_35_what_is_no_service_port_of_the_address_is_judged_as_it_stands(
     assert verdict(gone, replace(found, dport=8080)) == "REJECT"
 
 
+PROXY = "--run-service-proxy=true"
+OWN, OTHER = ("192.168.1.1", "fd00:1::1"), ("192.168.7.1", "fd00:7::1")  # primary, another
+
+
+@pytest.mark.parametrize(
+    ("flags", "served"),
+    [
+        ((PROXY,), {OWN[0], OWN[1]}),
+        ((PROXY, "--nodeport-bindon-all-ip"), {*OWN, *OTHER}),
+        ((PROXY, "--nodeport-addresses=192.168.7.0/24"), {OTHER[0], OWN[1]}),
+        ((PROXY, "--nodeport-addresses=0.0.0.0/0,fd00:7::/64"), {OWN[0], *OTHER}),
+        # The flags of the proxy that runs instead are not known.
+        ((), {*OWN, *OTHER}),
+    ],
+)
+def test_35_node_ports_are_judged_behind_the_service_only_where_they_are_served(
+    clusters: Any, tracer: Any, flags: tuple[str, ...], served: set[str]
+) -> None:
+    web = clusters.service("y/web", WEB, 8080, 80)
+    web["spec"]["type"] = "NodePort"
+    web["spec"]["ports"][0]["nodePort"] = 30080
+    cluster = with_policies(clusters, f"{{x/p: {DENY_ALL}}}", web, flags=flags)
+    passed = set()
+    for address in (*OWN, *OTHER):
+        source = X_A6 if ":" in address else X_A
+        found = replace(packet(tracer, "INPUT", source, address, dst_local=True), dport=30080)
+        if verdict(cluster, found) == "ACCEPT":
+            passed.add(address)
+        assert verdict(cluster, replace(found, dport=30081)) == "REJECT"
+    assert passed == served
+
+
 # --- 41 to 46: change ---
 
 

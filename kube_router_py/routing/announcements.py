@@ -71,6 +71,7 @@ class Announcements:
         self._claimants: dict[bytes, tuple[str, ...]] = {}
         # Addresses outside the ranges of the flags, and how many Services have each.
         self._outside: dict[bytes, int] = {}
+        self._outside_shown: tuple[Address, ...] | None = None
         self._with_problems: set[str] = set()
         self._with_peers: set[str] = set()
         self._contested: set[bytes] = set()
@@ -99,11 +100,13 @@ class Announcements:
         for packed in new.addresses - old.addresses:
             if not is_inside(packed, self._ranges):
                 self._outside[packed] = self._outside.get(packed, 0) + 1
+                self._outside_shown = None
         for packed in old.addresses - new.addresses:
             if packed in self._outside:
                 self._outside[packed] -= 1
                 if not self._outside[packed]:
                     del self._outside[packed]
+                    self._outside_shown = None
         for packed in old.announced ^ new.announced:
             self._claim(packed, key, is_claimed=packed in new.announced)
         touched = old.announced ^ new.announced
@@ -158,7 +161,9 @@ class Announcements:
 
     def outside_ranges(self) -> tuple[Address, ...]:
         """The Services' addresses, announced or not, that lie in no range of the flags; sorted."""
-        return tuple(map(_address, sorted(self._outside, key=_address_order)))
+        if self._outside_shown is None:
+            self._outside_shown = tuple(map(_address, sorted(self._outside, key=_address_order)))
+        return self._outside_shown
 
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with Services, as far as it concerns announcing them; sorted."""

@@ -7,6 +7,7 @@ it reads them (1000 take 4.5 s, and no session is served meanwhile), so that lis
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import ip_network
 
 from kube_router_py.problem import Problem
@@ -14,6 +15,7 @@ from kube_router_py.routing.model import Address, Network, PrefixRange
 from kube_router_py.routing.prefixes import collapse, host_prefix, prefix_order, range_order
 from kube_router_py.routing.settings import RoutingSettings
 from kube_router_py.routing.texts import annotation_field, shown
+from kube_router_py.routing.values import parse_cidr
 
 CUSTOM_ANNOTATION = "kube-router.io/node.bgp.customimportreject"
 
@@ -34,28 +36,48 @@ def service_ranges(settings: RoutingSettings) -> tuple[Network, ...]:
 
 
 def compile_refused(
-    settings: RoutingSettings,
-    node: str,
-    outside: Sequence[Address] = (),
-    pods: Sequence[Network] = (),
-    custom: str | None = None,
+    settings: RoutingSettings, node: str, pods: Sequence[Network] = (), custom: str | None = None
 ) -> tuple[tuple[PrefixRange, ...], tuple[Problem, ...]]:
-    """The prefixes that no neighbor may teach the node of this name, sorted.
+    """The prefixes that no neighbor may teach the node of this name, whatever Services there are.
 
-    ``outside`` are addresses of Services in none of the ranges of the flags, ``pods`` the Pod CIDRs
-    of all nodes, ``custom`` the Node's annotation: CIDRs with commas between, which are refused
-    with all that is inside. Items that are no CIDR are told and left out; the others count.
+    ``pods`` are the Pod CIDRs of all nodes, ``custom`` is the Node's annotation: CIDRs with commas
+    between, which are refused with all that is inside. Items that are no CIDR are told and left
+    out; the others count.
     """
     problems: list[Problem] = []
-    found: set[PrefixRange] = {
-        PrefixRange(each, 0, 0) for each in _DEFAULTS if each.version in settings.versions
-    }
+    found: set[PrefixRange] = {PrefixRange(each, 0, 0) for each in _DEFAULTS}
     found.update(_of_ranges(settings, pods))
     found.update(PrefixRange(n, n.prefixlen, n.prefixlen) for n in settings.advertise_aggregate)
-    found.update(_of_addresses(outside, f"Node {node}", problems))
     found.update(_of_annotation(custom, f"Node {node}", problems))
     enabled = [each for each in found if each.network.version in settings.versions]
     return tuple(sorted(enabled, key=range_order)), tuple(sorted(problems))
+
+
+@lru_cache(maxsize=2)
+def refused_addresses(
+    addresses: tuple[Address, ...], node: str
+) -> tuple[tuple[PrefixRange, ...], tuple[Problem, ...]]:
+    """The same for addresses of Services that lie in no range of the flags.
+
+    Each is refused by itself; where they are many, networks that neighbors fill, and still no
+    other address. Remembers what it said: it is asked again with every change of any Service.
+    """
+    found: list[PrefixRange] = []
+    problems: list[Problem] = []
+    for version in (4, 6):
+        own = [host_prefix(each) for each in addresses if each.version == version]
+        if len(own) > MOST:
+            # The large ones first: they hold most of the addresses, if not all are to be had.
+            own = sorted(collapse(own, version), key=lambda n: (n.prefixlen, prefix_order(n)))
+        if len(own) > MOST:
+            reason = (
+                f"{len(addresses)} Service addresses lie in no range of the flags, and routes to "
+                "some of them can be learned from outside; name their range by "
+                "--service-external-ip-range or --loadbalancer-ip-range"
+            )
+            problems.append(Problem(f"Node {node}", "", reason))
+        found += (PrefixRange(n, n.max_prefixlen, n.max_prefixlen) for n in own[:MOST])
+    return tuple(found), tuple(problems)
 
 
 def _of_ranges(settings: RoutingSettings, pods: Sequence[Network]) -> Iterable[PrefixRange]:
@@ -69,26 +91,6 @@ def _of_ranges(settings: RoutingSettings, pods: Sequence[Network]) -> Iterable[P
         yield PrefixRange(each, shortest, each.max_prefixlen)
 
 
-def _of_addresses(
-    addresses: Sequence[Address], subject: str, problems: list[Problem]
-) -> Iterable[PrefixRange]:
-    """Each address; where they are many, networks that neighbors fill, and still no other."""
-    for version in (4, 6):
-        own = [host_prefix(each) for each in addresses if each.version == version]
-        if len(own) > MOST:
-            # The large ones first: they hold most of the addresses, if not all are to be had.
-            own = sorted(collapse(own, version), key=lambda n: (n.prefixlen, prefix_order(n)))
-        if len(own) > MOST:
-            reason = (
-                f"{len(addresses)} Service addresses lie in no range of the flags, and routes to "
-                "some of them can be learned from outside; name their range by "
-                "--service-external-ip-range or --loadbalancer-ip-range"
-            )
-            problems.append(Problem(subject, "", reason))
-        for network in own[:MOST]:
-            yield PrefixRange(network, network.max_prefixlen, network.max_prefixlen)
-
-
 def _of_annotation(
     text: str | None, subject: str, problems: list[Problem]
 ) -> Iterable[PrefixRange]:
@@ -97,8 +99,9 @@ def _of_annotation(
     by_length: dict[tuple[int, int], list[Network]] = defaultdict(list)
     wrong: list[str] = []
     for item in text.split(","):
-        network = _parse_cidr(item.strip())
-        if network is None:
+        try:
+            network = parse_cidr(item.strip())
+        except ValueError:
             wrong.append(item.strip())
         else:
             by_length[network.version, network.prefixlen].append(network)
@@ -117,14 +120,3 @@ def _of_annotation(
         left[version] -= len(taken)
         for network in taken:
             yield PrefixRange(network, length, network.max_prefixlen)
-
-
-def _parse_cidr(text: str) -> Network | None:
-    address, slash, length = text.partition("/")
-    # Python would read a bare address, a netmask or a host mask as a network, too.
-    if not (slash and length.isascii() and length.isdigit()) or "%" in address:
-        return None
-    try:
-        return ip_network(f"{address}/{length}", strict=False)
-    except ValueError:
-        return None

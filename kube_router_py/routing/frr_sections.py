@@ -28,10 +28,11 @@ _NOT_OURS = re.compile(
 _CLOSING = frozenset({"exit", "exit-address-family"})
 # A section with nothing in it that means something nevertheless.
 _MEANINGFUL = re.compile(r"route-map \S+ (?:permit|deny) \d+|profile \S+", re.ASCII)
-_LIST = re.compile(r"(ip|ipv6) prefix-list (\S+) seq (\d+) ", re.ASCII)
-_MAP = re.compile(r"route-map (\S+) (?:permit|deny) (\d+)", re.ASCII)
+ROUTER = re.compile(r"router bgp \d+", re.ASCII)
+LIST = re.compile(r"(ip|ipv6) prefix-list (\S+) seq (\d+) .*", re.ASCII)
+MAP = re.compile(r"route-map (\S+) (?:permit|deny) (\d+)", re.ASCII)
 # These name a route-map of the same file, which is to stand before it is asked.
-_REFERENCE = re.compile(r"ip(v6)? protocol ", re.ASCII)
+REFERENCE = re.compile(r"ip(v6)? protocol ", re.ASCII)
 _SECRET = re.compile(r"^(\s*neighbor \S+ password ).*$", re.ASCII | re.MULTILINE)
 
 
@@ -61,20 +62,23 @@ class FrrConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def asn(self) -> int | None:
-        """Of the one router; None: there is none, or not one alone."""
-        found = {each.path[0] for each in self.bgpd if each.path and _is_router(each.path[0])}
-        number = found.pop().split()[2] if len(found) == 1 else ""
-        return int(number) if number.isdecimal() else None
+        """The AS number of the router; None: there is no router."""
+        router = self._router()
+        return int(router.path[0].split()[2]) if router is not None else None
 
     @property
     def router_id(self) -> IPv4Address | None:
-        """As configured; None: FRR chooses one."""
-        for section in self.bgpd:
-            if len(section.path) == 1 and _is_router(section.path[0]):
-                for line in section.lines:
-                    if line.startswith("bgp router-id "):
-                        return IPv4Address(line.split()[2])
+        """As configured; None: FRR chooses one, or there is no router."""
+        router = self._router()
+        for line in router.lines if router is not None else ():
+            if line.startswith("bgp router-id "):
+                return IPv4Address(line.split()[2])
         return None
+
+    def _router(self) -> Section | None:
+        return next(
+            (s for s in self.bgpd if len(s.path) == 1 and ROUTER.fullmatch(s.path[0])), None
+        )
 
     def sections(self, daemon: str) -> tuple[Section, ...]:
         return {"zebra": self.zebra, "bfdd": self.bfdd, "bgpd": self.bgpd}[daemon]
@@ -155,7 +159,7 @@ def _text(sections: tuple[Section, ...]) -> str:
             lines.append(" " * depth + section.path[depth])
         opened = section.path
         for line in section.lines:
-            if not section.path and _REFERENCE.match(line):
+            if not section.path and REFERENCE.match(line):
                 late.append(line)
             else:
                 lines.append(" " * len(section.path) + line)
@@ -179,13 +183,9 @@ def _closed(opened: Path, depth: int) -> list[str]:
     ]
 
 
-def _is_router(heading: str) -> bool:
-    return heading.startswith("router bgp ")
-
-
 def _top_order(line: str) -> tuple[int, str, str, int, str]:
     """Prefix-lists by name and entry, behind everything else."""
-    found = _LIST.match(line)
+    found = LIST.fullmatch(line)
     if found is None:
         return 0, "", "", 0, line
     return 1, found[1], found[2], int(found[3]), line
@@ -195,7 +195,7 @@ def _section_order(path: Path) -> tuple[int, str, int, Path]:
     """What others refer to comes first."""
     if not path:
         return 0, "", 0, path
-    entry = _MAP.fullmatch(path[0])
+    entry = MAP.fullmatch(path[0])
     if entry is not None:
         return 1, entry[1], int(entry[2]), path
     return 2, "", 0, path

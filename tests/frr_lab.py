@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,10 @@ def alive(layout: Layout) -> dict[str, list[int]]:
         found.setdefault(process.daemon, []).append(process.pid)
         process.close()
     return found
+
+
+def address(text: str) -> IPv4Address:
+    return IPv4Address(text)
 
 
 def frr_user() -> int:

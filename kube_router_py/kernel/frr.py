@@ -150,13 +150,17 @@ class ExternalFrr:
 
     def open(self, boot: Boot) -> Opened:
         was = self._used
-        self._used = tuple(each for each in DAEMONS if each in boot.files or each != "bfdd")
-        self.running()
-        return Opened.KEPT if was == self._used else Opened.ADOPTED
+        used = tuple(each for each in DAEMONS if each in boot.files or each != "bfdd")
+        self._read(used)
+        self._used = used
+        return Opened.KEPT if was == used else Opened.ADOPTED
 
     def running(self) -> dict[str, str]:
+        return self._read(self._used)
+
+    def _read(self, daemons: Sequence[str]) -> dict[str, str]:
         try:
-            return self._sockets.running(self._used)
+            return self._sockets.running(daemons)
         except VtyUnavailableError as error:
             raise DaemonsDownError(
                 f"FRR does not run: {error}; start its daemons with --vty_socket {self._directory}"

@@ -19,6 +19,8 @@ _READ_BYTES = 1 << 18
 # the first code is that of the message, the second that of an error.
 _LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d+)? [A-Z]+: (?:\[[A-Z0-9-]+\])?")
 _ERROR = re.compile(r"\[EC \d+\] ?")
+# An error to zebra, and nothing that concerns us.
+_HARMLESS = re.compile(r"Disabling MPLS support")
 
 
 class DaemonLog:
@@ -37,10 +39,7 @@ class DaemonLog:
         """Log what is new, at most as much as is taken at once; the same lines, for complaints."""
         lines = [_told(line) for line in self._new_lines()]
         for line in lines:
-            level = logging.WARNING if _ERROR.search(line) else logging.DEBUG
-            if line.startswith("%"):  # %ADJCHANGE, %NOTIFICATION: what operators look for
-                level = logging.INFO
-            _log.log(level, "%s: %s", self._daemon, _ERROR.sub("", line))
+            _log.log(_level(line), "%s: %s", self._daemon, _ERROR.sub("", line))
         return [_ERROR.sub("", line) for line in lines]
 
     def _new_lines(self) -> list[bytes]:
@@ -63,3 +62,9 @@ class DaemonLog:
 
 def _told(line: bytes) -> str:
     return masked(_LINE.sub("", line.decode(errors="backslashreplace"), count=1).strip())
+
+
+def _level(line: str) -> int:
+    if line.startswith("%"):  # %ADJCHANGE, %NOTIFICATION: what operators look for
+        return logging.INFO
+    return logging.WARNING if _ERROR.search(line) and not _HARMLESS.search(line) else logging.DEBUG

@@ -109,7 +109,9 @@ class Summary(Struct, frozen=True):
 class Frr(Protocol):
     """One set of daemons, those of the network namespace of the calling thread."""
 
-    writes: int
+    @property
+    def writes(self) -> int:
+        """Configuration commands sent since creation, by ``apply``."""
 
     def open(self, boot: Boot) -> Opened:
         """See to it that the daemons of ``boot.files`` run; called again, it does no more than

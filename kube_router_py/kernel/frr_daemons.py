@@ -35,6 +35,7 @@ from kube_router_py.kernel.frr_preflight import prepare
 from kube_router_py.kernel.frr_process import (
     DaemonProcess,
     Layout,
+    cut_log,
     end,
     is_as_started,
     start,
@@ -236,7 +237,7 @@ class FrrDaemons:
     def _start(self, daemon: str, boot: Boot, owner: tuple[int, int]) -> None:
         """Start a daemon and wait until it has read its file: only then does it answer."""
         write_file(self._layout, daemon, boot.files.get(daemon, ""), owner)
-        self._cut_log(daemon)
+        cut_log(self._layout, daemon)
         self._logs[daemon] = DaemonLog(daemon, self._layout)
         process = start(daemon, self._layout, boot)
         self._processes[daemon] = process
@@ -350,10 +351,6 @@ class FrrDaemons:
     def _await_silence(self) -> None:
         """A session that comes up before its peer has missed bfdd is reset when it does."""
         time.sleep(max(self._silent_until - time.monotonic(), 0.0))
-
-    def _cut_log(self, daemon: str) -> None:
-        with suppress(OSError):
-            os.truncate(self._layout.path(daemon, "log"), 0)
 
     def _forget(self, daemon: str) -> None:
         """A pid file without its process tells of a death; there was none."""

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 
-from kube_router_py.kernel.frr_process import Layout
+from kube_router_py.kernel.frr_process import Layout, cut_log
 from kube_router_py.kernel.frr_vty import masked
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class DaemonLog:
 
     def __init__(self, daemon: str, layout: Layout) -> None:
         self._daemon = daemon
+        self._layout = layout
         self._path = layout.path(daemon, "log")
         self._part = b""
         try:
@@ -52,7 +53,7 @@ class DaemonLog:
                 data = file.read(_READ_BYTES)
             self._offset += len(data)
             if self._offset >= _KEPT_BYTES and self._offset == size:
-                os.truncate(self._path, 0)  # the daemon appends, so that it goes on at the start
+                cut_log(self._layout, self._daemon)
                 self._offset = 0
         except OSError:
             return []

@@ -31,6 +31,8 @@ USER = "frr"
 _PROC = Path("/proc")
 # FRR allocates tables for as many files as it may open; container runtimes allow a billion.
 _OPEN_FILES = 65536
+# The directory is FRR's: a link there must not make us write to where FRR may not.
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Layout(Struct, frozen=True):
@@ -120,9 +122,8 @@ class DaemonProcess:
 def start(daemon: str, layout: Layout, boot: Boot) -> DaemonProcess:
     """Start a daemon in the network namespace of the calling thread. Raises KernelError."""
     command = layout.command(daemon, boot)
-    log = layout.path(daemon, "log")
     try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(layout.path(daemon, "log"), _LOG_FLAGS | os.O_CREAT, 0o640)
         try:
             child = subprocess.Popen(
                 command,
@@ -140,6 +141,16 @@ def start(daemon: str, layout: Layout, boot: Boot) -> DaemonProcess:
         raise KernelError(f"{command[0]} cannot be started: {error}", error.errno or 0) from error
     # Nobody but us waits for a child, so that the number is its own until then.
     return DaemonProcess(daemon, child.pid, os.pidfd_open(child.pid), command, child)
+
+
+def cut_log(layout: Layout, daemon: str) -> None:
+    """Empty a daemon's log, to which it may go on writing; nothing where there is none."""
+    with suppress(OSError):
+        descriptor = os.open(layout.path(daemon, "log"), _LOG_FLAGS)
+        try:
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
 
 
 def end(processes: Sequence[DaemonProcess], number: signal.Signals, timeout_s: float) -> None:

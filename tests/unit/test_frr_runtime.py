@@ -12,7 +12,7 @@ from kube_router_py.kernel import frr_summary
 from kube_router_py.kernel.frr_detection import detection_s
 from kube_router_py.kernel.frr_log import DaemonLog
 from kube_router_py.kernel.frr_preflight import lacking_capabilities
-from kube_router_py.kernel.frr_process import Layout, survivors
+from kube_router_py.kernel.frr_process import Layout, cut_log, start, survivors
 from kube_router_py.kernel.ports_frr import BfdState, Boot, CommandResult, SessionState
 
 # As FRR 8.4 prints it, shortened.
@@ -162,3 +162,19 @@ def test_a_long_log_is_cut_when_it_has_been_read(tmp_path: Path) -> None:
 
 def test_without_a_log_there_is_nothing_to_tell(tmp_path: Path) -> None:
     assert DaemonLog("bgpd", Layout(run_dir=str(tmp_path))).forward() == []
+
+
+def test_a_log_that_is_a_link_is_not_cut(tmp_path: Path) -> None:
+    layout = Layout(run_dir=str(tmp_path))
+    other = tmp_path / "other"
+    other.write_text("precious\n")
+    (tmp_path / "bgpd.log").symlink_to(other)
+    cut_log(layout, "bgpd")
+    with pytest.raises(KernelError, match="cannot be started"):
+        start("bgpd", layout, Boot(files={}))
+    assert other.read_text() == "precious\n"
+    (tmp_path / "zebra.log").write_text("told\n")
+    cut_log(layout, "zebra")
+    assert (tmp_path / "zebra.log").read_text() == ""
+    cut_log(layout, "bfdd")
+    assert not (tmp_path / "bfdd.log").exists()

@@ -36,15 +36,20 @@ def decode_password(text: str) -> str:
 
 
 def secret_password(content: bytes) -> str:
-    """A password as a Secret holds it; a line break at the end is not part of it."""
-    line = content.removesuffix(b"\n").removesuffix(b"\r")
-    if not line:
+    """A password as a Secret holds it."""
+    password = checked_password(content)
+    if not password:
         raise ValueError("is empty; write the password there")
-    return checked_password(line)
+    return password
 
 
 def checked_password(content: bytes) -> str:
-    """The password, if FRR takes it; the empty one stands for none."""
+    """The password, if FRR takes it; the empty one stands for none.
+
+    A line break at the end is no part of it: ``echo`` leaves one there, in files and in base64.
+    (kube-router would use it; hardly any other router can.)
+    """
+    content = content.removesuffix(b"\n").removesuffix(b"\r")
     if len(content) > PASSWORD_MAX:
         raise ValueError(f"is longer than {PASSWORD_MAX} bytes; choose a shorter password")
     try:

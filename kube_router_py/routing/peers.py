@@ -40,6 +40,7 @@ from kube_router_py.routing.peer_annotations import annotated_peers
 from kube_router_py.routing.peer_spec import DEFAULT_PORT, PeerSpec
 from kube_router_py.routing.prefixes import prefix_order
 from kube_router_py.routing.settings import RoutingSettings
+from kube_router_py.routing.texts import shown
 from kube_router_py.routing.values import unusable_neighbor
 
 _IPS = "--peer-router-ips"
@@ -261,7 +262,7 @@ def _flag_peers(
     specs: list[PeerSpec] = []
     for index, address in enumerate(settings.peer_addresses):
         if reason := unusable_neighbor(address):
-            reason = f"{address} is {reason}; this router is left out"
+            reason = f"{shown(str(address))} is {reason}; this router is left out"
             problems.append(Problem(f"Flag {_IPS}", f"[{index}]", reason))
             continue
         try:

@@ -12,7 +12,9 @@ from kube_router_py.routing.model import Address, Network
 from kube_router_py.services import unusable_address
 
 # As Go's ParseUint with base 0, which kube-router reads numbers with.
-_NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|0[bB][01]{1,64}|0[oO]?[0-7]{0,22}|[1-9][0-9]{0,19}")
+_NUMBER = re.compile(
+    r"0|0[xX][0-9a-fA-F]{1,16}|0[bB][01]{1,64}|0[oO]?[0-7]{1,22}|[1-9][0-9]{0,19}", re.ASCII
+)
 _OLD_OCTAL = re.compile(r"0[0-7]+")
 _LENGTH = re.compile(r"[0-9]{1,3}")
 # What the kernel takes for an interface and FRR takes as one word.

@@ -173,21 +173,30 @@ class NetlinkSocket:
             break
         return replies
 
-    def dump(self, kind: int, payload: bytes = b"", flags: int = 0) -> list[bytes]:
-        """Ask for all objects of a kind and return the payloads of the replies.
+    def dump(
+        self,
+        kind: int,
+        payload: bytes = b"",
+        flags: int = 0,
+        keep: Callable[[bytes], bool] | None = None,
+    ) -> list[bytes]:
+        """Ask for all objects of a kind and return the payloads of the replies, or of those to
+        ``keep``: what is not kept occupies no memory.
 
         A dump during which the kernel's table changed inconsistently is repeated; if it never
         comes out whole, StateUnknownError is raised. KernelError: the kernel refused.
         """
         for _ in range(_DUMP_ATTEMPTS):
-            replies = self._dump_once(kind, payload, flags)
+            replies = self._dump_once(kind, payload, flags, keep)
             if replies is not None:
                 return replies
         raise StateUnknownError(
             f"the kernel's table kept changing during {_DUMP_ATTEMPTS} dumps", errno.EINTR
         )
 
-    def _dump_once(self, kind: int, payload: bytes, flags: int) -> list[bytes] | None:
+    def _dump_once(
+        self, kind: int, payload: bytes, flags: int, keep: Callable[[bytes], bool] | None
+    ) -> list[bytes] | None:
         seq = self.reserve(1)
         self._send(message(kind, flags | NLM_F_DUMP, seq, payload))
         replies: list[bytes] = []
@@ -195,7 +204,9 @@ class NetlinkSocket:
         for reply_flags, data, reply_kind, start, end in self._receive(lambda found: found == seq):
             interrupted |= reply_flags & NLM_F_DUMP_INTR
             if reply_kind not in (_NLMSG_DONE, _NLMSG_ERROR):
-                replies.append(data[start:end])
+                reply = data[start:end]
+                if keep is None or keep(reply):
+                    replies.append(reply)
                 continue
             if end - start >= _ERRNO.size:
                 _check(_error_of(data, start))

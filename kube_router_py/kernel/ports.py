@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from kube_router_py.kernel.ports_conntrack import Conntrack, NoConntrack
 from kube_router_py.proxy.model import (
     Connections,
     IpvsOperation,
@@ -360,6 +361,7 @@ class HostPorts(Struct):
     ipsets: Ipsets
     iptables: Iptables
     sysctls: Sysctls
+    conntrack: Conntrack = field(default_factory=NoConntrack)
 
     def close(self) -> None:
         """Close all that has something to close, whatever one of them raises."""
@@ -370,5 +372,5 @@ class HostPorts(Struct):
     @property
     def writes(self) -> int:
         """Changes sent to the kernel by all adapters together."""
-        ports = (self.ipvs, self.links, self.ipsets, self.iptables, self.sysctls)
+        ports = (self.ipvs, self.links, self.ipsets, self.iptables, self.sysctls, self.conntrack)
         return sum(port.writes for port in ports)

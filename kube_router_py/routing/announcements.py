@@ -153,6 +153,10 @@ class Announcements:
 
     # --- what it says -----------------------------------------------------------------------
 
+    def keys(self) -> frozenset[str]:
+        """The Services of which something is held."""
+        return frozenset(self._exports)
+
     def current(self) -> tuple[Announcement, ...]:
         """What is announced of Services, sorted by prefix."""
         if self._current is None:

@@ -1,0 +1,176 @@
+"""The BGP speaker of this node: what Nodes and Services say, kept as FRR's configuration.
+
+    Nodes, flags, annotations -> Neighborhood  (when one of them changes)
+    a Service, its slices     -> Announcements (that Service alone)
+    both                      -> RouterConfig -> FrrConfig -> commands, by ``FrrSync``
+
+Everything runs in the thread of the route controller's loop. Nothing is removed for want of
+knowledge: where this node is not to be found, or has no identity, FRR is left as it runs.
+"""
+
+from collections.abc import Iterable, Set
+
+from msgspec import Struct
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.node import NodeView, node_view
+from kube_router_py.cluster.objects import Node, Service
+from kube_router_py.kernel.ports_frr import Frr
+from kube_router_py.problem import Problem
+from kube_router_py.routing.annotations import Member, parse_member
+from kube_router_py.routing.announcements import Announcements
+from kube_router_py.routing.compile import Neighborhood, compile_neighborhood, compile_router
+from kube_router_py.routing.drain import Stage, drain_cause, drain_stage
+from kube_router_py.routing.frr_config import render_frr
+from kube_router_py.routing.frr_sections import FrrConfig
+from kube_router_py.routing.frr_sync import FrrSync
+from kube_router_py.routing.model import Address
+from kube_router_py.routing.peers import external_peers, secret_refs
+from kube_router_py.routing.secrets import PasswordSources
+from kube_router_py.routing.settings import RoutingSettings
+
+
+class Spoken(Struct, frozen=True):
+    """What a turn came to. ``is_settled``: FRR runs what is wanted, as far as that is known.
+    ``wake_after_s``: call again after so many seconds (a drain, a start that has to wait)."""
+
+    is_settled: bool
+    problems: tuple[Problem, ...]
+    wake_after_s: float | None = None
+
+
+class Speaker:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        settings: RoutingSettings,
+        node_name: str,
+        frr: Frr,
+        passwords: PasswordSources,
+    ) -> None:
+        self._cache = cache
+        self._settings = settings
+        self._node_name = node_name
+        self._passwords = passwords
+        self._sync = FrrSync(frr, node_name)
+        self._services = Announcements(node_name, settings)
+        self._members: dict[str, Member] = {}
+        # This node as it was last seen: that it is gone for a moment ends no drain.
+        self._node: Node | None = None
+        self._own: NodeView | None = None
+        self._around: Neighborhood | None = None
+        self._drain_since_s: float | None = None
+        self.drain_cause = ""
+        # Told by whoever knows; see ``drain``.
+        self.is_shutting_down = False
+        self.is_exiting = False
+
+    @property
+    def drift(self) -> int:
+        """Commands that put right what others had changed in FRR."""
+        return self._sync.drift
+
+    @property
+    def announced(self) -> int:
+        """How many Service addresses this node announces."""
+        return len(self._services.current())
+
+    def services_known(self) -> Set[str]:
+        """Keys of the Services that are held; what is not in the cache any more is to be followed
+        once more."""
+        return self._services.keys()
+
+    def follow_service(self, key: str) -> None:
+        """Take a Service and its slices from the cache as they are now."""
+        self._services.update(key, self._cache.get(Service, key), self._cache.slices_of(key))
+
+    def follow_node(self, name: str) -> None:
+        """Take a Node from the cache as it is now."""
+        node = self._cache.get(Node, name)
+        view = node_view(node)[0] if node is not None else None
+        if name == self._node_name:
+            if node is not None:
+                self._node = node
+            if view is not None and view != self._own:
+                self._own, self._around = view, None
+            return
+        member = parse_member(view)[0] if view is not None else None
+        if member != self._members.get(name):
+            self._around = None
+            if member is not None:
+                self._members[name] = member
+            else:
+                del self._members[name]
+
+    def follow_programmed(self, programmed: Set[Address] | None) -> None:
+        """The addresses that this node's proxy serves; None: it has no proxy."""
+        self._services.follow_programmed(programmed)
+
+    def settle(self, *, full: bool, local: Iterable[Address], now_s: float) -> Spoken:
+        """Bring FRR to what has been followed. ``local`` are the addresses on this node's links.
+
+        ``full``: passwords are read anew and FRR is asked what it runs.
+        """
+        if full:
+            self._around = None
+        if self._own is None:
+            reason = "is not among the objects of the API server: BGP is left as it is"
+            return Spoken(is_settled=False, problems=(Problem(self._subject, "", reason),))
+        around = self._around = self._around or self._look_around(self._own)
+        self._services.follow_peers(around.peers)
+        stage, wake_s, wrong = self._drain(now_s)
+        config, found = compile_router(
+            self._settings,
+            around,
+            self._services.current(),
+            self._services.outside_ranges(),
+            stage=stage,
+            local=frozenset(local),
+        )
+        problems = {*wrong, *found, *self._passwords.problems, *self._services.problems()}
+        wanted: FrrConfig | None = None
+        if config is not None:
+            try:
+                wanted = render_frr(config)
+            except ValueError as error:
+                problems.add(Problem(self._subject, "", f"BGP is left as it is: {error}"))
+        if wanted is None:
+            return Spoken(False, tuple(sorted(problems)), wake_s)
+        synced = self._sync.sync(wanted, full=full)
+        waits = [each for each in (wake_s, synced.wake_after_s) if each is not None]
+        return Spoken(
+            is_settled=not synced.problems,
+            problems=tuple(sorted({*problems, *synced.problems})),
+            wake_after_s=min(waits, default=None),
+        )
+
+    def _look_around(self, own: NodeView) -> Neighborhood:
+        specs, _ = external_peers(own, self._settings)
+        return compile_neighborhood(
+            own,
+            self._members.values(),
+            self._settings,
+            password_list=self._passwords.password_list(),
+            secrets=self._passwords.secrets(secret_refs(specs)),
+        )
+
+    def _drain(self, now_s: float) -> tuple[Stage, float | None, tuple[Problem, ...]]:
+        self.drain_cause, problems = drain_cause(
+            self._node,
+            self._settings,
+            is_shutting_down=self.is_shutting_down,
+            is_exiting=self.is_exiting,
+        )
+        if not self.drain_cause:
+            self._drain_since_s = None
+        elif self._drain_since_s is None:
+            self._drain_since_s = now_s
+        since = self._drain_since_s
+        stage, wait_s = drain_stage(None if since is None else now_s - since, self._settings)
+        return stage, wait_s, problems
+
+    @property
+    def _subject(self) -> str:
+        return f"Node {self._node_name}"

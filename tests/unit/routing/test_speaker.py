@@ -1,0 +1,245 @@
+"""The speaker: from the cache's objects to what the fake FRR runs."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.objects import EndpointSlice, Node, Service
+from kube_router_py.errors import KubeRouterError
+from kube_router_py.kernel.fake_frr import FakeDaemons, FakeFrr
+from kube_router_py.kernel.ports_frr import CommandResult
+from kube_router_py.routing.model import GracefulRestart
+from kube_router_py.routing.passwords import SecretRef
+from kube_router_py.routing.secrets import PasswordSources
+from kube_router_py.routing.settings import RoutingSettings
+from kube_router_py.routing.speaker import Speaker, Spoken
+
+PEER = ip_address("203.0.113.1")
+DRAIN = "kube-router.io/drain"
+
+
+class World:
+    def __init__(self, **flags: Any) -> None:
+        self.cache = Cache((Node, Service, EndpointSlice))
+        self.daemons = FakeDaemons()
+        self.frr = FakeFrr(self.daemons)
+        self.settings = RoutingSettings(
+            **{
+                "graceful_restart": GracefulRestart(),
+                "has_proxy": False,
+                "advertise_cluster_ip": True,
+                "peer_addresses": (PEER,),
+                "peer_asns": (65000,),
+                **flags,
+            }
+        )
+        self.secrets: dict[SecretRef, bytes] = {}
+        self.passwords = PasswordSources(self.settings, "node1", self.secrets.get)
+        self.speaker = Speaker(self.cache, self.settings, "node1", self.frr, self.passwords)
+        self.now_s = 100.0
+
+    def put(self, thing: Any) -> None:
+        self.cache.put(type(thing), thing)
+        self._follow(type(thing), thing.metadata.key)
+
+    def delete(self, kind: type, key: str) -> None:
+        self.cache.delete(kind, key)
+        self._follow(kind, key)
+
+    def _follow(self, kind: type, key: str) -> None:
+        if kind is Node:
+            self.speaker.follow_node(key)
+        elif kind is Service:
+            self.speaker.follow_service(key)
+
+    def settle(self, *, full: bool = False) -> Spoken:
+        return self.speaker.settle(full=full, local=(), now_s=self.now_s)
+
+    def bgpd(self) -> str:
+        return self.daemons.configs["bgpd"].text()
+
+
+@pytest.fixture
+def world(make: Any) -> World:
+    world = World()
+    world.put(make.node("node1"))
+    world.put(make.node("node2", ["192.168.1.2"], ["10.244.2.0/24"]))
+    return world
+
+
+def test_nothing_is_done_before_this_node_is_known(make: Any) -> None:
+    world = World()
+    world.put(make.node("node2", ["192.168.1.2"], ["10.244.2.0/24"]))
+    spoken = world.settle(full=True)
+    assert not spoken.is_settled
+    assert [each.object for each in spoken.problems] == ["Node node1"]
+    assert world.daemons.boots == []
+    world.put(make.node("node1"))
+    assert world.settle(full=True).is_settled
+
+
+def test_nodes_routers_and_services_are_spoken_of(world: World, make: Any) -> None:
+    world.put(make.service(ips=["10.96.0.10"]))
+    assert world.settle(full=True) == Spoken(is_settled=True, problems=())
+    assert "neighbor 192.168.1.2 remote-as internal" in world.bgpd()
+    assert f"neighbor {PEER} remote-as 65000" in world.bgpd()
+    assert "network 10.244.1.0/24 route-map" in world.bgpd()
+    assert "network 10.96.0.10/32 route-map" in world.bgpd()
+
+
+def test_changes_take_effect_without_a_restart(world: World, make: Any) -> None:
+    world.settle(full=True)
+    world.put(make.service(ips=["10.96.0.10"]))
+    world.put(make.node("node3", ["192.168.1.3"], ["10.244.3.0/24"]))
+    world.delete(Node, "node2")
+    assert world.settle().is_settled
+    assert "network 10.96.0.10/32" in world.bgpd()
+    assert "neighbor 192.168.1.3 remote-as internal" in world.bgpd()
+    assert "192.168.1.2" not in world.bgpd()
+    world.delete(Service, "default/web")
+    assert world.settle().is_settled
+    assert "10.96.0.10" not in world.bgpd()
+    assert len(world.daemons.boots) == 1
+    assert world.speaker.services_known() == set()
+
+
+def test_this_node_missing_for_a_moment_changes_nothing(world: World, make: Any) -> None:
+    world.put(make.node("node1", annotations={DRAIN: "true"}))
+    world.settle(full=True)
+    before = world.bgpd()
+    assert "bgp graceful-shutdown" in before
+    world.delete(Node, "node1")
+    assert world.settle().is_settled
+    assert world.bgpd() == before
+
+
+def test_without_an_identity_frr_is_left_as_it_runs(make: Any) -> None:
+    world = World(full_mesh=False)
+    asn = {"kube-router.io/node.asn": "64513"}
+    world.put(make.node("node1", annotations=asn))
+    assert world.settle(full=True).is_settled
+    before = world.bgpd()
+    world.put(make.node("node1"))
+    spoken = world.settle()
+    assert not spoken.is_settled
+    assert any("node.asn" in str(each) for each in spoken.problems)
+    assert world.bgpd() == before
+    world.put(make.node("node1", annotations=asn))
+    assert world.settle().is_settled
+
+
+def test_a_drain_marks_first_then_withdraws_services_only(world: World, make: Any) -> None:
+    world.put(make.service(ips=["10.96.0.10"]))
+    world.settle(full=True)
+    world.put(make.node("node1", annotations={DRAIN: "true"}))
+    spoken = world.settle()
+    assert spoken.wake_after_s == world.settings.drain_delay_s
+    assert DRAIN in world.speaker.drain_cause
+    assert "bgp graceful-shutdown" in world.bgpd()
+    assert "network 10.96.0.10/32" in world.bgpd()
+    world.now_s += world.settings.drain_delay_s
+    assert world.settle().wake_after_s is None
+    assert "network 10.96.0.10/32" not in world.bgpd()
+    assert "network 10.244.1.0/24" in world.bgpd()
+    assert f"neighbor {PEER} remote-as" in world.bgpd()
+    world.put(make.node("node1"))
+    world.settle()
+    assert "bgp graceful-shutdown" not in world.bgpd()
+    assert "network 10.96.0.10/32" in world.bgpd()
+
+
+@pytest.mark.parametrize("withdraw", [False, True])
+def test_an_agent_that_exits_withdraws_only_if_told_to(make: Any, withdraw: bool) -> None:
+    world = World(withdraw_on_exit=withdraw)
+    world.put(make.node("node1"))
+    world.settle(full=True)
+    world.speaker.is_exiting = True
+    world.settle()
+    assert ("bgp graceful-shutdown" in world.bgpd()) is withdraw
+
+
+def test_with_a_proxy_an_address_is_announced_once_it_is_programmed(make: Any) -> None:
+    world = World(has_proxy=True)
+    world.put(make.node("node1"))
+    world.put(make.service(ips=["10.96.0.10"]))
+    world.settle(full=True)
+    assert (world.speaker.announced, "network 10.96.0.10/32" in world.bgpd()) == (0, False)
+    world.speaker.follow_programmed({ip_address("10.96.0.10")})
+    world.settle()
+    assert (world.speaker.announced, "network 10.96.0.10/32" in world.bgpd()) == (1, True)
+    world.speaker.follow_programmed(set())
+    world.settle()
+    assert "network 10.96.0.10/32" not in world.bgpd()
+
+
+def test_the_passwords_file_is_read_anew_and_a_broken_one_costs_nothing(
+    make: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "passwords"
+    file.write_text("czNjcmV0\n")
+    world = World(peer_passwords_file=str(file))
+    world.put(make.node("node1"))
+    assert world.settle(full=True).is_settled
+    assert f"neighbor {PEER} password s3cret" in world.bgpd()
+    for broken in ("", "czNjcmV0,czNjcmV0\n"):
+        file.write_text(broken)
+        spoken = world.settle(full=True)
+        assert [each.field for each in spoken.problems] == ["--peer-router-passwords-file"]
+        assert f"neighbor {PEER} password s3cret" in world.bgpd()
+    file.unlink()
+    assert "cannot be read" in str(world.settle(full=True).problems)
+    assert f"neighbor {PEER} password s3cret" in world.bgpd()
+    file.write_text("bmV3\n")
+    assert world.settle(full=True).problems == ()
+    assert f"neighbor {PEER} password new" in world.bgpd()
+
+
+def test_secrets_are_read_when_an_annotation_names_them(make: Any) -> None:
+    world = World(peer_addresses=(), peer_asns=())
+    peers = (
+        f"- remoteip: {PEER}\n  remoteasn: 65000\n  passwordsecretref: {{name: bgp, key: router}}\n"
+    )
+    world.secrets[SecretRef("bgp", "router")] = b"s3cret\n"
+    world.put(make.node("node1", annotations={"kube-router.io/peers": peers}))
+    assert world.settle(full=True).problems == ()
+    assert f"neighbor {PEER} password s3cret" in world.bgpd()
+    world.secrets[SecretRef("bgp", "router")] = b"other"
+    world.settle(full=True)
+    assert f"neighbor {PEER} password other" in world.bgpd()
+
+
+def test_a_secret_that_cannot_be_read_for_a_moment_still_counts() -> None:
+    answers: list[Any] = [b"first", KubeRouterError("no API server"), None]
+
+    def read(ref: SecretRef) -> bytes | None:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    ref = SecretRef("bgp", "router")
+    sources = PasswordSources(RoutingSettings(), "node1", read)
+    assert sources.secrets({ref}) == {ref: b"first"}
+    assert sources.secrets({ref}) == {ref: b"first"}
+    assert "no API server" in str(sources.problems)
+    assert sources.secrets({ref}) == {}
+    assert sources.problems == ()
+
+
+def test_what_frr_refuses_is_told_and_tried_again(world: World, make: Any) -> None:
+    world.settle(full=True)
+    world.put(make.service(ips=["10.96.0.10"]))
+    refused = CommandResult("", 13, "% no")
+    real = world.frr.apply
+    world.frr.apply = lambda commands: {  # type: ignore[method-assign]
+        daemon: tuple(refused for _ in batch) for daemon, batch in commands.items()
+    }
+    spoken = world.settle()
+    assert not spoken.is_settled
+    assert "FRR refuses" in str(spoken.problems)
+    world.frr.apply = real  # type: ignore[method-assign]
+    assert world.settle().is_settled
+    assert "network 10.96.0.10/32" in world.bgpd()

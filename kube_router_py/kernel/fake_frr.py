@@ -81,8 +81,9 @@ class FakeFrr:
             return Opened.STARTED
         self._is_open = True
         wanted = _wanted(boot)
-        for daemon in set(self._host.configs) - set(wanted):
-            del self._host.configs[daemon]
+        if found is not Opened.ADOPTED:
+            for daemon in set(self._host.configs) - set(wanted):
+                del self._host.configs[daemon]
         for daemon in wanted:
             if daemon not in self._host.configs:
                 self._host.configs[daemon] = FakeConfig(boot.files.get(daemon, ""))

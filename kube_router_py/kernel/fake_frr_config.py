@@ -26,7 +26,8 @@ _PARENT = {"family": "router", "profile": "bfd", "router": "", "map": "", "bfd":
 _LINES = {
     "": re.compile(
         r"bgp (route-map delay-timer|community-list|large-community-list) |ip(v6)? prefix-list "
-        r"|ip(v6)? protocol |ip(v6)? nht |ip(v6)? forwarding|zebra nexthop |frr |hostname |log "
+        r"|ip(v6)? protocol |ip(v6)? nht |ip(v6)? forwarding|zebra (nexthop|route-map) |frr "
+        r"|hostname |log "
     ),
     "router": re.compile(r"bgp |neighbor |timers "),
     "family": re.compile(r"network |aggregate-address |maximum-paths |neighbor |redistribute "),
@@ -125,6 +126,11 @@ class FakeConfig:
             return _result(command, _DONE)
         is_no = words[0] == "no"
         line = " ".join(words[1:] if is_no else words)
+        if is_no and words[1] == "route-map" and len(words) == 3:  # all its entries
+            self._open = self._open[:1]
+            for entry in [each for each in self.top.below if each.startswith(f"{line} ")]:
+                del self.top.below[entry]
+            return _result(command, _DONE)
         for depth in range(len(self._open), 0, -1):  # a place that does not know it asks the outer
             section = self._open[depth - 1]
             heading = self._heading(section, line)
@@ -216,8 +222,10 @@ def _slot(words: tuple[str, ...]) -> tuple[str, ...]:
     if words[0] == "neighbor":
         if len(words) > 2 and words[2] in ("route-map", "prefix-list"):
             return (*words[:3], words[-1])
-        if len(words) > 3 and words[2] == "timers":
-            return (*words[:3], "connect" if words[3] == "connect" else "")
+        if len(words) > 3 and words[2] in ("timers", "bfd"):
+            return (*words[:3], words[3] if words[3] in ("connect", "profile") else "")
+        if len(words) > 2 and words[2].startswith("graceful-restart"):
+            return (*words[:2], "graceful-restart")
         return words[:3]
     if words[0] in ("network", "aggregate-address"):
         return words[:2]
@@ -225,7 +233,7 @@ def _slot(words: tuple[str, ...]) -> tuple[str, ...]:
         return words[: 3 if words[1] in ("ip", "ipv6", "as-path") else 2]
     if words[1:2] == ("prefix-list",) or words[1:2] == ("protocol",):
         return words[:5] if words[1] == "prefix-list" else words[:3]
-    if len(words) > 1 and words[-1][0].isdigit() and words[:2] != ("bgp", "listen"):
+    if len(words) > 1 and words[-1][0].isdigit() and words[:3] != ("bgp", "listen", "range"):
         return words[:-1]
     return words
 

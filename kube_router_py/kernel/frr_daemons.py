@@ -121,6 +121,8 @@ class FrrDaemons:
         ):
             self.restart(boot)
             return Opened.STARTED
+        if found is Opened.ADOPTED:  # bgpd may have neighbors that use bfdd
+            wanted = tuple(each for each in DAEMONS if each in (*wanted, *self._processes))
         if set(wanted) != set(self._processes):
             self._change(wanted, boot)
         return found

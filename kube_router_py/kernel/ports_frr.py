@@ -117,8 +117,8 @@ class Frr(Protocol):
         """See to it that the daemons of ``boot.files`` run; called again, it does no more than
         that. What runs already is kept with the configuration it has. A bfdd that is wanted for the
         first time is started beside the others (before a neighbor is to use it), one that is wanted
-        no more is ended (after none uses it). Where ``listen`` or ``port`` are others than before,
-        this is a ``restart``.
+        no more is ended (after none uses it; whatever is adopted is whole at first). Where
+        ``listen`` or ``port`` are others than before, this is a ``restart``.
 
         Raises PreflightError where the node lacks something, DaemonsDownError while a start is to
         be waited for, KernelError where the daemons do not start.

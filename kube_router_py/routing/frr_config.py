@@ -20,12 +20,9 @@ from msgspec import structs
 
 from kube_router_py.routing.frr_policy import (
     FROM,
-    PODS,
-    SERVICES,
     VERSIONS,
     Policy,
-    audience,
-    chosen_tags,
+    classify,
     compile_policy,
     is_internal,
 )
@@ -75,16 +72,18 @@ def render_frr(config: RouterConfig) -> FrrConfig:
         if neighbor.address is None and not is_word(neighbor.interface):
             raise ValueError(f"{neighbor.interface!r} is no name of an interface")
     announced = _announced(config)
-    tags = chosen_tags(peers for each in announced if (peers := audience(each)) is not None)
-    tagged = [(each, _tag(each, tags)) for each in announced]
-    policy = compile_policy(config, tagged, tags, sessions)
+    classes = [classify(each) for each in announced]
+    policy = compile_policy(config, classes, sessions)
+    networks = [
+        (each.prefix, policy.classes[found]) for each, found in zip(announced, classes, strict=True)
+    ]
     router = f"router bgp {config.asn}"
     lines: dict[Path, list[str]] = dict(policy.lines)
     lines[()] = ["bgp route-map delay-timer 1", *policy.lines[()]]
     lines[router,] = list(_router(config))
     for version in VERSIONS:
         family = f"address-family ipv{version} unicast"
-        lines[router, family] = list(_family(config, version, policy, tagged))
+        lines[router, family] = list(_family(config, version, policy, networks))
     return FrrConfig(
         zebra=canonical(_zebra(config)),
         bfdd=canonical(_bfdd(config, sessions)),
@@ -119,8 +118,8 @@ def _announced(config: RouterConfig) -> list[Announcement]:
             found[prefix] = structs.replace(each, peers=tuple(sorted(shown)))
     for one in standing:
         found.setdefault(one.prefix, Announcement(prefix=one.prefix, kind=Kind.SERVICE))
-    # What goes to nobody needs no line.
-    kept = [each for each in found.values() if each.peers != ()]
+    # A Service's address that goes to nobody needs no line.
+    kept = [e for e in found.values() if e.kind is Kind.PODS or e.peers != ()]
     return sorted(kept, key=lambda each: prefix_order(each.prefix))
 
 
@@ -147,13 +146,6 @@ class _Covers:
 def _bits(prefix: Network, length: int) -> tuple[int, int, int]:
     shifted = int(prefix.network_address) >> (prefix.max_prefixlen - length)
     return prefix.version, length, shifted
-
-
-def _tag(announcement: Announcement, tags: dict[tuple[str, ...], int]) -> int:
-    if announcement.kind is Kind.PODS:
-        return PODS
-    peers = audience(announcement)
-    return SERVICES if peers is None else tags[peers]
 
 
 # --- bgpd -----------------------------------------------------------------------------------
@@ -225,12 +217,11 @@ def _family(
     config: RouterConfig,
     version: Version,
     policy: Policy,
-    announced: Iterable[tuple[Announcement, int]],
+    networks: Iterable[tuple[Network, str]],
 ) -> Iterator[str]:
-    for each, tag in announced:
-        if each.prefix.version == version:
-            name = policy.classes[tag, each.communities, each.local_preference]
-            yield _network(each.prefix, name)
+    for prefix, name in networks:
+        if prefix.version == version:
+            yield _network(prefix, name)
     for listen in sorted(config.listen_ranges, key=_group):
         name, key = _group(listen), str(listen.network)
         yield from _exchange(config, version, policy, name, key, listen.session)

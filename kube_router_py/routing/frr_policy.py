@@ -1,10 +1,10 @@
 """Who gets what, as FRR's route-maps and prefix-lists. Pure.
 
-Every prefix of ours carries a tag (route-map ``krp-class-…``, named at its ``network`` line) that
-says for whom it is, and routes learned from nodes carry another one. What goes out to a neighbor is
-a short list of tags (route-map ``krp-out-…``): no prefix is compared, however many there are. FRR
-hands tags to no neighbor. Route-maps are named by what they say, so that none is ever edited:
-another one is referred to, and each prefix and neighbor changes at once, in one step.
+Every prefix of ours carries the tag of its class (route-map ``krp-class-…``, named at its
+``network`` line), and routes learned from nodes carry another one. What a neighbor is told is a
+short list of tags and what is set with each (route-map ``krp-out-…``): no prefix is compared,
+however many there are. FRR hands tags to no neighbor. Route-maps are named by what they say, so
+that none is ever edited: another one is referred to, and all changes in one step.
 
 What comes in is first compared with the neighbor's own short list (``krp-accept-…``), then by the
 route-map of its side (``krp-from-…``), which knows ``krp-refuse``. FRR 8.4 goes through all
@@ -27,7 +27,6 @@ from kube_router_py.routing.model import (
     Kind,
     Network,
     PrefixRange,
-    Prepend,
     Role,
     RouterConfig,
     Session,
@@ -38,9 +37,10 @@ from kube_router_py.routing.prefixes import collapse, range_order
 REFUSE = "krp-refuse"
 FROM = {Role.NODE: "krp-from-nodes", Role.EXTERNAL: "krp-from-outside"}
 
-# Tags. Those of chosen neighbors are made of their keys and begin at _FIRST_CHOSEN.
+# Tags: of Pod CIDRs and Services of which nothing more is said, and of what nodes have taught us.
+# Others are made of what is said.
 PODS, LEARNED, SERVICES = 1, 2, 3
-_FIRST_CHOSEN = 16
+_FIRST_HASHED = 16
 _TAGS = 2**32
 
 # Up to so many different lists of one version, each node may announce its own prefixes only;
@@ -49,7 +49,6 @@ DISTINCT_LISTS = 100
 
 # FRR 8.4 takes at most 256 words in a line.
 _MOST_PREPENDED = 250
-_DEFAULT_LOCAL_PREFERENCE = 100
 _DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 VERSIONS: tuple[Version, ...] = (4, 6)
 _KEYWORD: dict[int, str] = {4: "ip", 6: "ipv6"}
@@ -74,64 +73,69 @@ _NAMED = {
 }
 
 
+class Class(Struct, frozen=True):
+    """What prefixes have in common that FRR treats alike."""
+
+    kind: Kind
+    communities: tuple[Community, ...] = ()
+    local_preference: int | None = None
+    peers: tuple[str, ...] | None = None
+
+
 class Policy(Struct, frozen=True):
     """The route-maps and lists that a router needs, and the names under which they stand.
 
-    ``classes``: the route-map of each announced prefix, by what it is made of; ``out``: that of
-    each neighbor or range, by its key; ``accept``: its prefix-list, by key and version (none: it
-    may announce anything that is not refused).
+    ``classes``: the route-map of the prefixes of a class; ``out``: that of each neighbor or range,
+    by its key; ``accept``: its prefix-list, by key and version (none: it may announce anything that
+    is not refused).
     """
 
     lines: dict[Path, list[str]]
-    classes: dict[tuple[int, tuple[Community, ...], int | None], str]
+    classes: dict[Class, str]
     out: dict[str, str]
     accept: dict[tuple[str, Version], str]
 
 
-def compile_policy(
-    config: RouterConfig,
-    announcements: Sequence[tuple[Announcement, int]],
-    tags: dict[tuple[str, ...], int],
-    sessions: Sequence[tuple[str, Session]],
-) -> Policy:
-    """``announcements`` with their tags, ``tags`` by the neighbors that were chosen (see
-    ``chosen_tags``), ``sessions`` by the key of the neighbor or range that they are with."""
-    lines: dict[Path, list[str]] = {(): []}
-    classes: dict[tuple[int, tuple[Community, ...], int | None], str] = {}
-    for announcement, tag in announcements:
-        key = tag, announcement.communities, announcement.local_preference
-        if key not in classes:
-            classes[key] = _define(lines, "class", [("permit", _class_lines(*key))])
-    is_ranked = any(
-        a.kind == Kind.PODS and a.local_preference is not None for a, _ in announcements
+def classify(announcement: Announcement) -> Class:
+    peers = announcement.peers
+    return Class(
+        announcement.kind,
+        _ordered(announcement.communities),
+        announcement.local_preference,
+        None if peers is None else tuple(sorted(set(peers))),
     )
+
+
+def compile_policy(
+    config: RouterConfig, classes: Iterable[Class], sessions: Sequence[tuple[str, Session]]
+) -> Policy:
+    """``classes`` are those of all prefixes, ``sessions`` come with the key of their neighbor."""
+    lines: dict[Path, list[str]] = {(): []}
+    tags = class_tags(classes)
+    names = {each: _define(lines, "class", [[f"set tag {tags[each]}"]]) for each in tags}
+    is_reflector = config.cluster_id is not None or any(s.reflector_client for _, s in sessions)
     out: dict[str, str] = {}
-    for key_, session in sessions:
-        entries = _outlet(config, key_, session, tags, is_ranked=is_ranked)
-        out[key_] = _define(lines, "out", entries)
+    for key, session in sessions:
+        entries = _outlet(config, key, session, tags, is_reflector=is_reflector)
+        out[key] = _define(lines, "out", entries)
     accept = _accept(lines[()], sessions)
     _refuse(lines[()], config.refuse)
-    for role in sorted({session.role for _, session in sessions}):
+    for role in {session.role for _, session in sessions}:
         _inlet(lines, role)
-    return Policy(lines, classes, out, accept)
+    return Policy(lines, names, out, accept)
 
 
-def audience(announcement: Announcement) -> tuple[str, ...] | None:
-    """The neighbors that were chosen for a prefix; None: all that its kind goes to."""
-    return None if announcement.peers is None else tuple(sorted(set(announcement.peers)))
+def class_tags(classes: Iterable[Class]) -> dict[Class, int]:
+    """A tag for each class, the same whichever others there are; the plain ones are always there.
 
-
-def chosen_tags(audiences: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    """A tag for each choice of neighbors, the same whichever others there are.
-
-    Two that would get the same one are told apart: no choice may stand for another.
+    Two that would get the same one are told apart: no class may stand for another.
     """
-    found: dict[tuple[str, ...], int] = {}
+    found = {Class(Kind.PODS): PODS, Class(Kind.SERVICE): SERVICES}
     taken: set[int] = set()
-    for each in sorted(set(audiences)):
-        tag = _number(_FIRST_CHOSEN, *each)
+    for each in sorted(set(classes) - found.keys(), key=_text):
+        tag = _number(_FIRST_HASHED, _text(each))
         while tag in taken:
-            tag = tag + 1 if tag + 1 < _TAGS else _FIRST_CHOSEN
+            tag = tag + 1 if tag + 1 < _TAGS else _FIRST_HASHED
         taken.add(tag)
         found[each] = tag
     return found
@@ -142,64 +146,63 @@ def is_internal(session: Session, asn: int) -> bool:
     return session.remote_as in ("internal", asn)
 
 
+def _text(each: Class) -> str:
+    parts = [one.parts for one in each.communities]
+    return f"{each.kind} {parts} {each.local_preference} {each.peers}"
+
+
 # --- what goes out --------------------------------------------------------------------------
-
-
-def _class_lines(
-    tag: int, communities: tuple[Community, ...], local_preference: int | None
-) -> list[str]:
-    lines = [f"set tag {tag}", *_set_communities(communities, "")]
-    if local_preference is not None:
-        # FRR itself leaves it out towards other ASes (RFC 4271, 5.1.5).
-        lines.append(f"set local-preference {local_preference}")
-    return lines
 
 
 def _outlet(
     config: RouterConfig,
     key: str,
     session: Session,
-    tags: dict[tuple[str, ...], int],
+    tags: dict[Class, int],
     *,
-    is_ranked: bool,
-) -> list[tuple[str, list[str]]]:
+    is_reflector: bool,
+) -> list[list[str]]:
     """The entries of the route-map towards a neighbor. What none of them matches stays here."""
-    if session.role is Role.NODE:
-        pods = [f"match tag {PODS}"]
-        if is_ranked and is_internal(session, config.asn):
-            # A preference is for routers outside; between nodes it would prefer none to another.
-            pods.append(f"set local-preference {_DEFAULT_LOCAL_PREFERENCE}")
-        entries = [("permit", pods)]
-        if config.cluster_id is not None or session.reflector_client:
-            entries.append(("permit", [f"match tag {LEARNED}"]))
-        return entries
-    actions: list[str] = []
-    if config.prepend is not None and not is_internal(session, config.asn):
+    is_ours = is_internal(session, config.asn)
+    entries: dict[int, list[str]] = {}
+    for each, tag in tags.items():
+        if session.role is Role.NODE:
+            # Between nodes there is nothing to prefer and nobody to tell: reached is all.
+            if each.kind is Kind.PODS:
+                entries[tag] = []
+        elif (each.kind is Kind.SERVICE or config.announce_pods_outside) and (
+            each.peers is None or key in each.peers
+        ):
+            entries[tag] = _actions(config, each, is_ours=is_ours)
+    if session.role is Role.NODE and is_reflector:
+        entries[LEARNED] = []
+    return [[f"match tag {tag}", *entries[tag]] for tag in sorted(entries)]
+
+
+def _actions(config: RouterConfig, each: Class, *, is_ours: bool) -> list[str]:
+    """What is set at last: FRR keeps to itself what it already knows as ``no-export``."""
+    lines: list[str] = []
+    if is_ours:
+        if each.local_preference is not None:
+            lines.append(f"set local-preference {each.local_preference}")
+    elif config.prepend is not None:
         # Inside our AS nobody takes a path that already has our number in it.
-        actions += _prepend(config.prepend)
-    actions += _set_communities(config.communities, " additive")
-    matched = [PODS] if config.announce_pods_outside else []
-    matched.append(SERVICES)
-    matched += [tag for peers, tag in tags.items() if key in peers]
-    return [("permit", [f"match tag {tag}", *actions]) for tag in sorted(matched)]
-
-
-def _prepend(prepend: Prepend) -> list[str]:
-    times = min(prepend.times, _MOST_PREPENDED)
-    return [f"set as-path prepend{f' {prepend.asn}' * times}"] if times > 0 else []
-
-
-def _set_communities(communities: Iterable[Community], ending: str) -> list[str]:
-    """The lines that set them, or with `` additive`` add them."""
-    each_once = sorted(set(communities), key=lambda each: each.parts)
-    small = [_community(each) for each in each_once if not each.is_large]
-    large = [":".join(map(str, each.parts)) for each in each_once if each.is_large]
-    lines = []
+        times = min(config.prepend.times, _MOST_PREPENDED)
+        if times > 0:
+            lines.append(f"set as-path prepend{f' {config.prepend.asn}' * times}")
+    communities = _ordered((*config.communities, *each.communities))
+    small = [_community(one) for one in communities if not one.is_large]
+    large = [":".join(map(str, one.parts)) for one in communities if one.is_large]
     if small:
-        lines.append(f"set community {' '.join(small)}{ending}")
+        lines.append(f"set community {' '.join(small)}")
     if large:
-        lines.append(f"set large-community {' '.join(large)}{ending}")
+        lines.append(f"set large-community {' '.join(large)}")
     return lines
+
+
+def _ordered(communities: Iterable[Community]) -> tuple[Community, ...]:
+    """As FRR orders them, each once."""
+    return tuple(sorted(set(communities), key=lambda each: (len(each.parts), each.parts)))
 
 
 def _community(community: Community) -> str:
@@ -302,11 +305,11 @@ def _collapsed(ranges: Iterable[PrefixRange], version: Version) -> tuple[PrefixR
 # --- names ----------------------------------------------------------------------------------
 
 
-def _define(lines: dict[Path, list[str]], what: str, entries: list[tuple[str, list[str]]]) -> str:
-    """A route-map of these entries, named by them."""
-    name = f"krp-{what}-{_digest(*(f'{action} {each}' for action, each in entries))}"
-    for index, (action, each) in enumerate(entries, 1):
-        lines[f"route-map {name} {action} {10 * index}",] = each
+def _define(lines: dict[Path, list[str]], what: str, entries: list[list[str]]) -> str:
+    """A route-map that permits by these entries, named by them."""
+    name = f"krp-{what}-{_digest(*map(repr, entries))}"
+    for index, each in enumerate(entries, 1):
+        lines[f"route-map {name} permit {10 * index}",] = each
     return name
 
 

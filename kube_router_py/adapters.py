@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kube_router_py.kernel.ipvs import NetlinkIpvs
 
 _CAP_NET_ADMIN = 12
-_ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls")
+_ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls", "conntrack")
 _DEFAULT_PROC_SYS = "/proc/sys"
 
 
@@ -77,6 +77,7 @@ def firewall_opener(options: Options) -> Callable[[], HostPorts]:
     open_any = opener(options, needs_ipvs=False)
 
     def open_ports() -> HostPorts:
+        from kube_router_py.kernel.conntrack import NetlinkConntrack
         from kube_router_py.kernel.iptables_variant import check_masks
 
         ports = open_any()
@@ -85,7 +86,7 @@ def firewall_opener(options: Options) -> Callable[[], HostPorts]:
         except Exception:
             ports.close()
             raise
-        return ports
+        return structs.replace(ports, conntrack=NetlinkConntrack())
 
     return open_ports
 

@@ -82,6 +82,11 @@ class Applier:
     def is_settled(self) -> bool:
         return self._is_known and not self._has_failed and not self._unseen
 
+    @property
+    def stands(self) -> bool:
+        """Whether all that the kernel takes of what is desired is in it."""
+        return self._is_known
+
     def doubt(self) -> None:
         """Compare everything with the kernel in the next turn."""
         self._is_known = False

@@ -17,7 +17,8 @@ What happens in a turn: dirty objects -> ``desired`` -> sets are created and gro
 a family in one commit -> sets shrink and go. A pod counts as programmed (``local_pods``) last. In
 between, a flow's verdict is that of the old or of the new state: an address that moves from one set
 to another is in both for a moment, and admission is a matter of any set. Where that could admit
-what both states refuse, all takes effect in one commit (``entangled``, ``overlay``).
+what both states refuse, all takes effect in one commit (``entangled``, ``overlay``). Last, where
+an address of a pod of this node has changed hands, its connections are forgotten (``reused``).
 """
 
 import logging
@@ -32,8 +33,10 @@ from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, 
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.apply import Applier
 from kube_router_py.firewall.desired import Desired
+from kube_router_py.firewall.model import PodFacts
 from kube_router_py.firewall.pods import pod_facts
 from kube_router_py.firewall.policy import compile_policy
+from kube_router_py.firewall.reused import ReusedAddresses
 from kube_router_py.firewall.service_addresses import node_ports, service_ports
 from kube_router_py.firewall.settings import FirewallOptions, node_facts
 from kube_router_py.kernel.ports import HostPorts
@@ -82,6 +85,7 @@ class Firewall:
     def _forget(self) -> None:
         self._desired = Desired(self._options)
         self._applier = Applier(self._node_name, self._options, self._desired, self._clock)
+        self._reused = ReusedAddresses(self._node_name)
         self._known: set[Key] = set()
         self._broken: dict[Key, Problem] = {}
 
@@ -128,11 +132,14 @@ class Firewall:
             self._applier.doubt()
             problem = Problem(f"Node {self._node_name}", "", str(error))
             return Outcome(dirty | {self._own_node()}, (problem, *self._problems()))
+        self._reused.forget(self.ports.conntrack, stands=self._applier.stands)
         failed: set[Hashable] = {*self._broken}
         if not self._applier.is_settled:
             failed.add(self._own_node())
         if not failed:
             self._on_settled(self.ports.iptables.variant)
+        if not self._reused.is_settled:
+            failed.add(self._own_node())
         return Outcome(frozenset(failed), tuple(self._problems()))
 
     def _own_node(self) -> Key:
@@ -166,8 +173,17 @@ class Firewall:
 
     def _follow_pod(self, name: str) -> bool:
         found = self._cache.get(Pod, name)
-        self._desired.put_pod(name, pod_facts(found, self._node_name) if found else None)
+        facts = pod_facts(found, self._node_name) if found else None
+        self._desired.put_pod(name, facts)
+        uid = found.metadata.uid if found else ""
+        self._reused.owners.put(name, uid, self._own_addresses(facts))
         return found is not None
+
+    def _own_addresses(self, facts: PodFacts | None) -> Iterator[str]:
+        """Those of a pod of this node, in families in which policies are enforced."""
+        if facts is not None and facts.is_local:
+            for family in self._options.families:
+                yield from facts.addresses.get(family, ())
 
     def _follow_namespace(self, name: str) -> bool:
         found = self._cache.get(Namespace, name)
@@ -193,7 +209,7 @@ class Firewall:
 
     def _problems(self) -> Iterator[Problem]:
         found: set[Problem] = {*self._broken.values(), *self._desired.problems()}
-        found.update(self._applier.problems)
+        found.update(self._applier.problems, self._reused.problems)
         if self._options.default_deny:
             found.update(self._without_networks())
         yield from sorted(found)

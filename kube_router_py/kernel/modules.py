@@ -24,6 +24,7 @@ PROXY = {
 }
 FIREWALL = {
     "nf_conntrack": "policies",
+    "nf_conntrack_netlink": "addresses that go from one pod to the next",
     "xt_set": "policies",
     "xt_conntrack": "policies",
     "ip_set_hash_ip": "policies",

@@ -14,7 +14,15 @@ from kube_router_py.firewall.desired import Desired
 from kube_router_py.firewall.frame import JUMPS, is_own_chain, is_own_set
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel import ports
-from kube_router_py.kernel.fake import FakeIpsets, FakeIptables, FakeIpvs, FakeLinks, FakeSysctls
+from kube_router_py.kernel.fake import (
+    FakeConntrack,
+    FakeIpsets,
+    FakeIptables,
+    FakeIpvs,
+    FakeLinks,
+    FakeSysctls,
+)
+from kube_router_py.kernel.fake_conntrack import FakeConntrackKernel
 from kube_router_py.kernel.fake_host import (
     FakeIpsetKernel,
     FakeIptablesKernel,
@@ -48,6 +56,7 @@ class FirewallNode:
         self.sets, self.rules = FakeIpsetKernel(), FakeIptablesKernel()
         connect(self.sets, self.rules)
         self.links = FakeLinkKernel()
+        self.conntrack = FakeConntrackKernel()
         self.sysctls = dict.fromkeys(_BRIDGED, "1")
         self.now_s = 0.0
         self.dirty: set[Key] = set()
@@ -70,6 +79,7 @@ class FirewallNode:
                 FakeIpsets(self.sets),
                 FakeIptables(self.rules),
                 sysctls,
+                FakeConntrack(self.conntrack),
             )
         )
         return self.opened[-1]

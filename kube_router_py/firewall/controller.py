@@ -134,7 +134,7 @@ class Firewall:
             return Outcome(dirty | {self._own_node()}, (problem, *self._problems()))
         self._reused.forget(self.ports.conntrack, stands=self._applier.stands)
         failed: set[Hashable] = {*self._broken}
-        if not self._applier.is_settled:
+        if not self._applier.is_settled or self._desired.is_unfinished:
             failed.add(self._own_node())
         if not failed:
             self._on_settled(self.ports.iptables.variant)

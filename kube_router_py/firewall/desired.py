@@ -10,19 +10,12 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from kube_router_py.firewall.chains import (
-    DIRECTION_CHAINS,
-    SetSource,
-    address_digit,
-    dispatch_bucket,
-    dispatch_top,
-    pod_rules,
-    policy_rules,
-)
+from kube_router_py.firewall.chains import SetSource, pod_rules, policy_rules
+from kube_router_py.firewall.claims import Names
 from kube_router_py.firewall.contents import Contents, SetDelta
+from kube_router_py.firewall.dispatch import Dispatch
 from kube_router_py.firewall.entangled import Entanglement, Isolation, Place
 from kube_router_py.firewall.frame import (
-    direction_rules,
     frame_chains,
     frame_sets,
     isolated_pods,
@@ -83,10 +76,10 @@ class Desired:
         self._sources: dict[Place, tuple[SetSource, ...]] = {}
         self._set_users: dict[IpsetSpec, set[Place]] = {}
         self._of_selection: dict[Selection, set[SetSource]] = {}
-        # Dispatch: pod chains by address, in buckets by the address's last digit.
-        self._buckets: dict[tuple[Direction, str, int], dict[str, list[str]]] = {}
-        self._bucket_chains: dict[tuple[Direction, str, int], set[str]] = {}
-        self._dirty_buckets: set[tuple[Direction, str, int]] = set()
+        # Names that policies lack, as others have them.
+        self._lacking: dict[Place, set[str]] = {}
+        self._names = Names()
+        self._ways = Dispatch(self._families)
         self._entanglement = Entanglement(options.families)
         self._services: dict[str, dict[IpsetSpec, frozenset[str]]] = {}
         self.sets = Contents()
@@ -95,8 +88,8 @@ class Desired:
         for family in self._families:
             for spec in frame_sets(family):
                 self.sets.create(spec)
-            for direction in Direction:
-                self._put_direction(direction, family)
+        for family, name, rules in self._ways.start():
+            self._put_chain(family, name, rules)
         self.put_node(NodeFacts())
 
     # --- facts ---------------------------------------------------------------------------------
@@ -158,10 +151,13 @@ class Desired:
             for pod in (move.old, move.new):
                 if pod is not None:
                     self._dirty_pods.add(pod.key)
-        dirty, self._dirty_pods = self._dirty_pods, set()
-        needed: set[Place] = set()
+        freed = {key for key, _ in self._names.pods.take_freed()}
+        needed = self._names.sets.take_freed()
+        for place in self._names.policies.take_freed():
+            freed |= self._users.get(place, set())
+        dirty, self._dirty_pods = self._dirty_pods | freed, set()
         for key in sorted(dirty):
-            needed |= self._put_local_pod(key)
+            needed |= self._put_local_pod(key, is_forced=key in freed)
         policies, self._dirty_policies = self._dirty_policies, set()
         needed.update((key, direction) for key in policies for direction in Direction)
         released: list[tuple[SetSource, Place]] = []
@@ -170,11 +166,15 @@ class Desired:
         # Last: a set that passes from one policy to another stays, and changes as others do.
         for source, place in released:
             self._release(source, place)
-        for bucket in sorted(self._dirty_buckets):
-            self._put_bucket(bucket)
-        self._dirty_buckets.clear()
+        for family, name, rules in self._ways.take():
+            self._put_chain(family, name, rules)
         self._fill_sets()
         return self._take_changes()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether another ``settle`` brings more: names are free that some waited for."""
+        return self._names.have_freed
 
     @property
     def policy_chains(self) -> int:
@@ -196,15 +196,16 @@ class Desired:
         return self._programmed[pod][1] if pod in self._programmed else {}
 
     def problems(self) -> list[Problem]:
-        return [problem for found in self._problems.values() for problem in found]
+        told = [problem for found in self._problems.values() for problem in found]
+        return [*told, *self._names.problems()]
 
-    def _put_local_pod(self, key: str) -> set[Place]:
+    def _put_local_pod(self, key: str, *, is_forced: bool) -> set[Place]:
         """Program a pod anew where it changed; returns the policy chains with other users."""
         pod = self._local.get(key)
         isolation = self._isolation(pod) if pod else {}
         old = self._programmed.get(key)
         new = (pod, isolation) if pod else None
-        if old == new:
+        if old == new and not is_forced:
             return set()
         _put(self._programmed, key, new)
         needed: set[Place] = set()
@@ -218,10 +219,15 @@ class Desired:
                 for direction in isolated:
                     change(isolated_pods(direction, family), facts.addresses.get(family, ()))
             for direction, policies in isolated.items():
+                if is_new:
+                    self._names.pods.seek(pod_chain(key, direction), (key, direction))
                 for policy in policies:
                     users = self._users.setdefault((policy, direction), set())
                     (users.add if is_new else users.discard)(key)
                     needed.add((policy, direction))
+                    if is_new:
+                        place = (policy, direction)
+                        self._names.policies.seek(policy_chain(*place), place)
             self._dispatch(facts, isolated, is_new=is_new)
         self._put_pod_chains(key, old, new)
         self._entanglement.note_pod(old, new)
@@ -244,63 +250,63 @@ class Desired:
         for family in self._families:
             for direction in Direction:
                 name = pod_chain(key, direction)
+                if not self._names.pods.holds(name, (key, direction)):
+                    continue
                 if new and direction in new[1] and (addresses := new[0].addresses.get(family)):
-                    policies = new[1][direction]
+                    policies = [
+                        policy
+                        for policy in new[1][direction]
+                        if self._names.policies.holds(
+                            policy_chain(policy, direction), (policy, direction)
+                        )
+                    ]
                     rules = pod_rules(key, direction, family, addresses, policies)
                     self._put_chain(family, name, rules)
                 elif old and direction in old[1]:
                     self._put_chain(family, name, None)
+        for direction in Direction:
+            if not new or direction not in new[1]:
+                self._names.pods.give_up(pod_chain(key, direction), (key, direction))
 
     def _dispatch(self, pod: PodFacts, isolation: Isolation, *, is_new: bool) -> None:
-        for family in self._families:
-            for direction in isolation:
-                chain = pod_chain(pod.key, direction)
+        for direction in isolation:
+            chain = pod_chain(pod.key, direction)
+            target = chain if self._names.pods.holds(chain, (pod.key, direction)) else "DROP"
+            for family in self._families:
                 for address in pod.addresses.get(family, ()):
-                    place = (direction, family, address_digit(address, 0))
-                    bucket = self._buckets.setdefault(place, {})
-                    chains = set(bucket.get(address, ()))
-                    (chains.add if is_new else chains.discard)(chain)
-                    _put(bucket, address, sorted(chains) or None)
-                    self._dirty_buckets.add(place)
-
-    def _put_bucket(self, place: tuple[Direction, str, int]) -> None:
-        direction, family, digit = place
-        bucket = self._buckets[place]
-        new = dispatch_bucket(direction, family, digit, bucket) if bucket else {}
-        for name in self._bucket_chains.get(place, set()) - new.keys():
-            self._put_chain(family, name, None)
-        for name, rules in new.items():
-            self._put_chain(family, name, rules)
-        _put(self._bucket_chains, place, set(new) or None)
-        if not bucket:
-            del self._buckets[place]
-        self._put_direction(direction, family)
-
-    def _put_direction(self, direction: Direction, family: str) -> None:
-        digits = [d for towards, of, d in self._buckets if (towards, of) == (direction, family)]
-        dispatch = dispatch_top(direction, family, digits)
-        rules = direction_rules(direction, family, dispatch)
-        self._put_chain(family, DIRECTION_CHAINS[direction], rules)
+                    place = (direction, family, address)
+                    self._ways.note(*place, pod.key, target, is_new=is_new)
 
     def _put_policy_chain(self, key: str, direction: Direction) -> set[SetSource]:
         """Returns what its rules look into no longer."""
         place = (key, direction)
         policy = self._policies.get(key)
+        name = policy_chain(key, direction)
+        for lacking in self._lacking.pop(place, ()):
+            self._names.sets.forget(lacking, place)
         if not self._users.get(place):
             self._users.pop(place, None)
+            self._names.policies.give_up(name, place)
             if place not in self._sources:
                 return set()  # of most policies no pod is here
             policy = None
-        name = policy_chain(key, direction)
+        elif not self._names.policies.holds(name, place):
+            return set()
         sources: list[SetSource] = []
         for family in self._families:
             rules = None
             if policy is not None and direction in policy.rules:
                 rules, used = policy_rules(policy, direction, family)
-                sources += used
+                taken = self._names.sets.contested((each.spec.name, each) for each in used)
+                if taken:
+                    self._lacking.setdefault(place, set()).update(taken)
+                    rules = tuple(each for each in rules if taken.isdisjoint(each.split()))
+                sources += (each for each in used if each.spec.name not in taken)
             if rules is not None and self.chains[family].get(name, rules) != rules:
                 self._entanglement.note_rules(family)
             self._put_chain(family, name, rules)
+        for lacking in self._lacking.get(place, ()):
+            self._names.sets.wait(lacking, place)
         for source in sources:
             self._use(source, place)
         old = set(self._sources.get(place, ()))
@@ -313,6 +319,7 @@ class Desired:
         users.add(place)
         if not is_new:
             return
+        self._names.sets.claim(source.spec.name, source)
         self.sets.create(source.spec)
         self.sets.add(source.spec, source.networks)
         if source.selection is not None:
@@ -327,6 +334,7 @@ class Desired:
         if users:
             return
         del self._set_users[source.spec]
+        self._names.sets.release(source.spec.name, source)
         self.sets.drop(source.spec)
         if source.selection is not None:
             self._peers.remove(source.selection)

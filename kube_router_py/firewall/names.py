@@ -48,7 +48,9 @@ def port_set(selection: Selection, port: PortName, family: str) -> IpsetSpec:
 def beside_set(spec: IpsetSpec, what: str) -> IpsetSpec:
     """What ``comes`` or ``goes`` while a set of policies is being changed."""
     prefix = PORT_SET if spec.type == "hash:ip,port" else SOURCE_SET
-    return _spec(prefix + _hash(what, spec.name), spec.type, spec.family)
+    # Ends as no other name does (BASE32 has no 0 and no 1): it never is the one of another set.
+    name = prefix + _hash(what, spec.name)[:-1] + ("0" if what == "comes" else "1")
+    return _spec(name, spec.type, spec.family)
 
 
 def family_set(name: str, set_type: str, family: str) -> IpsetSpec:

@@ -37,6 +37,7 @@ _FILES = {
     "firewall": "tests/unit/firewall/test_firewall_controller.py",
     "trace": "tests/unit/firewall/test_render_trace.py",
     "steps": "tests/unit/firewall/test_transitions.py",
+    "names": "tests/unit/firewall/test_claims.py",
 }
 
 
@@ -63,6 +64,7 @@ _INDEXES = "cluster/indexes.py"
 _FW = "firewall/controller.py"
 _FW_DESIRED = "firewall/desired.py"
 _FW_APPLY = "firewall/apply.py"
+_WAYS = "firewall/dispatch.py"
 _MEMBERS = "firewall/membership.py"
 _CONTENTS = "firewall/contents.py"
 _TIES = "firewall/entangled.py"
@@ -781,8 +783,8 @@ MUTANTS = (
     ),
     Mutant(
         _FW_DESIRED,
-        "needed |= self._put_local_pod(key)",
-        "self._put_local_pod(key)",
+        "needed |= self._put_local_pod(key, is_forced",
+        "self._put_local_pod(key, is_forced",
         _FOLLOWS,
     ),
     Mutant(
@@ -816,21 +818,21 @@ MUTANTS = (
         _FOLLOWS,
     ),
     Mutant(
-        _FW_DESIRED,
-        "self._dirty_buckets.add(place)",
+        _WAYS,
+        "self._dirty.add(place)",
         "pass",
         _VERDICTS,
     ),
     Mutant(
-        _FW_DESIRED,
-        "            self._put_chain(family, name, None)\n        for name, rules in new.items()",
+        _WAYS,
+        "            yield family, name, None\n        for name, rules in new.items()",
         "            pass\n        for name, rules in new.items()",
         _FOLLOWS,
     ),
     Mutant(
-        _FW_DESIRED,
-        "self._put_direction(direction, family)\n\n    def _put_direction",
-        "pass\n\n    def _put_direction",
+        _WAYS,
+        "yield self._top(direction, family)\n\n    def _top",
+        "pass\n\n    def _top",
         _VERDICTS,
     ),
     Mutant(
@@ -880,6 +882,30 @@ MUTANTS = (
         "self.sets.discard(source.spec, source.entries(move.old))",
         "pass",
         _FOLLOWS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        'else "DROP"',
+        "else chain",
+        ("names test_a_second_pod_of_one_chain_is_refused_until_the_first_goes",),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "taken.isdisjoint(each.split())",
+        "True",
+        ("names test_a_second_selection_of_one_set_matches_nobody_until_the_first_goes",),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "elif not self._names.policies.holds(name, place):",
+        "elif False:",
+        ("names test_a_second_policy_of_one_chain_admits_nobody_until_the_first_goes",),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        " | freed, set()",
+        ", set()",
+        ("names test_a_second_pod_of_one_chain_is_refused_until_the_first_goes",),
     ),
     # --- the firewall: the order of the steps ----------------------------------------------------
     Mutant(

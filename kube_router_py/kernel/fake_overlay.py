@@ -119,6 +119,8 @@ class FakeOverlayRoutes:
             made.add(each)
             if each.table == MAIN:
                 self.foreign.pop(each.destination, None)
+        wanted = {(each.destination, each.table) for each in set(routes) - made}
+        made |= {each for each in own if (each.destination, each.table) in wanted}
         self.writes += len(made ^ own) + len(frozenset(rules) ^ own_rules)
         self._routes, self.rules = frozenset(made), frozenset(rules)
         return failures

@@ -220,8 +220,9 @@ class NetlinkOverlayLinks:
             (om.forwarding_dump(index), om.forwarding_entry),
             (om.neighbour_dump(version, index), om.neighbour_entry),
         ):
-            decoded = (om.decode_neighbour(it, index) for it in self._dump(om.RTM_GETNEIGH, dump))
-            found = {each for each in decoded if each is not None}
+            decoded = map(om.decode_entry, self._dump(om.RTM_GETNEIGH, dump))
+            standing = [it for it in decoded if it is not None and it.index == index]
+            found = {(it.address, it.mac) for it in standing if it.is_permanent}
             # Hardware addresses of forwarding entries are unique: what is wrong goes first.
             for address, mac in sorted(found - entries):
                 steps.append((om.RTM_DELNEIGH, 0, encode(address, mac, index), str(address)))

@@ -234,14 +234,24 @@ def neighbour_dump(version: int, index: int) -> bytes:
     return _NDMSG.pack(FAMILY[version], 0, 0, 0, 0) + attribute(_NDA_IFINDEX, _U32.pack(index))
 
 
-def decode_neighbour(payload: bytes, index: int) -> tuple[Address, bytes] | None:
-    """Address and hardware address of a permanent entry of one device; else None."""
-    _, found_index, state, _, _ = _NDMSG.unpack_from(payload)
+class Entry(Struct, frozen=True):
+    """An entry of a device's neighbours, or of what it forwards to."""
+
+    index: int
+    is_permanent: bool
+    address: Address
+    mac: bytes
+
+
+def decode_entry(payload: bytes) -> Entry | None:
+    """One of a dump, or a notification; None for one that names no address."""
+    _, index, state, _, _ = _NDMSG.unpack_from(payload)
     found = dict(attributes(payload, _NDMSG.size))
     address = _address(found.get(_NDA_DST, b""))
-    if address is None or found_index != index or not state & _NUD_PERMANENT:
+    if address is None:
         return None
-    return address, found.get(_NDA_LLADDR, b"")
+    is_permanent = bool(state & _NUD_PERMANENT)
+    return Entry(index, is_permanent, address, found.get(_NDA_LLADDR, b""))
 
 
 def route(wanted: Route, index: int) -> bytes:
@@ -294,6 +304,7 @@ class Standing(Struct, frozen=True):
     destination: Network
     table: int
     protocol: int
+    metric: int
     index: int
     gateway: Address | None
     source: Address | None
@@ -310,6 +321,7 @@ def decode_route(payload: bytes) -> Standing | None:
         ipaddress.ip_network((destination, length), strict=False),
         _number(found, _RTA_TABLE) or table,
         protocol,
+        _number(found, _RTA_PRIORITY),
         _number(found, _RTA_OIF),
         _address(found.get(_RTA_GATEWAY, b"")),
         _address(found.get(_RTA_PREFSRC, b"")),

@@ -194,6 +194,31 @@ def test_another_address_of_this_node(place: tuple[OverlayPorts, Encap]) -> None
     assert standing(ports) == expected(moved)
 
 
+def test_a_route_that_cannot_be_moved_stays(place: tuple[OverlayPorts, Encap]) -> None:
+    ports, encap = place
+    desired = overlay(encap)
+    apply_overlay(ports, desired, "a")
+    moved = frozenset(
+        Route(
+            destination=each.destination,
+            link="tun-0000000dead",
+            table=each.table,
+            gateway=each.gateway,
+            source=each.source,
+        )
+        if each.destination in MORE.values()
+        else each
+        for each in desired.routes
+    )
+    problems = apply_overlay(
+        ports,
+        Overlay(neighbours=desired.neighbours, routes=moved, rules=desired.rules),
+        "a",
+    )
+    assert {each.field for each in problems} == {f"route {each}" for each in MORE.values()}
+    assert standing(ports) == expected(desired)
+
+
 def test_the_bridge_of_pods(place: tuple[OverlayPorts, Encap]) -> None:
     ports, _ = place
     ports.links.ensure_bridge("kube-bridge", 1450)

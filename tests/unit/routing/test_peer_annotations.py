@@ -2,6 +2,7 @@
 
 import base64
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,21 @@ def test_the_example_of_kube_router(make: Any) -> None:
         ),
         spec(1, address=ip_address("192.168.1.100"), remote_as=4200000001),
     )
+
+
+def test_the_example_of_the_documentation(make: Any) -> None:
+    page = (Path(__file__).parents[3] / "docs/bgp-neighbors.md").read_text(encoding="utf-8")
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    specs, problems = read(make, text)
+    assert problems == ()
+    assert [each.address or each.network or each.interface for each in specs] == [
+        ip_address("192.0.2.1"),
+        ip_address("2001:db8::1"),
+        "eth1",
+        ip_network("198.51.100.0/24"),
+    ]
+    assert specs[0].bfd == Bfd(3, 300, 300)
+    assert specs[1].secret == SecretRef("bgp", "tor-2")
 
 
 def test_everything_that_can_be_said_of_a_router(make: Any) -> None:

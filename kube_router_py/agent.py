@@ -28,6 +28,7 @@ from typing import Any
 import kube_router_py
 from kube_router_py.adapters import check_capabilities, firewall_opener, opener
 from kube_router_py.backend_change import BackendChange
+from kube_router_py.cleanup import old_policies
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
@@ -95,6 +96,8 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     needed = (*PROXY,) * options.run_service_proxy + (*FIREWALL,) * options.run_firewall
     if missing := missing_modules(dict.fromkeys(needed)):
         _log.warning("%s", advice(missing))
+    if not options.run_firewall and (old := old_policies(opener(options, needs_ipvs=False))):
+        _log.warning("%s", old)
     if options.run_service_proxy and not options.service_tcp_timeout:
         _log.warning(
             "IPVS forgets TCP connections that were idle for 900 s (unless set otherwise), "

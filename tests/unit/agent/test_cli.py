@@ -14,7 +14,9 @@ import pytest
 
 import kube_router_py
 from kube_router_py import cli
+from kube_router_py.agent import run
 from kube_router_py.errors import KernelError, PreflightError
+from kube_router_py.options import parse
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFEST = """\
@@ -235,3 +237,18 @@ def test_cleanup_does_not_begin_beside_an_agent(monkeypatch, capsys):
     for argv in (["cleanup"], ["--cleanup-config"]):
         assert cli.main(argv) == 1
         assert "another kube-router-py agent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--run-firewall=false", "--run-firewall"])
+def test_rules_of_policies_that_nobody_follows_are_told_at_the_start(monkeypatch, caplog, flag):
+    def refuse(self, wait_s):
+        raise PreflightError("far enough")
+
+    monkeypatch.setattr("kube_router_py.agent.log.configure", lambda *_: None)
+    monkeypatch.setattr("kube_router_py.agent.check_capabilities", lambda: None)
+    monkeypatch.setattr("kube_router_py.agent.missing_modules", lambda _: ())
+    monkeypatch.setattr("kube_router_py.agent.AgentLock.take", refuse)
+    monkeypatch.setattr("kube_router_py.agent.old_policies", lambda _: "old rules stand")
+    with caplog.at_level("WARNING"), pytest.raises(PreflightError):
+        run(parse([flag], {}), {"NODE_NAME": "node1"})
+    assert ("old rules stand" in caplog.text) == (flag == "--run-firewall=false")

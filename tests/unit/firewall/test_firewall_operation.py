@@ -1,13 +1,16 @@
 """What an operator does to a node: flags that change, and a kernel that lacks something."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from kube_router_py.cleanup import old_policies
+from kube_router_py.errors import KernelError
 from kube_router_py.firewall.refused import told
 from kube_router_py.firewall.settings import FirewallOptions
-from kube_router_py.kernel.ports import BridgePort
+from kube_router_py.kernel.fake import FakeIptables
+from kube_router_py.kernel.ports import BridgePort, HostPorts
 
 BOTH = FirewallOptions(families=("inet", "inet6"))
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -78,3 +81,24 @@ def test_refused_rules_are_told_once_for_each_complaint() -> None:
         "the rule 'a' admits nobody (and 1 more like it): no sctp",
         "the rule 'c' admits nobody: no set",
     ]
+
+
+def test_policies_left_standing_by_an_earlier_agent_are_told(node: Any) -> None:
+    opened: list[HostPorts] = []
+
+    def open_ports() -> HostPorts:
+        opened.append(node._open())
+        return opened[-1]
+
+    told = old_policies(open_ports)
+    assert "kube-router-py cleanup" in told
+    assert told.endswith("families=inet,inet6")
+    assert all(cast(FakeIptables, each.iptables).closed for each in opened)
+    for family in BOTH.families:
+        node.rules.chains(family, "filter").clear()
+    assert old_policies(open_ports) == ""
+
+    def broken() -> HostPorts:
+        raise KernelError("no ipset here")
+
+    assert old_policies(broken) == ""

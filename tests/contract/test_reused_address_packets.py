@@ -1,6 +1,7 @@
 """A pod's address goes to the next pod while the kernel remembers a connection of the first: the
 firewall with the adapters that the agent gives it, in a network namespace."""
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ def bound(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     found = socket.socket(family, socket.SOCK_DGRAM)
     found.bind((address, port))
-    found.settimeout(2.0)
+    found.settimeout(30.0)
     return found
 
 
@@ -60,14 +61,12 @@ def exchange(rig: Any) -> bool:
             try:
                 client.send(b"?")
                 data, peer = server.recvfrom(16)
-            except TimeoutError:
-                # A refusal is told by the next call.
-                error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if error:
+            except OSError as error:
+                # A refusal may be told by the next call; whatever else is told is no verdict.
+                told = (error.errno, client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                if errno.ECONNREFUSED in told:
                     return False
                 continue
-            except ConnectionRefusedError:
-                return False
             server.sendto(data, peer)
             assert client.recv(16) == data
             return True

@@ -38,6 +38,7 @@ _FILES = {
     "trace": "tests/unit/firewall/test_render_trace.py",
     "steps": "tests/unit/firewall/test_transitions.py",
     "names": "tests/unit/firewall/test_claims.py",
+    "reused": "tests/unit/firewall/test_reused_addresses.py",
 }
 
 
@@ -64,6 +65,8 @@ _INDEXES = "cluster/indexes.py"
 _FW = "firewall/controller.py"
 _FW_DESIRED = "firewall/desired.py"
 _FW_APPLY = "firewall/apply.py"
+_OWNERS = "firewall/owners.py"
+_REUSED = "firewall/reused.py"
 _WAYS = "firewall/dispatch.py"
 _MEMBERS = "firewall/membership.py"
 _CONTENTS = "firewall/contents.py"
@@ -516,9 +519,63 @@ MUTANTS = (
     ),
     Mutant(
         _FW,
-        "self._desired.put_pod(name, pod_facts(found, self._node_name) if found else None)",
+        "self._desired.put_pod(name, facts)",
         "pass",
         ("firewall test_each_kind_of_object_is_followed",),
+    ),
+    Mutant(
+        _FW,
+        "self._reused.owners.put(name, uid, self._own_addresses(facts))",
+        "pass",
+        ("reused test_connections_of_an_address_that_changes_hands_go",),
+    ),
+    Mutant(
+        _FW,
+        "if facts is not None and facts.is_local:",
+        "if facts is not None:",
+        ("reused test_pods_elsewhere_and_of_the_host_network_have_none_here",),
+    ),
+    Mutant(
+        _OWNERS,
+        "self._addresses[key] = owner, claimed",
+        "pass",
+        ("reused test_connections_of_an_address_that_changes_hands_go",),
+    ),
+    Mutant(
+        _OWNERS,
+        "self._touch(address).discard(former)",
+        "self._touch(address)",
+        ("reused test_connections_of_an_address_that_changes_hands_go",),
+    ),
+    Mutant(
+        _OWNERS,
+        "self._touch(address).add(owner)",
+        "self._touch(address)",
+        ("reused test_connections_of_an_address_that_changes_hands_go",),
+    ),
+    Mutant(
+        _OWNERS,
+        "self._before.clear()",
+        "pass",
+        ("reused test_connections_of_an_address_that_changes_hands_go",),
+    ),
+    Mutant(
+        _REUSED,
+        "self._pending -= done",
+        "pass",
+        ("reused test_connections_of_an_address_that_changes_hands_go",),
+    ),
+    Mutant(
+        _REUSED,
+        "self._passing |= done",
+        "pass",
+        ("reused test_while_rules_cannot_be_written_it_is_done_at_once_and_again_at_last",),
+    ),
+    Mutant(
+        _REUSED,
+        "due = self._pending if stands else self._pending - self._passing",
+        "due = self._pending - self._passing",
+        ("reused test_while_rules_cannot_be_written_it_is_done_at_once_and_again_at_last",),
     ),
     Mutant(
         _FW,

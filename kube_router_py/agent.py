@@ -28,7 +28,6 @@ from typing import Any
 import kube_router_py
 from kube_router_py.adapters import check_capabilities, firewall_opener, opener
 from kube_router_py.backend_change import BackendChange
-from kube_router_py.cleanup import old_policies
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
@@ -45,6 +44,7 @@ from kube_router_py.observe import log
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
+from kube_router_py.old_policies import old_policies
 from kube_router_py.option_flag import BGP, LOADBALANCER, PEERS, POD_NETWORK
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text

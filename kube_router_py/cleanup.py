@@ -8,7 +8,7 @@ fails does not stop the others.
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from kube_router_py.errors import KernelError, KubeRouterError
+from kube_router_py.errors import KernelError
 from kube_router_py.firewall.frame import ACCEPT, is_marker_set, is_own_chain, is_own_set
 from kube_router_py.kernel import kube_proxy
 from kube_router_py.kernel.ports import DsrPorts, HostPorts, TableRules
@@ -41,33 +41,6 @@ def clean_up_kube_proxy(say: Say) -> bool:
     if not found:
         say("kube-proxy left nothing here")
     return _carry_out(((what, partial(_removed, remove)) for what, remove in found), say)
-
-
-def old_policies(open_ports: Callable[[], HostPorts]) -> str:
-    """What to do about policies that an earlier agent has left, or ``""`` where none has, or where
-    the kernel cannot be asked."""
-    try:
-        ports = open_ports()
-        try:
-            families = [family for family in ("inet", "inet6") if _has_policies(ports, family)]
-        finally:
-            ports.close()
-    except KubeRouterError:
-        return ""
-    if not families:
-        return ""
-    return (
-        "policies are not followed (--run-firewall=false), but rules of an earlier agent go on "
-        "deciding, by addresses that pods no longer have: stop the agent and run kube-router-py "
-        f"cleanup on this node, or set --run-firewall families={','.join(families)}"
-    )
-
-
-def _has_policies(ports: HostPorts, family: str) -> bool:
-    try:
-        return ACCEPT in ports.iptables.counters(family, "filter", (ACCEPT,))
-    except KernelError:
-        return False
 
 
 def _removed(remove: Callable[[], None]) -> str:

@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import pytest
 
-from kube_router_py.cleanup import old_policies
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.refused import told
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.fake import FakeIptables
 from kube_router_py.kernel.ports import BridgePort, HostPorts
+from kube_router_py.old_policies import old_policies
 
 BOTH = FirewallOptions(families=("inet", "inet6"))
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}

@@ -53,7 +53,7 @@ class NetlinkOverlayLinks:
         self._root = Path(root)
         self._socket = NetlinkSocket(NETLINK_ROUTE, strict=True)
         self._fou = FouPorts()
-        # The ports that this process opened: others it would not know from those of strangers.
+        # Ports that were opened here, or that tunnels of ours had: a port alone tells no owner.
         self._received: set[tuple[int, int]] = set()
         self._asked_for: set[str] = set()
         self._tuned: set[int] = set()
@@ -258,6 +258,8 @@ class NetlinkOverlayLinks:
             raise
 
     def _delete(self, device: om.Device) -> None:
+        if device.tunnel is not None:
+            self._received |= _ports((device.tunnel,))
         try:
             self._write(om.RTM_DELLINK, om.link(device.index))
         except KernelError as error:

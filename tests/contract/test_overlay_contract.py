@@ -401,3 +401,94 @@ def test_neighbours_behind_vxlan_follow(place: tuple[OverlayPorts, Encap]) -> No
         found = sh(f"bridge fdb show dev {name}", f"ip neigh show dev {name} nud permanent")
         assert found.count(f"{OTHER[version]} ") == 2
         assert f"{THIRD[version]} " not in found
+
+
+@REAL
+def test_a_family_that_is_off_by_default_is_switched_on(
+    place: tuple[OverlayPorts, Encap],
+) -> None:
+    ports, encap = place
+    with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w") as file:
+        file.write("1")
+    desired = overlay(encap)
+    assert apply_overlay(ports, desired, "a") == ()
+    assert standing(ports) == expected(desired)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("place", ["real fou"], indirect=True)
+def test_ports_are_closed_when_the_last_tunnel_goes(place: tuple[OverlayPorts, Encap]) -> None:
+    """After a restart of the agent, too; those of others stay open."""
+    ports, encap = place
+    sh("ip fou add port 7777 gue")
+    apply_overlay(ports, overlay(encap), "a")
+    assert sh("ip fou show", "ip -6 fou show").count("port 5555 gue") == 2
+    with closing(OverlayPorts(NetlinkOverlayLinks(), NetlinkOverlayRoutes())) as restarted:
+        assert apply_overlay(restarted, overlay(encap, port=5556), "a") == ()
+        found = sh("ip fou show", "ip -6 fou show")
+        assert (found.count("port 5555"), found.count("port 5556")) == (0, 2)
+        assert apply_overlay(restarted, overlay(Encap.IPIP), "a") == ()
+        assert standing(restarted) == expected(overlay(Encap.IPIP))
+        found = sh("ip fou show", "ip -6 fou show")
+        assert "port 5556" not in found
+        assert "port 7777" in found
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("place", ["real ipip"], indirect=True)
+def test_tunnels_of_kube_router_are_adopted(place: tuple[OverlayPorts, Encap]) -> None:
+    """One that is the same stays the same device; one of no node any more goes."""
+    ports, encap = place
+    desired = overlay(encap)
+    name = NAMES[OTHER[4]]
+    sh(
+        f"ip link add {name} type ipip local {NODE[4]} remote {OTHER[4]}",
+        f"ip link set {name} up mtu 1480",
+        f"ip route add {PODS[4]} dev {name} src {NODE[4]} proto 17",
+        f"ip link add tun-00000000099 type ipip local {NODE[4]} remote 198.51.100.99",
+        f"ip link add tunnel9 type ipip local {NODE[4]} remote 198.51.100.9",
+    )
+    index = links_json(name)["ifindex"]
+    assert apply_overlay(ports, desired, "a") == ()
+    assert standing(ports) == expected(desired)
+    assert links_json(name)["ifindex"] == index
+    assert "tunnel9" in sh("ip link")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("place", ["real ipip"], indirect=True)
+def test_a_tunnel_gets_another_name(place: tuple[OverlayPorts, Encap]) -> None:
+    """As when an address comes up whose name would be the same: the kernel has no two alike."""
+    ports, encap = place
+    desired = overlay(encap)
+    apply_overlay(ports, desired, "a")
+    new = "tun-0000000abcd"
+    old = NAMES[OTHER[4]]
+    renamed = Overlay(
+        tunnels={
+            new if name == old else name: Tunnel(
+                name=new if name == old else name,
+                encap=each.encap,
+                local=each.local,
+                remote=each.remote,
+                mtu=each.mtu,
+            )
+            for name, each in desired.tunnels.items()
+        },
+        routes=frozenset(
+            Route(
+                destination=each.destination,
+                link=new if each.link == old else each.link,
+                table=each.table,
+                source=each.source,
+            )
+            for each in desired.routes
+        ),
+        rules=desired.rules,
+    )
+    assert apply_overlay(ports, renamed, "a") == ()
+    assert standing(ports) == expected(renamed)
+    sh(f"ip link add tunnel9 type ipip local {NODE[4]} remote {THIRD[4]}")
+    problems = apply_overlay(ports, overlay(encap, third=True), "a")
+    assert any("same endpoints" in each.reason for each in problems)
+    assert "tunnel9" in sh("ip link")

@@ -179,10 +179,10 @@ def _map_name(path: Path) -> str | None:
 
 def _profiles(old: Lines, new: Lines) -> Iterator[str]:
     for path, lines in new.items():
-        known = old.get(path)
-        if known != lines:
-            yield from (*path, *_removed(known or (), lines), *_added(known or (), lines))
-            yield from ("exit", "exit")
+        if old.get(path) != lines:
+            # FRR has no command for "as by default" inside of a profile that somebody has changed.
+            again = (f"no {path[1]}",) if path in old else ()
+            yield from (path[0], *again, path[1], *lines, "exit", "exit")
 
 
 def _profiles_gone(old: Lines, new: Lines) -> Iterator[str]:

@@ -121,6 +121,7 @@ def bgpd_file(
             " bgp graceful-restart preserve-fw-state",
             " bgp graceful-restart restart-time 300",
             f" neighbor {other} remote-as {other_as}",
+            f" neighbor {other} timers 10 60",
             f" neighbor {other} timers connect 1",
             f" neighbor {other} password k8s!md5#1",
             *([f" neighbor {other} bfd profile fast"] if bfd else []),
@@ -136,7 +137,9 @@ def bgpd_file(
 
 ZEBRA_FILE = "no zebra nexthop kernel enable\n"
 BFDD_FILE = (
-    "bfd\n profile fast\n  transmit-interval 300\n  receive-interval 300\n exit\n exit\nexit\n"
+    # Not so fast that a machine busy with other things loses a session.
+    "bfd\n profile fast\n  detect-multiplier 5\n  transmit-interval 500\n  receive-interval 500\n"
+    " exit\nexit\n"
 )
 
 
@@ -248,6 +251,12 @@ def alive(layout: Layout) -> dict[str, list[int]]:
         found.setdefault(process.daemon, []).append(process.pid)
         process.close()
     return found
+
+
+def started(layout: Layout, daemon: str) -> int:
+    """When a daemon was started, in clock ticks since the machine was (field 22 of proc(5))."""
+    text = Path(f"/proc/{pid_of(layout, daemon)}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[19])
 
 
 def address(text: str) -> IPv4Address:

@@ -13,6 +13,8 @@ import logging
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 USER = "frr"
 _PROC = Path("/proc")
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: process, user, group
 # FRR allocates tables for as many files as it may open; container runtimes allow a billion.
 _OPEN_FILES = 65536
 # The directory is FRR's: a link there must not make us write to where FRR may not.
@@ -170,7 +173,11 @@ def end(processes: Sequence[DaemonProcess], number: signal.Signals, timeout_s: f
 
 
 def survivors(layout: Layout, daemons: Sequence[str]) -> list[DaemonProcess]:
-    """All daemons of this run directory that run, whoever started them."""
+    """All daemons of this run directory that run, whoever started them.
+
+    Another container may have one of the same name: what counts is whether a process answers at the
+    sockets in ours, or sees our directory there.
+    """
     found: list[DaemonProcess] = []
     for entry in os.scandir(_PROC):
         if not entry.name.isdigit():
@@ -185,7 +192,8 @@ def survivors(layout: Layout, daemons: Sequence[str]) -> list[DaemonProcess]:
             continue
         # The number may have passed to another process before it was opened, not after.
         command = _command_of(pid)
-        if _daemon_of(pid, layout, daemons) == daemon and command:
+        is_ours = _serving(layout, daemon) == pid or _sees_our_directory(pid, layout)
+        if is_ours and _daemon_of(pid, layout, daemons) == daemon and command:
             found.append(DaemonProcess(daemon, pid, pidfd, command))
         else:
             os.close(pidfd)
@@ -253,9 +261,37 @@ def _command_of(pid: int) -> tuple[str, ...]:
     return tuple(os.fsdecode(each) for each in text.rstrip(b"\0").split(b"\0")) if text else ()
 
 
+def _serving(layout: Layout, daemon: str) -> int:
+    """The process that listens at a daemon's socket (SO_PEERCRED, unix(7)); 0 if there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        try:
+            connection.connect(layout.path(daemon, "vty"))
+            found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        except OSError:
+            return 0
+    pid: int = _CREDENTIALS.unpack(found)[0]
+    return pid
+
+
+def _sees_our_directory(pid: int, layout: Layout) -> bool:
+    """Whether the run directory of a process is ours, also in another mount namespace.
+
+    Without the capability CAP_SYS_PTRACE this is not known: then it is not.
+    """
+    try:
+        theirs, ours = os.stat(f"{_PROC}/{pid}/root{layout.run_dir}"), os.stat(layout.run_dir)
+    except OSError:
+        return False
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+
 def _is_in_our_network(pid: int) -> bool:
+    """Whether a process of our run directory is in our network namespace; where that may not be
+    looked at (CAP_SYS_PTRACE), it is taken to be."""
     try:
         theirs, ours = os.stat(_PROC / str(pid) / "ns/net"), os.stat("/proc/thread-self/ns/net")
+    except PermissionError:
+        return True
     except OSError:
         return False
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)

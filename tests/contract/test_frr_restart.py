@@ -79,6 +79,10 @@ def test_a_killed_daemon_costs_no_route(lab: Any, pair: Any, daemon: str) -> Non
             assert set(after) == set(before)
             assert all(len(pids) == 1 for pids in after.values())
             assert all(after[name] != before[name] for name in after)
+            times = [lab.started(pair.layout, name) for name in ("zebra", "bfdd", "bgpd")]
+            assert times == sorted(times)
+            # Not before the router's BFD has noticed: see frr_detection.
+            assert times[2] - times[0] > 2.0 * os.sysconf("SC_CLK_TCK")
             lab.until(
                 lambda: [each.is_established for each in agent.run("summary").sessions] == [True],
                 "the session is established anew",
@@ -280,6 +284,52 @@ def test_of_two_bgpd_none_is_adopted_and_one_is_left(lab: Any, pair: Any) -> Non
         second.wait()
 
 
+def test_daemons_of_a_directory_of_the_same_name_elsewhere_are_left_alone(
+    lab: Any, pair: Any
+) -> None:
+    """As in another container, where this one sees the processes of all."""
+    boot = lab.boot("node")
+    path = pair.layout.run_dir
+    other = pair.router.run(
+        lambda: subprocess.Popen(
+            [
+                *("unshare", "--mount", "sh", "-ec"),
+                f'mount -t tmpfs none {path}; chown frr:frr {path}; exec "$@"',
+                *("sh", *pair.layout.command("zebra", boot)),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    )
+    try:
+        lab.until(
+            lambda: os.path.exists(f"/proc/{other.pid}/root{path}/zebra.vty"), "the other one runs"
+        )
+        assert lab.alive(pair.layout) == {}
+        with closing(Agent(pair)) as agent:
+            assert agent.run("open", boot) is Opened.STARTED
+            agent.run("restart", boot)
+            assert other.pid not in lab.alive(pair.layout)["zebra"]
+            agent.run("stop")
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_daemon_without_its_socket_is_found_nevertheless(lab: Any, pair: Any) -> None:
+    with closing(Agent(pair)) as first:
+        first.run("open", lab.boot("node"))
+    before = lab.alive(pair.layout)
+    for kind in ("vty", "pid"):
+        os.unlink(pair.layout.path("zebra", kind))
+    with closing(Agent(pair)) as second:
+        assert second.run("open", lab.boot("node")) is Opened.STARTED
+        after = lab.alive(pair.layout)
+        assert {name: len(pids) for name, pids in after.items()} == {"zebra": 1, "bgpd": 1}
+        assert not any(after[name] == before[name] for name in after)
+
+
 def test_daemons_of_another_command_line_or_network_are_not_adopted(lab: Any, pair: Any) -> None:
     boot = lab.boot("node")
     with closing(Agent(pair)) as first:
@@ -306,14 +356,14 @@ def test_daemons_of_another_command_line_or_network_are_not_adopted(lab: Any, pa
 @pytest.mark.parametrize("daemon", ["bgpd", "zebra"])
 def test_a_daemon_that_hangs_is_ended(lab: Any, pair: Any, daemon: str) -> None:
     pair.open_router()
-    with closing(Agent(pair, rhythm=Rhythm(probe_s=0.2, hung_s=2.0, log_s=0.2))) as agent:
+    with closing(Agent(pair, rhythm=Rhythm(probe_s=0.2, hung_s=6.0, log_s=0.2))) as agent:
         boot = lab.boot("node")
         agent.run("open", boot)
         pair.await_routes()
         with closing(lab.RouteMonitor(pair.node)) as here:
             os.kill(lab.pid_of(pair.layout, daemon), signal.SIGSTOP)
             assert agent.down.wait(lab.DEADLINE_S)
-            with pytest.raises(DaemonsDownError, match=f"{daemon} has not answered for 2 s"):
+            with pytest.raises(DaemonsDownError, match=f"{daemon} has not answered for 6 s"):
                 agent.run("running")
             agent.run("restart", boot)
             lab.until(
@@ -324,7 +374,7 @@ def test_a_daemon_that_hangs_is_ended(lab: Any, pair: Any, daemon: str) -> None:
 
 
 def test_a_batch_to_a_daemon_that_hangs_is_given_up(lab: Any, pair: Any) -> None:
-    with closing(Agent(pair, timeout_s=0.5)) as agent:
+    with closing(Agent(pair, timeout_s=3.0)) as agent:
         agent.run("open", lab.boot("node"))
         agent.run("running")
         os.kill(lab.pid_of(pair.layout, "bgpd"), signal.SIGSTOP)

@@ -65,6 +65,9 @@ class FakeOverlayLinks:
         self.neighbours = frozenset(it for it in self.neighbours if it.link in self.tunnels)
         return []
 
+    def remove_own(self) -> list[OverlayFailure]:
+        return self.prune(())
+
     def ensure_bridge(self, name: str, mtu: int | None) -> None:
         if name in self.foreign:
             raise KernelError(

@@ -1,5 +1,8 @@
 """Tunnel devices: made, changed and removed by what differs; whose they are, their names say.
 
+Those that the agent made or took over carry the alias ``kube-router-py``, by which cleanup tells
+them from those of a kube-router that runs here.
+
 A device is made anew where its kind, its endpoints or its encapsulation differ: most of that the
 kernel does not change in place. Devices that kube-router left are adopted where they are the same.
 
@@ -10,7 +13,7 @@ addresses they have, is written down as permanent entries.
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from kube_router_py.errors import KernelError
@@ -85,12 +88,19 @@ class NetlinkOverlayLinks:
 
     def prune(self, keep: Collection[str]) -> list[OverlayFailure]:
         """Remove tunnels with names of ours but for those to keep, and ports they received by."""
+        return self._remove(lambda device: device.name not in keep)
+
+    def remove_own(self) -> list[OverlayFailure]:
+        """Remove the tunnels that the agent made or took over, and no others (cleanup)."""
+        return self._remove(lambda device: device.is_marked)
+
+    def _remove(self, should_go: Callable[[om.Device], bool]) -> list[OverlayFailure]:
         failures: list[OverlayFailure] = []
         left: list[Tunnel] = []
         for name, device in sorted(self._devices().items()):
             if not is_own_name(name) or device.kind not in _KINDS:
                 continue
-            if name in keep:
+            if not should_go(device):
                 left += [device.tunnel] if device.tunnel is not None else []
                 continue
             try:
@@ -170,8 +180,8 @@ class NetlinkOverlayLinks:
         if device.index not in self._tuned:
             self._tune(wanted)
             self._tuned.add(device.index)
-        if not device.is_up:
-            self._write(om.RTM_NEWLINK, om.link_up(device.index))
+        if not device.is_up or not device.is_marked:
+            self._write(om.RTM_NEWLINK, om.link_marked_up(device.index))
 
     def _make(self, wanted: Tunnel) -> om.Device:
         self._load(_MODULES[om.kind_of(wanted)])

@@ -45,9 +45,13 @@ FAMILY: Final = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 METRIC: Final = {4: 0, 6: 1}
 """By IP version, below the 20 of FRR's routes. (IPv6 takes 0 for 1024.)"""
 
+OWNER: Final = "kube-router-py"
+"""The alias of the links that the agent made or took over."""
+
 _VERSION = {family: version for version, family in FAMILY.items()}
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_EXT_MASK = 1, 3, 4, 18, 29
+_IFLA_IFALIAS = 20
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _RTEXT_FILTER_SKIP_STATS = 8
 _TUN_LOCAL, _TUN_REMOTE, _TUN_TTL, _TUN_FLAGS = 2, 3, 4, 8
@@ -73,13 +77,15 @@ _U32, _U16 = Layout("=I"), Layout("=H")
 
 
 class Device(Struct, frozen=True):
-    """A link: ``tunnel`` is None where it is none as we make them. ``mtu`` in bytes."""
+    """A link: ``tunnel`` is None where it is none as we make them. ``mtu`` in bytes.
+    ``is_marked``: its alias says that it is ours."""
 
     index: int
     name: str
     kind: str
     is_up: bool
     mtu: int
+    is_marked: bool
     tunnel: Tunnel | None
 
 
@@ -108,6 +114,11 @@ def link_mtu(index: int, mtu: int) -> bytes:
 def link_up(index: int) -> bytes:
     """Payload of RTM_NEWLINK that sets a link up."""
     return _IFINFOMSG.pack(0, 0, index, _IFF_UP, _IFF_UP)
+
+
+def link_marked_up(index: int) -> bytes:
+    """Payload of RTM_NEWLINK that sets a link up and marks it as ours."""
+    return link_up(index) + attribute(_IFLA_IFALIAS, OWNER.encode())
 
 
 def new_bridge(name: str) -> bytes:
@@ -179,7 +190,8 @@ def decode_device(payload: bytes) -> Device:
         tunnel = _decode_vxlan(name, mtu, found.get(_IFLA_ADDRESS, b""), data)
     elif kind in ("ipip", "ip6tnl"):
         tunnel = _decode_tunnel(name, kind, mtu, data)
-    return Device(index, name, kind, bool(flags & _IFF_UP), mtu, tunnel)
+    is_marked = _text(found.get(_IFLA_IFALIAS, b"")) == OWNER
+    return Device(index, name, kind, bool(flags & _IFF_UP), mtu, is_marked, tunnel)
 
 
 def _decode_vxlan(name: str, mtu: int, mac: bytes, data: Mapping[int, bytes]) -> Tunnel | None:

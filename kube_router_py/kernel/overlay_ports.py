@@ -129,6 +129,9 @@ class OverlayLinks(Protocol):
     def prune(self, keep: Collection[str]) -> list[OverlayFailure]:
         """Remove tunnels with names of ours but for those to keep, and ports they received by."""
 
+    def remove_own(self) -> list[OverlayFailure]:
+        """Remove the tunnels that the agent made or took over, and no others (cleanup)."""
+
     def ensure_bridge(self, name: str, mtu: int | None) -> None:
         """Make a bridge stand, up, with an MTU (None: whatever it has). Raises KernelError."""
 

@@ -24,9 +24,9 @@ def apply_overlay(ports: OverlayPorts, desired: Overlay, node_name: str) -> tupl
 
 
 def remove_overlay(ports: OverlayPorts, node_name: str) -> tuple[Problem, ...]:
-    """Remove all that is ours (cleanup)."""
+    """Remove all that is ours, and nothing of a kube-router that runs here (cleanup)."""
     failures = ports.routes.apply((), ())
-    failures += ports.links.prune(())
+    failures += ports.links.remove_own()
     return tuple(sorted({_problem(each, node_name) for each in failures}))
 
 

@@ -255,6 +255,7 @@ def test_as_iproute2_sees_it(place: tuple[OverlayPorts, Encap]) -> None:
         name = VXLAN_LINKS[version] if encap is Encap.VXLAN else NAMES[OTHER[version]]
         link = links_json(name)
         assert link["mtu"] == 1400
+        assert link["ifalias"] == "kube-router-py"
         assert "UP" in link["flags"]
         info = link["linkinfo"]
         if encap is Encap.VXLAN:
@@ -492,3 +493,22 @@ def test_a_tunnel_gets_another_name(place: tuple[OverlayPorts, Encap]) -> None:
     problems = apply_overlay(ports, overlay(encap, third=True), "a")
     assert any("same endpoints" in each.reason for each in problems)
     assert "tunnel9" in sh("ip link")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("place", ["real ipip"], indirect=True)
+def test_cleanup_leaves_the_tunnels_of_a_kube_router(place: tuple[OverlayPorts, Encap]) -> None:
+    ports, encap = place
+    name = NAMES[OTHER[4]]
+    sh(
+        f"ip link add {name} type ipip local {NODE[4]} remote {OTHER[4]}",
+        f"ip link set {name} up mtu 1480",
+        f"ip route add {PODS[4]} dev {name} src {NODE[4]} proto 17",
+    )
+    assert remove_overlay(ports, "a") == ()
+    assert "UP" in links_json(name)["flags"]
+    assert str(PODS[4]) in sh("ip route")
+    # Taken over, it is ours.
+    apply_overlay(ports, overlay(encap), "a")
+    assert remove_overlay(ports, "a") == ()
+    assert ports.links.read() == {}

@@ -2,7 +2,8 @@
 
 Two Services may have the same address. It is announced if either of them wants that, on the terms
 of the older one that does (by creation time, then by name); a younger one with other terms gets a
-Problem. Where the service proxy runs on this node, nothing is announced that it has not programmed.
+Problem. There is an end to how many different terms there can be, see ``distinct_terms``. Where the
+service proxy runs on this node, nothing is announced that it has not programmed.
 """
 
 from bisect import bisect_left
@@ -12,9 +13,11 @@ from typing import TypeVar
 
 from kube_router_py.cluster.objects import EndpointSlice, Service
 from kube_router_py.problem import Problem
+from kube_router_py.routing.distinct_terms import MOST, DistinctTerms
 from kube_router_py.routing.exports import (
     COMMUNITIES_ANNOTATION,
     LOCAL_PREFERENCE_ANNOTATION,
+    ORDINARY,
     PEERS_ANNOTATION,
     ServiceExport,
     compile_export,
@@ -27,6 +30,12 @@ from kube_router_py.routing.texts import annotation_field
 from kube_router_py.services import is_inside, unusable_address
 
 _NOTHING = ServiceExport("")
+
+_TOO_MANY = (
+    "metadata.annotations",
+    f"with other Services it asks for more than {MOST} different combinations of communities, "
+    "local preference and peers, and those of older Services count; it is announced to nobody",
+)
 
 T = TypeVar("T")
 
@@ -75,6 +84,7 @@ class Announcements:
         self._with_problems: set[str] = set()
         self._with_peers: set[str] = set()
         self._contested: set[bytes] = set()
+        self._distinct = DistinctTerms()
         # Announcements by address, sorted; kept so, since sorting them all would cost more than
         # anything else that one change does.
         self._order: list[tuple[int, bytes]] = []
@@ -112,7 +122,19 @@ class Announcements:
         touched = old.announced ^ new.announced
         if old.created != new.created or old.terms != new.terms:
             touched = old.announced | new.announced
-        return self._place(touched)
+        return self._place(touched | self._reconsidered(key, old, new))
+
+    def _reconsidered(self, key: str, old: ServiceExport, new: ServiceExport) -> frozenset[bytes]:
+        """What is announced by Services whose terms are now admitted, or not any more."""
+        before = old.terms if old.announced else ORDINARY
+        after = new.terms if new.announced else ORDINARY
+        if before == after and (after == ORDINARY or old.created == new.created):
+            return frozenset()
+        services = self._distinct.update(key, before, after, _rank(key, new))
+        return frozenset(packed for each in services for packed in self._announced_by(each))
+
+    def _announced_by(self, key: str) -> frozenset[bytes]:
+        return self._exports.get(key, _NOTHING).announced
 
     def remove(self, key: str) -> frozenset[Network]:
         """Forget a Service."""
@@ -124,7 +146,7 @@ class Announcements:
             return frozenset()
         self._peers = frozenset(peers)
         return self._place(
-            {each for key in self._with_peers for each in self._exports[key].announced}
+            {packed for key in self._with_peers for packed in self._announced_by(key)}
         )
 
     def follow_programmed(self, programmed: Set[Address] | None) -> frozenset[Network]:
@@ -174,6 +196,7 @@ class Announcements:
         found = {each for key in self._with_problems for each in self._exports[key].problems}
         found.update(self._unknown_peers())
         found.update(self._conflicts())
+        found.update(Problem(f"Service {key}", *_TOO_MANY) for key in self._distinct.refused())
         return tuple(sorted(found))
 
     def _unknown_peers(self) -> Iterator[Problem]:
@@ -213,17 +236,13 @@ class Announcements:
         else:
             self._claimants.pop(packed, None)
 
-    def _rank(self, key: str) -> tuple[str, str]:
-        """The older Service comes first; one that does not say its age comes last."""
-        return self._exports[key].created or "~", key
-
     def _place(self, touched: Iterable[bytes]) -> frozenset[Network]:
         """Bring the announcements of some addresses up to date."""
         changed: set[Network] = set()
         for packed in touched:
             claimants = self._claimants.get(packed, ())
             if len(claimants) > 1:
-                claimants = self._claimants[packed] = tuple(sorted(claimants, key=self._rank))
+                claimants = self._claimants[packed] = self._ranked(claimants)
             _set_member(self._contested, packed, is_member=len(claimants) > 1)
             place = _address_order(packed)
             index = bisect_left(self._order, place)
@@ -246,6 +265,9 @@ class Announcements:
             self._current = None
         return frozenset(changed)
 
+    def _ranked(self, keys: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(keys, key=lambda key: _rank(key, self._exports[key])))
+
     def _announcement(
         self, packed: bytes, claimants: tuple[str, ...], old: Announcement | None
     ) -> Announcement | None:
@@ -253,6 +275,8 @@ class Announcements:
         if not claimants or not is_programmed:
             return None
         terms = self._exports[claimants[0]].terms
+        if not self._distinct.admits(terms):
+            return None
         peers = terms.peers
         if peers is not None:
             peers = tuple(each for each in peers if each in self._peers)
@@ -285,6 +309,11 @@ def _set_member(members: set[T], each: T, *, is_member: bool) -> None:
         members.add(each)
     else:
         members.discard(each)
+
+
+def _rank(key: str, export: ServiceExport) -> tuple[str, str]:
+    """The older Service comes first; one that does not say its age comes last."""
+    return export.created or "~", key
 
 
 def _address(packed: bytes) -> Address:

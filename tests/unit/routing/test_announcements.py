@@ -12,6 +12,7 @@ from kube_router_py.routing.announcements import (
     compile_announcements,
     pod_announcements,
 )
+from kube_router_py.routing.distinct_terms import MOST
 from kube_router_py.routing.model import Announcement, Community, Kind
 from kube_router_py.routing.settings import RoutingSettings
 
@@ -172,6 +173,38 @@ def test_problems_go_with_their_service(make: Any, index: Announcements) -> None
     assert [each.field for each in index.problems()] == ["spec.externalIPs[0]"]
     index.update("default/web", make.service())
     assert index.problems() == ()
+
+
+# --- how many different terms there may be -------------------------------------------------------
+
+
+def test_more_terms_than_there_may_be_silence_the_youngest(make: Any, index: Announcements) -> None:
+    def service(number: int, preference: str) -> Any:
+        terms = {f"{BGP}local-preference": preference} if preference else None
+        return make.service(
+            created=f"20{number:02}", external_ips=(f"192.0.2.{number}",), annotations=terms
+        )
+
+    for number in range(1, MOST + 3):
+        index.update(f"default/{number}", service(number, str(number)))
+    assert len(index.current()) == MOST
+    silenced = [each.object for each in index.problems()]
+    assert silenced == [f"Service default/{MOST + 1}", f"Service default/{MOST + 2}"]
+    assert all("announced to nobody" in each.reason for each in index.problems())
+    # Terms that another Service has, or none, cost nothing.
+    same, ordinary = ip_network("192.0.2.98/32"), ip_network("192.0.2.99/32")
+    assert index.update("default/98", service(98, "1")) == {same}
+    assert index.update("default/99", service(99, "")) == {ordinary}
+    # What one leaves, the next in age takes.
+    freed = {ip_network("192.0.2.7/32"), ip_network(f"192.0.2.{MOST + 1}/32")}
+    assert index.remove("default/7") == freed
+    assert [each.object for each in index.problems()] == [f"Service default/{MOST + 2}"]
+    index.update("default/7", service(7, "7"))
+    assert [each.object for each in index.problems()] == silenced
+    for number in range(1, MOST + 3):
+        index.update(f"default/{number}", service(number, ""))
+    assert index.problems() == ()
+    assert len(index.current()) == MOST + 4
 
 
 # --- programmed ----------------------------------------------------------------------------------

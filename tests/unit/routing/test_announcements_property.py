@@ -3,6 +3,7 @@
 from ipaddress import ip_address, ip_network
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from kube_router_py.cluster.objects import (
     ServicePort,
     ServiceSpec,
 )
+from kube_router_py.routing import distinct_terms
 from kube_router_py.routing.announcements import Announcements, compile_announcements
 from kube_router_py.routing.exports import compile_export
 from kube_router_py.routing.model import Community, is_word
@@ -112,9 +114,14 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(steps=steps, has_proxy=st.booleans())
-def test_step_by_step_is_as_from_scratch(steps: list[Any], has_proxy: bool) -> None:
+@settings(max_examples=150, deadline=None)
+@given(steps=steps, has_proxy=st.booleans(), most=st.sampled_from([1, 2, 32]))
+def test_step_by_step_is_as_from_scratch(steps: list[Any], has_proxy: bool, most: int) -> None:
+    with patch.object(distinct_terms, "MOST", most):
+        _check_steps(steps, has_proxy)
+
+
+def _check_steps(steps: list[Any], has_proxy: bool) -> None:
     index = Announcements("node1", rules(has_proxy))
     known: dict[str, Any] = {}
     peers: frozenset[str] = frozenset()
@@ -160,7 +167,7 @@ def test_step_by_step_is_as_from_scratch(steps: list[Any], has_proxy: bool) -> N
         assert each.peers is None or set(each.peers) <= peers
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     found=st.dictionaries(st.sampled_from("abc"), st.tuples(services(), slices()), max_size=3),
     programmed=addresses,

@@ -221,7 +221,7 @@ def quoted(problems: tuple[Problem, ...]) -> bool:
     return all(each.reason.isprintable() and len(each.reason) < 1000 for each in problems)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     own=nodes(st.just("node1")),
     others=st.lists(nodes(st.one_of(st.just("node2"), texts)), max_size=2),
@@ -282,7 +282,7 @@ def test_no_text_from_outside_gets_into_a_router(
             assert line == line.strip() != ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(one=nodes(st.just("node1")), two=nodes(st.just("node2")), found=services())
 def test_the_order_in_which_objects_come_does_not_matter(one: Node, two: Node, found: Any) -> None:
     rules = RoutingSettings(ipv6=True, has_proxy=False, advertise_cluster_ip=True)

@@ -198,7 +198,7 @@ class _Reader:
         receive = reader._take(_BFD_PARAMETERS[1], _interval, usual.receive_interval_ms)
         transmit = reader._take(_BFD_PARAMETERS[2], _interval, usual.transmit_interval_ms)
         self._is_wrong |= reader._is_wrong
-        if not is_enabled or reader._is_wrong:
+        if not is_enabled:
             return None
         bfd, changed = possible_bfd(multiplier, receive, transmit, _BFD_PARAMETERS)
         if reason := port_reason(port):

@@ -73,7 +73,8 @@ def node_neighbors(
                 local_address=own.address_of(version),
                 bfd=bfd,
                 graceful_restart=True,
-                reflector_client=_reflects_for(own, node),
+                # Nobody but a server holds sessions with clients.
+                reflector_client=node.reflector is not None and not _is_server(node),
                 accept=everyone[version] if _is_server(node) else accepted((node,), version),
                 description=_description(node.name),
             )
@@ -113,10 +114,6 @@ def _is_peer(own: Member, node: Member) -> bool:
 
 def _is_server(node: Member) -> bool:
     return node.reflector is not None and node.reflector.is_server
-
-
-def _reflects_for(own: Member, node: Member) -> bool:
-    return _is_server(own) and node.reflector is not None and not _is_server(node)
 
 
 def _description(name: str) -> str:

@@ -44,10 +44,11 @@ class Sleeper:
                     while data := connection.recv(4096):
                         self.question = data
                         self.asked.release()
-                        if self.answer is not None:
+                        answer = self.answer
+                        if answer is not None:
                             # In two pieces, as a long one may come.
-                            connection.sendall(self.answer[:-2])
-                            connection.sendall(self.answer[-2:])
+                            connection.sendall(answer[:-2])
+                            connection.sendall(answer[-2:])
         except OSError:
             return  # closed
 

@@ -319,6 +319,7 @@ class Applier:
             elif delta.add:
                 content = InBetween(entries, more=delta.remove)
                 growing.append(SetChange(spec, content, add=frozenset(delta.add)))
+        created = {spec: created[spec] for spec in sorted(created, key=self._desired.by_need)}
         failures = ports.ipsets.put_all(created) if created else []
         for batch in self._in_order(going, growing):
             failures += ports.ipsets.change_all(batch)

@@ -191,6 +191,11 @@ class Desired:
         places = (place for spec in sets for place in self._set_users.get(spec, ()))
         return {policy_chain(key, direction) for key, direction in places}
 
+    def by_need(self, spec: IpsetSpec) -> tuple[int, IpsetSpec]:
+        """Sorts first what policies with few sets look into: room ends with one that has many."""
+        users = self._set_users.get(spec, ())
+        return min((len(self._sources[place]) for place in users), default=0), spec
+
     def isolation(self, pod: str) -> Mapping[Direction, tuple[str, ...]]:
         """The policies by which a local pod is isolated, by direction."""
         return self._programmed[pod][1] if pod in self._programmed else {}

@@ -23,7 +23,8 @@ class FakeIpsetKernel(Struct, eq=False):
 
     ``in_use`` names sets that a rule refers to, beside those that ``references`` gives (see
     ``fake_iptables.connect``). Any change of the content of a set in ``refused`` fails, as does
-    adding an entry in ``refused_entries``. ``after_step`` is called after each line carried out.
+    adding an entry in ``refused_entries``. There are at most ``most`` sets.
+    ``after_step`` is called after each line carried out.
     """
 
     sets: dict[str, tuple[IpsetSpec, frozenset[str]]] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class FakeIpsetKernel(Struct, eq=False):
     maxelem: dict[str, int] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     refused_entries: set[str] = field(default_factory=set)
+    most: int = 65534
     references: Callable[[], set[str]] = set
     after_step: Callable[[], None] | None = None
     runs: list[str] = field(default_factory=list)
@@ -138,6 +140,8 @@ class FakeIpsetKernel(Struct, eq=False):
             if self.sets[name][0] == spec and self.maxelem.get(name) == limit:
                 return ""
             return "Set cannot be created: set with the same name already exists"
+        if len(self.sets) >= self.most:
+            return "Kernel error received: maximal number of sets reached, cannot create more."
         self.sets[name] = (spec, frozenset())
         self.maxelem[name] = limit
         return ""

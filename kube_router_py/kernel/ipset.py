@@ -27,6 +27,7 @@ _SWAP_TIMEOUT_S = 0.1
 _ABSENT = "does not exist"
 _FULL = "is full"
 _IN_USE = "in use"
+_NO_ROOM = "maximal number of sets reached"  # 65,534 of them in a network namespace
 # Entries of one set that may be refused one by one, and sets of one call, before it is given up.
 _REFUSALS_MAX = 32
 _LINE = re.compile(r"Error in line (\d+)")
@@ -271,6 +272,16 @@ class IpsetProgram:
             done = self._run(["restore"], _text(lines), writes=True)
             if done.code == 0:
                 break
+            if _NO_ROOM in done.complaint:
+                # The others of which there is none would be refused, too, one by one.
+                found = self._names()
+                kept = [each for each in pending if found.issuperset(_made(each[1]))]
+                if len(kept) < len(pending):
+                    stays = {index for index, _ in kept}
+                    left = [block for index, block in pending if index not in stays]
+                    failures |= {each.spec.name: _plain(done.complaint) for each in left}
+                    pending = kept
+                    continue
             number = _failed_line(done)
             if not 0 <= number < len(lines) or refusals == _REFUSALS_MAX:
                 rest = {block.spec.name: done.complaint for _, block in pending}
@@ -334,6 +345,11 @@ def _difference(found: IpsetSpec, wanted: IpsetSpec) -> str:
 
 def _name_complaint(name: str) -> str:
     return "name longer than 31 bytes" if len(name.encode()) > NAME_BYTES_MAX else ""
+
+
+def _made(block: Block) -> set[str]:
+    """The sets that a block creates where they are not there."""
+    return {line.split(" ")[1] for line in block.lines[:2] if line.startswith("create ")}
 
 
 def _text(lines: Iterable[str]) -> str:

@@ -6,6 +6,8 @@ from typing import Any, cast
 import pytest
 
 from kube_router_py.errors import KernelError
+from kube_router_py.firewall.model import Direction
+from kube_router_py.firewall.names import policy_chain
 from kube_router_py.firewall.refused import told
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.fake import FakeIptables
@@ -102,3 +104,37 @@ def test_policies_left_standing_by_an_earlier_agent_are_told(node: Any) -> None:
         raise KernelError("no ipset here")
 
     assert old_policies(broken) == ""
+
+
+def test_a_policy_with_more_sets_than_there_may_be_takes_no_room_from_others(
+    node: Any, clusters: Any
+) -> None:
+    def by_labels(prefix: str, number: int) -> Any:
+        """In a rule for each, so that what one lacks shows in no other."""
+        peers = [
+            {"podSelector": {"matchLabels": {"pod": "b", prefix: str(n)}}} for n in range(number)
+        ]
+        return {"podSelector": {}, "ingress": [{"from": [each]} for each in peers]}
+
+    def looked_into(key: str) -> int:
+        chain = node.chains()[policy_chain(key, Direction.INGRESS)]
+        return sum("--match-set" in rule for rule in chain)
+
+    room = 200
+    node.sets.most = len(node.sets.sets) + room
+    few = [clusters.policy(f"x/few{n}", by_labels(f"few{n}", 2)) for n in range(20)]
+    node.change(*few, clusters.policy("x/many", by_labels("many", 150)))
+    outcome = node.turn()
+    assert [looked_into(f"x/few{n}") for n in range(20)] == [2] * 20
+    # Both families have a set of each.
+    assert looked_into("x/many") < 150
+    assert len(node.sets.sets) == node.sets.most
+    assert any("maximal number of sets" in str(each) for each in outcome.problems)
+    # What stands goes on being followed.
+    node.change(clusters.pod("x/n", "node2", ["10.244.2.77"], {"pod": "b", "few3": "1"}))
+    node.turn()
+    assert any("10.244.2.77" in entries for entries in node.own_sets().values())
+    node.remove(("NetworkPolicy", "x", "many"))
+    node.turn()
+    assert not node.turn().failed
+    assert not node.differences()

@@ -98,3 +98,21 @@ def test_what_is_refused_spoils_nothing_else(
     assert ipsets.put_all({change.spec: change.content for change in changes}) == []
     assert {n: kernel.sets[n][1] for n in NAMES} == {c.spec.name: c.content for c in changes}
     assert kernel.sets.keys() <= {*NAMES, *map(ipset_plan.spare_name, NAMES)}
+
+
+def test_sets_for_which_there_is_no_room_are_refused_at_once_and_stop_no_other() -> None:
+    kernel = FakeIpsetKernel(most=61)
+    old = IpsetSpec("old", "hash:ip", "inet")
+    kernel.sets["old"] = (old, frozenset())
+    wanted = {spec(f"S{number:03}"): frozenset(ENTRIES[:3]) for number in range(200)}
+    kernel.runs.clear()
+    failures = FakeIpsets(kernel).put_all(wanted)
+    assert [each.name for each in failures] == [f"S{number:03}" for number in range(60, 200)]
+    assert all("maximal number of sets" in each.message for each in failures)
+    made = {name: entries for name, (_, entries) in kernel.sets.items() if name != "old"}
+    assert made == {f"S{number:03}": frozenset(ENTRIES[:3]) for number in range(60)}
+    assert kernel.runs.count("restore") <= 3
+    # A set that stands still grows.
+    changes = [SetChange(each, {*ENTRIES}, frozenset(ENTRIES[3:])) for each in list(wanted)[:60]]
+    assert FakeIpsets(kernel).change_all(changes) == []
+    assert kernel.sets["S000"][1] == frozenset(ENTRIES)

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from kube_router_py.cluster.objects import Pod
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.model import Direction
 from kube_router_py.firewall.names import policy_chain
@@ -13,6 +14,7 @@ from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.fake import FakeIptables
 from kube_router_py.kernel.ports import BridgePort, HostPorts
 from kube_router_py.old_policies import old_policies
+from kube_router_py.problem import Problem
 
 BOTH = FirewallOptions(families=("inet", "inet6"))
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -138,3 +140,27 @@ def test_a_policy_with_more_sets_than_there_may_be_takes_no_room_from_others(
     node.turn()
     assert not node.turn().failed
     assert not node.differences()
+
+
+def test_a_pod_that_no_longer_decodes_is_judged_as_it_was(node: Any, clusters: Any) -> None:
+    """As target and as peer, through further events, full turns and another list."""
+    problem = Problem("Pod x/a", "spec", "is not what it should be")
+    node.cache.report(Pod, "x/a", problem, "7")
+    assert not node.turn(full=True).failed
+    assert "10.244.1.10" in node.own_sets()["kube-router-pods-in"]
+    from_a = [{"podSelector": {"matchLabels": {"pod": "a"}}}]
+    node.change(clusters.policy("x/q", {"podSelector": {}, "ingress": [{"from": from_a}]}))
+    others = [each for each in node.cache.list(Pod) if each.metadata.key != "x/a"]
+    node.cache.replace(Pod, others, "9", {"x/a": problem})
+    assert not node.turn(full=True).failed
+    assert not node.differences()
+    (name,) = {
+        rule.split("--match-set ")[1].split()[0]
+        for rule in node.chains()[policy_chain("x/q", Direction.INGRESS)]
+    }
+    assert node.own_sets()[name] == {"10.244.1.10"}
+    # Deleted is deleted, though.
+    node.cache.delete(Pod, "x/a", "11")
+    node.turn()
+    assert "10.244.1.10" not in node.own_sets()["kube-router-pods-in"]
+    assert node.own_sets()[name] == frozenset()

@@ -31,7 +31,7 @@ from msgspec import Struct
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.frr_detection import detection_s
 from kube_router_py.kernel.frr_log import DaemonLog
-from kube_router_py.kernel.frr_preflight import prepare
+from kube_router_py.kernel.frr_preflight import check_listening, prepare
 from kube_router_py.kernel.frr_process import (
     DaemonProcess,
     Layout,
@@ -132,6 +132,7 @@ class FrrDaemons:
         if self._refusal is not None and self._refusal[1] > time.monotonic():
             raise DaemonsDownError(self._refusal[0], self._refusal[1] - time.monotonic())
         owner = prepare(self._layout, _wanted(boot))
+        check_listening(boot, self._port())
         self._stop_watch()
         self._end(signal.SIGKILL)
         for daemon in set(DAEMONS) - set(boot.files):
@@ -337,6 +338,13 @@ class FrrDaemons:
         wait_s = min(wait_s, self._patience.last_wait_s)
         self._refusal = (f"FRR does not run: {why}", now + wait_s)
         return wait_s
+
+    def _port(self) -> int | None:
+        """The port of the bgpd that runs."""
+        bgpd = self._processes.get("bgpd")
+        if bgpd is None or bgpd.has_ended() or "-p" not in bgpd.command:
+            return None
+        return int(bgpd.command[bgpd.command.index("-p") + 1])
 
     def _note_silence(self) -> None:
         """bfdd ends just now."""

@@ -4,14 +4,18 @@ FRR's daemons start as root, keep a few capabilities and become the user ``frr``
 they tell in one line of their log and exit; here it is told before, with the remedy.
 """
 
+import errno
 import grp
 import os
 import pwd
+import socket
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from kube_router_py.errors import PreflightError
+from kube_router_py.errors import KernelError, PreflightError
 from kube_router_py.kernel.frr_process import USER, Layout
+from kube_router_py.kernel.ports_frr import Boot
 
 _VTY_GROUP = "frrvty"
 _SOCKET_PATH_MAX = 107
@@ -50,6 +54,33 @@ def prepare(layout: Layout, daemons: Iterable[str]) -> tuple[int, int]:
         )
     _make_directory(layout.run_dir, owner)
     return owner
+
+
+def check_listening(boot: Boot, own_port: int | None) -> None:
+    """Try what bgpd would exit for: addresses that this node has not, a port that others use.
+
+    ``own_port`` is that of a bgpd of ours that runs. Raises KernelError.
+    """
+    if boot.port == 0:
+        return
+    for address in boot.listen or (IPv4Address("0.0.0.0"), IPv6Address("::")):
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if address.version == 6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind((str(address), boot.port))
+                listener.listen()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and own_port == boot.port:
+                continue
+            if error.errno == errno.EAFNOSUPPORT and not boot.listen:
+                continue  # a node without IPv6 listens on IPv4
+            raise KernelError(
+                f"bgpd cannot listen on {address} port {boot.port}: {error.strerror}",
+                error.errno or 0,
+            ) from error
 
 
 def lacking_capabilities(status: str) -> list[str]:

@@ -138,7 +138,9 @@ class Frr(Protocol):
     def restart(self, boot: Boot) -> None:
         """End all daemons without a word to anybody and start them with these files.
 
-        Routes stay in the kernel, and with neighbors that do graceful restart. Raises as ``open``.
+        Routes stay in the kernel, and with neighbors that do graceful restart. Raises as ``open``;
+        what can be known to fail before, such as an address to listen on that is not this node's,
+        ends nothing.
         """
 
     def summary(self) -> Summary:

@@ -7,6 +7,7 @@ no route was deleted.
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -441,6 +442,33 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
     broken.symlink_to("/usr/lib/frr/bgpd")
     assert pair.node.run(frr.open, lab.boot("node")) is Opened.STARTED
     pair.node.run(frr.close)
+
+
+def test_where_bgpd_cannot_listen_it_is_not_tried(lab: Any, pair: Any) -> None:
+    def occupied() -> socket.socket:
+        return socket.create_server((lab.NODE, 1790))
+
+    with closing(Agent(pair)) as agent, pair.node.run(occupied):
+        boot = lab.boot("node")
+        agent.run("open", boot)
+        before = lab.alive(pair.layout)
+        for address, port, reason in (
+            ("10.1.2.3", 179, "10.1.2.3 port 179: Cannot assign requested address"),
+            (lab.NODE, 1790, "port 1790: Address already in use"),
+        ):
+            other = Boot(files=boot.files, listen=(lab.address(address),), port=port)
+            with pytest.raises(KernelError, match=reason):
+                agent.run("open", other)
+        with pytest.raises(KernelError, match="Address already in use"):
+            agent.run("restart", Boot(files=boot.files, port=1790))
+        assert lab.alive(pair.layout) == before
+        assert agent.run("running")
+        # Its own port is no obstacle to itself.
+        own = Boot(files=boot.files, listen=(lab.address(lab.NODE),))
+        assert agent.run("open", own) is Opened.STARTED
+        agent.run("restart", own)
+        agent.run("restart", Boot(files=boot.files, port=0))
+        assert ":179 " not in pair.node.run(lab.sh, "ss -Hltn")
 
 
 def test_stop_takes_the_routes_back(lab: Any, pair: Any) -> None:

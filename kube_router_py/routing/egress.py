@@ -1,9 +1,9 @@
 """What pods send out of the cluster leaves with the node's address; what they forward is accepted.
 
-    nat POSTROUTING, last   KUBE-ROUTER-EGRESS    from pods, to neither pods nor nodes: MASQUERADE
-    filter FORWARD, last    KUBE-ROUTER-POD-FWD   to and from the pods' bridge, and out of the
-                                                  node's link; only where no firewall of ours
-                                                  accepts this
+    nat POSTROUTING, last   KUBE-ROUTER-POD-EGRESS  from pods, to neither pods nor nodes: MASQUERADE
+    filter FORWARD, last    KUBE-ROUTER-POD-FWD     to and from the pods' bridge, and out of the
+                                                    node's link; only where no firewall of ours
+                                                    accepts this
 
     kube-router-pod-subnets   hash:net   pod CIDRs of all nodes
     kube-router-node-ips      hash:ip    addresses of all nodes
@@ -22,7 +22,7 @@ from kube_router_py.kernel.ports import IpsetSpec, Jump, SetChange, TableRules
 from kube_router_py.problem import Problem
 from kube_router_py.routing.model import Network
 
-CHAIN = "KUBE-ROUTER-EGRESS"
+CHAIN = "KUBE-ROUTER-POD-EGRESS"
 FORWARD = "KUBE-ROUTER-POD-FWD"
 BRIDGE = "kube-bridge"
 

@@ -5,6 +5,7 @@ costs a system call and not a process: under emulation that is the difference of
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -84,6 +85,17 @@ class Api:
     def get(self, path: str) -> Object:
         return self.request("GET", path)
 
+    @contextlib.contextmanager
+    def watch(self, path: str) -> Iterator[Iterator[Object]]:
+        """The events of a watch that stands once this is entered."""
+        with contextlib.closing(
+            HTTPSConnection(self._server, timeout=DEADLINE_S, context=self._tls)
+        ) as connection:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self._token}"})
+            with connection.getresponse() as response:
+                assert response.status == 200, path
+                yield map(json.loads, iter(response.readline, b""))
+
     def create(self, path: str, body: Object) -> Object:
         return self.request("POST", path, body)
 
@@ -132,6 +144,11 @@ class Cluster:
         self.state = state.attach(os.environ)
         self.api = Api(self.state.kubeconfig)
         self.logs = Path(os.environ["LAB_LOGS"])
+        self.families = tuple(f for f in (4, 6) if f"LAB_NODE1_IP{f}" in os.environ)
+
+    def addresses(self, host: str) -> tuple[str, ...]:
+        """One of each family that the cluster has."""
+        return tuple(self.address(host, family) for family in self.families)
 
     def address(self, host: str, family: int) -> str:
         return os.environ[f"LAB_{host.upper()}_IP{family}"]
@@ -209,9 +226,10 @@ class Cluster:
 
     def page(self, node: str, port: int, path: str) -> str:
         """A page of the node's agent, over the node's loopback."""
-        with self.socket(node, 4, socket.SOCK_STREAM) as sock:
+        family = self.families[0]
+        with self.socket(node, family, socket.SOCK_STREAM) as sock:
             sock.settimeout(60)
-            sock.connect(("127.0.0.1", port))
+            sock.connect(("127.0.0.1" if family == 4 else "::1", port))
             sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             data = b""
             while chunk := sock.recv(65536):
@@ -242,6 +260,10 @@ class Cluster:
 
 
 METRICS_PORT = 20245
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "families: also on clusters of one address family")
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ class World:
     def __init__(self, cluster: Any) -> None:
         self.cluster = cluster
         self.api = cluster.api
-        self.prober = Prober(self._network)
+        self.prober = Prober(self.network)
         pods = self.api.get("/api/v1/pods")["items"]
         self.addresses: dict[str, tuple[str, ...]] = {
             f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": tuple(
@@ -85,7 +85,7 @@ class World:
             for pod in pods
         }
         for host in (*NODES, "client", "apiserver"):
-            self.addresses[host] = (cluster.address(host, 4), cluster.address(host, 6))
+            self.addresses[host] = cluster.addresses(host)
         self.pods = sorted(name for name in self.addresses if "/" in name)
         self._services = {
             name: self.api.get(f"/api/v1/namespaces/{name}/services/front") for name in FRONT
@@ -93,7 +93,7 @@ class World:
         self._state = State()
         self.checks = tuple(self._checks())
 
-    def _network(self, name: str) -> str:
+    def network(self, name: str) -> str:
         return str(self.cluster.state.netns_path(self.cluster.state.resolve(name)))
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class World:
     @contextmanager
     def watched(self, checks: Iterable[Check]) -> Iterator["History"]:
         """All of ``checks`` are asked all the while, from networks that stay."""
-        prober = Prober(self._network, WATCH_PORTS)
+        prober = Prober(self.network, WATCH_PORTS)
         try:
             watch = Watch(prober, (check.probe for check in checks))
             history = History(watch)

@@ -49,6 +49,8 @@ def test_one_that_is_asked_for_twice_or_without_its_family() -> None:
     assert standing(twice, announcements("192.0.2.1/32")) == ["192.0.2.0/24"]
     four = settings("fd00:5::/64", ipv6=False)
     assert standing(four, announcements("fd00:5::1/128")) == []
+    other = settings("192.0.2.0/24")
+    assert standing(other, announcements("192.0.1.1/32", "2001:db8::1/128")) == []
 
 
 def test_nested_ones_stand_on_their_own() -> None:

@@ -128,6 +128,16 @@ def test_the_older_service_sets_the_terms_and_the_other_is_told(
     assert [each.local_preference for each in index.current()] == [None]
 
 
+def test_other_terms_are_announced_at_once(make: Any, index: Announcements) -> None:
+    prefix = ip_network("192.0.2.10/32")
+    for preference in ("100", "200"):
+        terms = {f"{BGP}local-preference": preference}
+        assert index.update("default/a", shared(make, "a", OLD, annotations=terms)) == {prefix}
+        assert [each.local_preference for each in index.current()] == [int(preference)]
+    assert index.update("default/a", shared(make, "a", OLD)) == {prefix}
+    assert [each.local_preference for each in index.current()] == [None]
+
+
 def test_the_same_terms_are_no_conflict(make: Any, index: Announcements) -> None:
     terms = {f"{BGP}communities": "65000:1"}
     index.update("default/a", shared(make, "a", OLD, annotations=terms))
@@ -161,8 +171,9 @@ def test_peers_are_those_that_there_are(make: Any, index: Announcements) -> None
 def test_peers_of_a_service_without_addresses_are_no_matter(
     make: Any, index: Announcements
 ) -> None:
-    headless = make.service("a", ips=("None",), annotations={f"{BGP}peers": "192.0.2.9"})
-    index.update("default/a", headless)
+    choosing = {f"{BGP}peers": "192.0.2.9"}
+    for number, ips in enumerate((("None",), ())):
+        index.update(f"default/{number}", make.service(ips=ips, annotations=choosing))
     assert index.problems() == ()
     assert index.follow_peers({"192.0.2.9"}) == frozenset()
 
@@ -179,10 +190,12 @@ def test_problems_go_with_their_service(make: Any, index: Announcements) -> None
 
 
 def test_more_terms_than_there_may_be_silence_the_youngest(make: Any, index: Announcements) -> None:
-    def service(number: int, preference: str) -> Any:
+    def service(number: int, preference: str, created: str = "") -> Any:
         terms = {f"{BGP}local-preference": preference} if preference else None
         return make.service(
-            created=f"20{number:02}", external_ips=(f"192.0.2.{number}",), annotations=terms
+            created=created or f"20{number:02}",
+            external_ips=(f"192.0.2.{number}",),
+            annotations=terms,
         )
 
     for number in range(1, MOST + 3):
@@ -199,6 +212,11 @@ def test_more_terms_than_there_may_be_silence_the_youngest(make: Any, index: Ann
     freed = {ip_network("192.0.2.7/32"), ip_network(f"192.0.2.{MOST + 1}/32")}
     assert index.remove("default/7") == freed
     assert [each.object for each in index.problems()] == [f"Service default/{MOST + 2}"]
+    index.update("default/7", service(7, "7"))
+    assert [each.object for each in index.problems()] == silenced
+    # Recreated, it is the youngest.
+    index.update("default/7", service(7, "7", created="2099"))
+    assert "Service default/7" in {each.object for each in index.problems()}
     index.update("default/7", service(7, "7"))
     assert [each.object for each in index.problems()] == silenced
     for number in range(1, MOST + 3):
@@ -250,6 +268,7 @@ def test_addresses_in_no_range_are_known_as_long_as_a_service_has_them(
     # Announced or not: here by nobody.
     quiet = {"kube-router.io/service.advertise.externalip": "false"}
     index.update("a", make.service(external_ips=(*outside[:2], SHARED), annotations=quiet))
+    assert len(index.outside_ranges()) == 2
     index.update("b", make.service(external_ips=outside[1:]))
     assert index.outside_ranges() == tuple(
         map(ip_address, ("198.51.100.1", "198.51.100.9", "fd00:5::1"))

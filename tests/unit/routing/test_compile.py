@@ -18,6 +18,7 @@ from kube_router_py.routing.model import (
     Community,
     Kind,
     Prepend,
+    Role,
     RouterConfig,
 )
 from kube_router_py.routing.settings import RoutingSettings
@@ -143,6 +144,21 @@ def test_drain_marks_everything_and_then_takes_services_only(make: Any) -> None:
     assert len(serving.aggregates) == 1
     expected = msgspec.structs.replace(serving, drain=True, announcements=(PODS,), aggregates=())
     assert withdrawn == expected
+
+
+def test_a_router_outside_is_no_node_and_a_loopback_no_network_of_pods(make: Any) -> None:
+    nodes = two_nodes(
+        make,
+        peers="- {remoteip: 192.168.1.2, remoteasn: 65000}",
+        pod__cidrs="127.0.0.0/8,10.1.0.0/24",
+    )
+    around = neighborhood(RoutingSettings(), *nodes)
+    assert [each.session.role for each in around.neighbors] == [Role.NODE]
+    assert [str(each.prefix) for each in around.pods] == ["10.1.0.0/24"]
+    reasons = " ".join(each.reason for each in around.problems)
+    assert len(around.problems) == 2
+    assert "192.168.1.2 is the address of a node" in reasons
+    assert "127.0.0.0/8 is a loopback address" in reasons
 
 
 def test_without_identity_there_is_no_router_and_the_reason_is_told(make: Any) -> None:

@@ -58,8 +58,10 @@ def compile_cni(
         written = None if merged == found else _dump(merged)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        return CniFile(None, (Problem(f"File {path}", "", f"{reason}; it is left as it is"),))
-    return CniFile(written, tuple(Problem(f"File {path}", "", each) for each in advice))
+        return CniFile(
+            None, (Problem(f"Node {node_name}", path, f"{reason}; it is left as it is"),)
+        )
+    return CniFile(written, tuple(Problem(f"Node {node_name}", path, each) for each in advice))
 
 
 def _load(text: str) -> Object:

@@ -199,7 +199,7 @@ def test_what_cannot_be_understood_is_left_as_it_is(text: str, reason: str) -> N
     result = compiled(text)
     assert result.text is None
     (problem,) = result.problems
-    assert problem.object == f"File {PATH}"
+    assert (problem.object, problem.field) == ("Node node1", PATH)
     assert reason in problem.reason
     assert "left as it is" in problem.reason
 
@@ -209,7 +209,7 @@ def test_addresses_from_another_plugin() -> None:
     before["plugins"][1]["ipam"] = {"type": "whereabouts", "range": "10.7.0.0/16"}
     result = compiled(before)
     assert result.text is not None
-    assert [each.object for each in result.problems] == [f"File {PATH}"]
+    assert [(each.object, each.field) for each in result.problems] == [("Node node1", PATH)]
     assert "whereabouts" in result.problems[0].reason
     after = json.loads(result.text)
     assert after["plugins"][1]["ipam"] == before["plugins"][1]["ipam"]

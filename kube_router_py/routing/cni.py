@@ -28,7 +28,7 @@ Object = dict[str, Any]
 _OF_RANGE = ("subnet", "rangeStart", "rangeEnd", "gateway")
 
 
-class CniFile(Struct, frozen=True):
+class CniChange(Struct, frozen=True):
     """What the file is to hold: ``text``, or None where it stays as it is, or is not made."""
 
     text: str | None
@@ -37,7 +37,7 @@ class CniFile(Struct, frozen=True):
 
 def compile_cni(
     text: str | None, path: str, node_name: str, cidrs: Sequence[Network], mtu: int | None
-) -> CniFile:
+) -> CniChange:
     """Merge pod CIDRs (of the enabled families) and MTU (None: not ours) into a configuration.
 
     ``text`` is what the file holds, None where there is no file: then a plain configuration is
@@ -49,19 +49,19 @@ def compile_cni(
             "Have the controller manager allocate one (--allocate-node-cidrs), or set the "
             "annotation kube-router.io/pod-cidrs"
         )
-        return CniFile(None, (Problem(f"Node {node_name}", "spec.podCIDRs", reason),))
+        return CniChange(None, (Problem(f"Node {node_name}", "spec.podCIDRs", reason),))
     if text is None:
-        return CniFile(_dump(_fresh(path, cidrs, mtu)))
+        return CniChange(_dump(_fresh(path, cidrs, mtu)))
     try:
         found = _load(text)
         merged, advice = _merge(found, cidrs, mtu)
         written = None if merged == found else _dump(merged)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        return CniFile(
+        return CniChange(
             None, (Problem(f"Node {node_name}", path, f"{reason}; it is left as it is"),)
         )
-    return CniFile(written, tuple(Problem(f"Node {node_name}", path, each) for each in advice))
+    return CniChange(written, tuple(Problem(f"Node {node_name}", path, each) for each in advice))
 
 
 def _load(text: str) -> Object:

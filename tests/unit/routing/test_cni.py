@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kube_router_py.routing.cni import CniFile, compile_cni
+from kube_router_py.routing.cni import CniChange, compile_cni
 
 PATH = "/etc/cni/net.d/10-kuberouter.conflist"
 FOUR, SIX = ip_network("10.244.1.0/24"), ip_network("fd00:10:244:1::/64")
@@ -17,12 +17,12 @@ FOUR, SIX = ip_network("10.244.1.0/24"), ip_network("fd00:10:244:1::/64")
 
 def compiled(
     found: object, cidrs: Sequence[Any] = (FOUR, SIX), mtu: int | None = 1480, path: str = PATH
-) -> CniFile:
+) -> CniChange:
     text = found if isinstance(found, str) or found is None else json.dumps(found)
     return compile_cni(text, path, "node1", cidrs, mtu)
 
 
-def parsed(result: CniFile) -> Any:
+def parsed(result: CniChange) -> Any:
     assert result.text is not None
     assert result.problems == ()
     return json.loads(result.text)
@@ -84,8 +84,8 @@ def test_a_configuration_of_one_plugin() -> None:
 def test_what_is_right_is_not_written_again() -> None:
     first = compiled(conflist())
     assert first.text is not None
-    assert compiled(first.text) == CniFile(None)
-    assert compiled(json.dumps(json.loads(first.text))) == CniFile(None)
+    assert compiled(first.text) == CniChange(None)
+    assert compiled(json.dumps(json.loads(first.text))) == CniChange(None)
 
 
 def test_without_an_mtu_that_of_the_operator_stays() -> None:
@@ -161,7 +161,7 @@ def test_a_file_that_is_missing_is_made(suffix: str) -> None:
     assert ("plugins" in found) is (suffix == "conflist")
     if suffix == "conflist":
         assert found["plugins"][1]["type"] == "portmap"
-    assert compiled(result.text, path=path) == CniFile(None)
+    assert compiled(result.text, path=path) == CniChange(None)
 
 
 @pytest.mark.parametrize("text", [None, "{}"])
@@ -257,4 +257,4 @@ def test_any_json_is_merged_or_told(found: Any, is_list: bool) -> None:
     result = compiled(text)
     assert result.text is not None or result.problems or compiled(text).text is None
     if result.text is not None:
-        assert compiled(result.text) == CniFile(None, result.problems)
+        assert compiled(result.text) == CniChange(None, result.problems)

@@ -29,7 +29,7 @@ _LINES = {
         r"|ip(v6)? protocol |ip(v6)? nht |ip(v6)? forwarding|zebra (nexthop|route-map) |frr "
         r"|hostname |log "
     ),
-    "router": re.compile(r"bgp |neighbor |timers "),
+    "router": re.compile(r"bgp |coalesce-time |neighbor |timers "),
     "family": re.compile(r"network |aggregate-address |maximum-paths |neighbor |redistribute "),
     "map": re.compile(r"match |set |on-match |call |continue|description "),
     "bfd": re.compile(r"(?!)"),

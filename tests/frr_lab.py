@@ -29,6 +29,7 @@ from kube_router_py.kernel.ports_frr import DAEMONS, Boot
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
+_PREFIX = "krp-frr-"
 # Nothing takes this long unless it is broken; the machine may be that slow.
 DEADLINE_S = 120.0
 
@@ -92,16 +93,23 @@ def _new_namespace() -> None:
 @contextmanager
 def run_directory() -> Iterator[Layout]:
     """A run directory that the user frr may enter; whatever runs of it is ended afterwards."""
-    path = tempfile.mkdtemp(prefix="krp-frr-")
-    layout = Layout(run_dir=path)
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        # Daemons outlive whoever started them, also a test run that was killed.
+        if not Path("/proc", left.name.removeprefix(_PREFIX).partition("-")[0]).exists():
+            _remove(Layout(run_dir=str(left)))
+    layout = Layout(run_dir=tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     try:
         yield layout
     finally:
-        for process in survivors(layout, DAEMONS):
-            process.send(signal.SIGKILL)
-            process.has_ended(DEADLINE_S)
-            process.close()
-        shutil.rmtree(path)
+        _remove(layout)
+
+
+def _remove(layout: Layout) -> None:
+    for process in survivors(layout, DAEMONS):
+        process.send(signal.SIGKILL)
+        process.has_ended(DEADLINE_S)
+        process.close()
+    shutil.rmtree(layout.run_dir, ignore_errors=True)
 
 
 def bgpd_file(

@@ -156,6 +156,9 @@ def _router(config: RouterConfig) -> Iterator[str]:
     yield "no bgp default ipv4-unicast"
     if config.cluster_id is not None:
         yield f"bgp cluster-id {config.cluster_id}"
+    # While FRR 8.4 waits for more to tell a neighbor that has just come up (1 s and more), it loses
+    # withdrawals: what is gone stays announced (fixed by its pull request 17667, later).
+    yield "coalesce-time 0"
     if config.drain:
         # Towards our own AS it sets the local preference to 0 besides (RFC 8326, 4.1).
         yield "bgp graceful-shutdown"

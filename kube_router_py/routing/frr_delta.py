@@ -38,7 +38,7 @@ _SLOT = re.compile(
     r"|timers connect|timers|bfd profile)(?= )"
     r"|neighbor \S+ graceful-restart"
     r"|network \S+"
-    r"|maximum-paths ibgp|maximum-paths"
+    r"|maximum-paths ibgp|maximum-paths|coalesce-time"
     r"|bgp (?:router-id|cluster-id|listen limit|route-map delay-timer"
     r"|graceful-restart restart-time|graceful-restart select-defer-time)"
     r"|zebra route-map delay-timer|ip(?:v6)? protocol \S+"

@@ -180,7 +180,10 @@ def _outlet(
 
 
 def _actions(config: RouterConfig, each: Class, *, is_ours: bool) -> list[str]:
-    """What is set at last: FRR keeps to itself what it already knows as ``no-export``."""
+    """What is set at last: FRR keeps to itself what it already knows as ``no-export``.
+
+    Communities are added: in a drain there is one already, that of graceful shutdown.
+    """
     lines: list[str] = []
     if is_ours:
         if each.local_preference is not None:
@@ -194,9 +197,9 @@ def _actions(config: RouterConfig, each: Class, *, is_ours: bool) -> list[str]:
     small = [_community(one) for one in communities if not one.is_large]
     large = [":".join(map(str, one.parts)) for one in communities if one.is_large]
     if small:
-        lines.append(f"set community {' '.join(small)}")
+        lines.append(f"set community {' '.join(small)} additive")
     if large:
-        lines.append(f"set large-community {' '.join(large)}")
+        lines.append(f"set large-community {' '.join(large)} additive")
     return lines
 
 

@@ -451,7 +451,7 @@ def test_what_is_set_is_set_for_whom_it_concerns(cases: Any) -> None:
     assert {line for each in internal for line in each.lines if "local-preference" in line} == {
         f"set local-preference {n}" for n in (50, 0, 4294967295)
     }
-    assert "set community 65000:9 65000:100 blackhole no-export" in {
+    assert "set community 65000:9 65000:100 blackhole no-export additive" in {
         line for each in external for line in each.lines
     }
 

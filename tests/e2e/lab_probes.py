@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
@@ -29,11 +30,16 @@ UNREACHABLE = "unreachable"
 SILENCE_S = 3.0
 SECOND_SILENCE_S = 6.0
 WATCH_SILENCE_S = 15.0
+# A hammer goes on meanwhile.
+HAMMER_SILENCE_S = 4.0
+PACE_S = 0.1
+_PENDING = 50
 # More at once would only queue.
 _AT_ONCE = 400
-# Below the NodePorts and the kernel's own choice; two probers at once need two ranges.
+# Below the NodePorts and the kernel's own choice; probers at once need ranges of their own.
 PORTS = range(10000, 20000)
 WATCH_PORTS = range(20000, 30000)
+HAMMER_PORTS = range(1024, 10000)
 
 _KINDS = {
     "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
@@ -132,40 +138,88 @@ class Prober:
                     if probe.source != inside:
                         self._enter(probe.source)
                         inside = probe.source
-                    began = time.monotonic()
-                    sock = self._socket(probe)
-                    waiting[sock.fileno()] = (probe, sock, began)
-                    error = 0
-                    try:
-                        sock.connect((probe.address, probe.port))
-                        if probe.protocol == "UDP":
-                            sock.send(b"?")
-                    except BlockingIOError:
-                        # What came while connect had the socket for itself wakes nobody up.
-                        if probe.protocol == "SCTP":
-                            error = _error(sock)
-                    except OSError as failure:
-                        error = failure.errno or errno.EIO
-                    if error:
-                        answers[probe] = Answer(_outcome(error), began, time.monotonic())
-                        waiting.pop(sock.fileno())
+                    sock, answer = self._start(probe)
+                    if answer.outcome != SILENT:
+                        answers[probe] = answer
                         sock.close()
                         continue
-                    wanted = select.EPOLLIN if probe.protocol == "UDP" else select.EPOLLOUT
-                    poll.register(sock.fileno(), wanted)
+                    waiting[sock.fileno()] = (probe, sock, answer.began)
+                    poll.register(sock.fileno(), _wanted(probe))
                 while waiting and (events := poll.poll(silence_s)):
                     for number, happened in events:
                         probe, sock, began = waiting.pop(number)
-                        error = _error(sock)
-                        if not error and happened & (select.EPOLLERR | select.EPOLLHUP):
-                            error = errno.EIO
-                        answers[probe] = Answer(_outcome(error), began, time.monotonic())
+                        outcome = _outcome(_happened(sock, happened))
+                        answers[probe] = Answer(outcome, began, time.monotonic())
                         sock.close()
             finally:
                 for probe, sock, began in waiting.values():
                     answers[probe] = Answer(SILENT, began, time.monotonic())
                     sock.close()
         return answers
+
+    def _start(self, probe: Probe) -> tuple[socket.socket, Answer]:
+        """Silent: nothing has come yet. The thread is in the network of its source."""
+        sock = self._socket(probe)
+        began = time.monotonic()
+        error = 0
+        try:
+            sock.connect((probe.address, probe.port))
+            if probe.protocol == "UDP":
+                sock.send(b"?")
+        except BlockingIOError:
+            # What came while connect had the socket for itself wakes nobody up.
+            if probe.protocol == "SCTP":
+                error = _error(sock)
+        except OSError as failure:
+            error = failure.errno or errno.EIO
+        return sock, Answer(_outcome(error) if error else SILENT, began, time.monotonic())
+
+    def hammer(
+        self, wanted: Callable[[], Sequence[Probe]], stop: threading.Event
+    ) -> Iterator[tuple[Probe, Answer]]:
+        """Each of ``wanted`` (sorted by source) every PACE_S, or half of the time where they take
+        longer to begin, whatever became of the last tries.
+
+        To be used in a thread of its own: it goes from network to network.
+        """
+        waiting: dict[int, tuple[Probe, socket.socket, float]] = {}
+        with closing(select.epoll()) as poll:
+            try:
+                while not stop.is_set():
+                    tick = time.monotonic()
+                    pending = Counter(probe for probe, _, _ in waiting.values())
+                    inside = ""
+                    for probe in wanted():
+                        if pending[probe] >= _PENDING:
+                            continue
+                        if probe.source != inside:
+                            self._enter(probe.source)
+                            inside = probe.source
+                        sock, answer = self._start(probe)
+                        if answer.outcome != SILENT:
+                            sock.close()
+                            yield probe, answer
+                            continue
+                        waiting[sock.fileno()] = (probe, sock, answer.began)
+                        poll.register(sock.fileno(), _wanted(probe))
+                    # Half of the time is for those who are to change something.
+                    until = max(tick + PACE_S, 2 * time.monotonic() - tick)
+                    left_s = until - time.monotonic()
+                    while left_s > 0:
+                        for number, happened in poll.poll(left_s):
+                            probe, sock, began = waiting.pop(number)
+                            outcome = _outcome(_happened(sock, happened))
+                            sock.close()
+                            yield probe, Answer(outcome, began, time.monotonic())
+                        left_s = until - time.monotonic()
+                    for number, (probe, sock, began) in [*waiting.items()]:
+                        if tick - began > HAMMER_SILENCE_S:
+                            del waiting[number]
+                            sock.close()
+                            yield probe, Answer(SILENT, began, tick)
+            finally:
+                for _, sock, _ in waiting.values():
+                    sock.close()
 
     def _enter(self, name: str) -> None:
         if name not in self._networks:
@@ -238,6 +292,68 @@ class Watch:
         self._thread.join()
         if self._failure:
             raise self._failure[0]
+
+
+class Hammer:
+    """``with Hammer(prober) as hammer:`` tries what ``hammer.probes`` has at the moment.
+
+    ``answers`` grows meanwhile; ``first_open`` has the end of the first try that was let through.
+    """
+
+    def __init__(self, prober: Prober) -> None:
+        self.probes: tuple[Probe, ...] = ()
+        self.answers: list[tuple[Probe, Answer]] = []
+        self.first_open: dict[Probe, float] = {}
+        self._prober = prober
+        self._stop = threading.Event()
+        self._failure: list[BaseException] = []
+        self._thread = threading.Thread(target=self._work)
+
+    def aim(self, probes: Iterable[Probe]) -> None:
+        self.probes = tuple(sorted(set(probes)))
+
+    def asked_since(self, moment: float) -> Counter[Probe]:
+        """How many tries, by probe, that began after ``moment`` have ended."""
+        found = Counter[Probe]()
+        for probe, answer in reversed(self.answers):
+            if answer.ended < moment:
+                break
+            found[probe] += answer.began > moment
+        return found
+
+    def take(self) -> list[tuple[Probe, Answer]]:
+        """What has come up to now, once."""
+        taken, self.answers = self.answers, []
+        return taken
+
+    def _work(self) -> None:
+        try:
+            for probe, answer in self._prober.hammer(lambda: self.probes, self._stop):
+                self.answers.append((probe, answer))
+                if answer.outcome == OPEN:
+                    self.first_open.setdefault(probe, answer.ended)
+        except BaseException as error:  # noqa: BLE001 - handed over at the end
+            self._failure.append(error)
+
+    def __enter__(self) -> "Hammer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._failure:
+            raise self._failure[0]
+
+
+def _wanted(probe: Probe) -> int:
+    return select.EPOLLIN if probe.protocol == "UDP" else select.EPOLLOUT
+
+
+def _happened(sock: socket.socket, events: int) -> int:
+    """The error that a socket has to tell of, or 0."""
+    error = _error(sock)
+    return error or (errno.EIO if events & (select.EPOLLERR | select.EPOLLHUP) else 0)
 
 
 def _error(sock: socket.socket) -> int:

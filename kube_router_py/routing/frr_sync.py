@@ -9,7 +9,7 @@ import logging
 
 from msgspec import Struct
 
-from kube_router_py.errors import KernelError
+from kube_router_py.errors import KernelError, PreflightError
 from kube_router_py.kernel.frr_vty import masked
 from kube_router_py.kernel.ports_frr import Boot, CommandResult, DaemonsDownError, Frr, Opened
 from kube_router_py.problem import Problem
@@ -55,7 +55,7 @@ class FrrSync:
             refused = self._change(wanted, is_repair=was_reached and opened is Opened.KEPT)
         except DaemonsDownError as error:
             return self._failed(error, error.wait_s)
-        except KernelError as error:
+        except (KernelError, PreflightError) as error:
             return self._failed(error)
         if refused:
             return Synced(refused)
@@ -121,7 +121,7 @@ class FrrSync:
         # Daemons that listen elsewhere than wanted have been started anew.
         return parse_running(self._frr.running(), wanted.listen, wanted.port)
 
-    def _failed(self, error: KernelError, wait_s: float | None = None) -> Synced:
+    def _failed(self, error: Exception, wait_s: float | None = None) -> Synced:
         self._applied = None
         problem = Problem(f"Node {self._node_name}", "", f"BGP: {error}")
         return Synced((problem,), wait_s)

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from kube_router_py.errors import PreflightError
 from kube_router_py.kernel.fake_frr import FakeDaemons, FakeFrr
 from kube_router_py.kernel.ports_frr import Boot, CommandResult, Opened
 from kube_router_py.routing.frr_config import render_frr
@@ -130,6 +131,19 @@ def test_daemons_that_ended_are_started_with_what_is_wanted_now(world: World) ->
     world.daemons.resting_s = 0.0
     assert world.sync.sync(wanted("192.0.2.2/32"), full=False).problems == ()
     assert world.runs(wanted("192.0.2.2/32"))
+
+
+def test_what_the_node_lacks_is_told_and_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(boot: Boot) -> Opened:
+        raise PreflightError("install the package frr")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.frr, "open", lacking)
+        result = world.sync.sync(wanted(), full=True)
+    assert [each.reason for each in result.problems] == ["BGP: install the package frr"]
+    assert world.sync.sync(wanted(), full=False).problems == ()
 
 
 def test_a_refused_line_is_told_without_its_password_and_tried_again(world: World) -> None:

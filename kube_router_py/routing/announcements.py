@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from kube_router_py.cluster.objects import EndpointSlice, Service
 from kube_router_py.problem import Problem
-from kube_router_py.routing.distinct_terms import MOST, DistinctTerms
+from kube_router_py.routing.distinct_terms import DistinctTerms
 from kube_router_py.routing.exports import (
     COMMUNITIES_ANNOTATION,
     LOCAL_PREFERENCE_ANNOTATION,
@@ -33,8 +33,8 @@ _NOTHING = ServiceExport("")
 
 _TOO_MANY = (
     "metadata.annotations",
-    f"with other Services it asks for more than {MOST} different combinations of communities, "
-    "local preference and peers, and those of older Services count; it is announced to nobody",
+    "there are more combinations of communities, local preference and peers than FRR can take, and "
+    "those of older Services count: it is announced to nobody; annotate it as another Service is",
 )
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Announcements:
         self._with_problems: set[str] = set()
         self._with_peers: set[str] = set()
         self._contested: set[bytes] = set()
-        self._distinct = DistinctTerms()
+        self._distinct = DistinctTerms(self._peers)
         # Announcements by address, sorted; kept so, since sorting them all would cost more than
         # anything else that one change does.
         self._order: list[tuple[int, bytes]] = []
@@ -145,9 +145,8 @@ class Announcements:
         if peers == self._peers:
             return frozenset()
         self._peers = frozenset(peers)
-        return self._place(
-            {packed for key in self._with_peers for packed in self._announced_by(key)}
-        )
+        touched = self._with_peers | self._distinct.follow_peers(peers)
+        return self._place({packed for key in touched for packed in self._announced_by(key)})
 
     def follow_programmed(self, programmed: Set[Address] | None) -> frozenset[Network]:
         """Replace the addresses that this node's proxy has programmed; None: it has no proxy.

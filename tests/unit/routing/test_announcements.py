@@ -12,7 +12,7 @@ from kube_router_py.routing.announcements import (
     compile_announcements,
     pod_announcements,
 )
-from kube_router_py.routing.distinct_terms import MOST
+from kube_router_py.routing.distinct_terms import MOST_ENTRIES
 from kube_router_py.routing.model import Announcement, Community, Kind
 from kube_router_py.routing.settings import RoutingSettings
 
@@ -190,6 +190,8 @@ def test_problems_go_with_their_service(make: Any, index: Announcements) -> None
 
 
 def test_more_terms_than_there_may_be_silence_the_youngest(make: Any, index: Announcements) -> None:
+    most = MOST_ENTRIES // 2
+
     def service(number: int, preference: str, created: str = "") -> Any:
         terms = {f"{BGP}local-preference": preference} if preference else None
         return make.service(
@@ -198,20 +200,20 @@ def test_more_terms_than_there_may_be_silence_the_youngest(make: Any, index: Ann
             annotations=terms,
         )
 
-    for number in range(1, MOST + 3):
+    for number in range(1, most + 3):
         index.update(f"default/{number}", service(number, str(number)))
-    assert len(index.current()) == MOST
+    assert len(index.current()) == most
     silenced = [each.object for each in index.problems()]
-    assert silenced == [f"Service default/{MOST + 1}", f"Service default/{MOST + 2}"]
+    assert silenced == [f"Service default/{most + 1}", f"Service default/{most + 2}"]
     assert all("announced to nobody" in each.reason for each in index.problems())
     # Terms that another Service has, or none, cost nothing.
     same, ordinary = ip_network("192.0.2.98/32"), ip_network("192.0.2.99/32")
     assert index.update("default/98", service(98, "1")) == {same}
     assert index.update("default/99", service(99, "")) == {ordinary}
     # What one leaves, the next in age takes.
-    freed = {ip_network("192.0.2.7/32"), ip_network(f"192.0.2.{MOST + 1}/32")}
+    freed = {ip_network("192.0.2.7/32"), ip_network(f"192.0.2.{most + 1}/32")}
     assert index.remove("default/7") == freed
-    assert [each.object for each in index.problems()] == [f"Service default/{MOST + 2}"]
+    assert [each.object for each in index.problems()] == [f"Service default/{most + 2}"]
     index.update("default/7", service(7, "7"))
     assert [each.object for each in index.problems()] == silenced
     # Recreated, it is the youngest.
@@ -219,10 +221,10 @@ def test_more_terms_than_there_may_be_silence_the_youngest(make: Any, index: Ann
     assert "Service default/7" in {each.object for each in index.problems()}
     index.update("default/7", service(7, "7"))
     assert [each.object for each in index.problems()] == silenced
-    for number in range(1, MOST + 3):
+    for number in range(1, most + 3):
         index.update(f"default/{number}", service(number, ""))
     assert index.problems() == ()
-    assert len(index.current()) == MOST + 4
+    assert len(index.current()) == most + 4
 
 
 # --- programmed ----------------------------------------------------------------------------------

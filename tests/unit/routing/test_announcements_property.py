@@ -116,9 +116,9 @@ steps = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(steps=steps, has_proxy=st.booleans(), most=st.sampled_from([1, 2, 32]))
+@given(steps=steps, has_proxy=st.booleans(), most=st.sampled_from([2, 5, 128]))
 def test_step_by_step_is_as_from_scratch(steps: list[Any], has_proxy: bool, most: int) -> None:
-    with patch.object(distinct_terms, "MOST", most):
+    with patch.object(distinct_terms, "MOST_ENTRIES", most):
         _check_steps(steps, has_proxy)
 
 

@@ -72,8 +72,8 @@ def render_frr(config: RouterConfig) -> FrrConfig:
         if neighbor.address is None and not is_word(neighbor.interface):
             raise ValueError(f"{neighbor.interface!r} is no name of an interface")
     announced = _announced(config)
-    classes = [classify(each) for each in announced]
-    policy = compile_policy(config, classes, sessions)
+    classes = classify(announced)
+    policy = compile_policy(config, set(classes), sessions)
     networks = [
         (each.prefix, policy.classes[found]) for each, found in zip(announced, classes, strict=True)
     ]
@@ -98,29 +98,39 @@ def render_frr(config: RouterConfig) -> FrrConfig:
 
 def _announced(config: RouterConfig) -> list[Announcement]:
     """Each prefix once, in FRR's order: aggregates are there, and what they hide is hidden."""
+    found: list[Announcement] = []
+    for each in sorted(config.announcements, key=_announcement_order):
+        # A Pod CIDR that is a Service's address, too, goes where Pod CIDRs go, which come first.
+        if not found or found[-1].prefix != each.prefix:
+            found.append(each)
+    if config.aggregates:
+        found = _aggregated(config.aggregates, found)
+    # A Service's address that goes to nobody needs no line.
+    return [each for each in found if each.kind is Kind.PODS or each.peers != ()]
+
+
+def _announcement_order(each: Announcement) -> tuple[tuple[int, bytes, int], bool]:
+    return prefix_order(each.prefix), each.kind is Kind.SERVICE
+
+
+def _aggregated(
+    aggregates: tuple[Aggregate, ...], announced: list[Announcement]
+) -> list[Announcement]:
+    covers = _Covers(aggregates)
     found: dict[Network, Announcement] = {}
-    for each in config.announcements:
-        known = found.get(each.prefix)
-        # A Pod CIDR that is a Service's address, too, goes where Pod CIDRs go.
-        if known is None or (known.kind, each.kind) == (Kind.SERVICE, Kind.PODS):
-            found[each.prefix] = each
-    covers = _Covers(config.aggregates)
     standing: set[Aggregate] = set()
-    for prefix, each in found.items() if config.aggregates else ():
-        if each.kind is not Kind.SERVICE:
-            continue
-        aggregate = covers.closest(prefix)
-        if aggregate is not None:
-            standing.update(covers.all(prefix))
+    for each in announced:
+        found[each.prefix] = each
+        aggregate = covers.closest(each.prefix)
+        if each.kind is Kind.SERVICE and aggregate is not None:
+            standing.update(covers.all(each.prefix))
             shown = set(aggregate.specific_to)
             if each.peers is not None:
                 shown &= set(each.peers)
-            found[prefix] = structs.replace(each, peers=tuple(sorted(shown)))
+            found[each.prefix] = structs.replace(each, peers=tuple(sorted(shown)))
     for one in standing:
         found.setdefault(one.prefix, Announcement(prefix=one.prefix, kind=Kind.SERVICE))
-    # A Service's address that goes to nobody needs no line.
-    kept = [e for e in found.values() if e.kind is Kind.PODS or e.peers != ()]
-    return sorted(kept, key=lambda each: prefix_order(each.prefix))
+    return sorted(found.values(), key=_announcement_order)
 
 
 class _Covers:

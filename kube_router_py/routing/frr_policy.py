@@ -96,14 +96,18 @@ class Policy(Struct, frozen=True):
     accept: dict[tuple[str, Version], str]
 
 
-def classify(announcement: Announcement) -> Class:
-    peers = announcement.peers
-    return Class(
-        announcement.kind,
-        _ordered(announcement.communities),
-        announcement.local_preference,
-        None if peers is None else tuple(sorted(set(peers))),
-    )
+def classify(announcements: Iterable[Announcement]) -> list[Class]:
+    """The class of each. Of thousands of prefixes there are few classes: each is made once."""
+    made: dict[tuple[object, ...], Class] = {}
+    found: list[Class] = []
+    for each in announcements:
+        key = each.kind, each.communities, each.local_preference, each.peers
+        if key not in made:
+            peers = None if each.peers is None else tuple(sorted(set(each.peers)))
+            communities = _ordered(each.communities)
+            made[key] = Class(each.kind, communities, each.local_preference, peers)
+        found.append(made[key])
+    return found
 
 
 def compile_policy(

@@ -383,6 +383,26 @@ def test_nothing_stays_announced_that_went_right_after_a_start(
         star.until_heard("router", {PODS, VIP[1], VIP[2], VIP[3]})
 
 
+def test_neighbors_keep_their_routes_over_a_restart(star: Star, config: RouterConfig) -> None:
+    star.start(config)
+    watched = ("node2", "router")
+    for name in watched:
+        box = star.others[name].box
+        star.lab.until(lambda box=box: PODS in box.run(star.lab.sh, "ip route"), f"{name} routes")
+    with ExitStack() as stack:
+        monitors = [
+            stack.enter_context(closing(star.lab.RouteMonitor(star.others[name].box)))
+            for name in watched
+        ]
+        before = {name: _counts(star.others[name]) for name in watched}
+        star.node.apply(config, restart=True)
+        star.await_sessions(4)
+        star.until_heard("router", {PODS, VIP[1], VIP[2], VIP[3]})
+        assert {name: _counts(star.others[name]) for name in watched} != before
+        # Not a word of 192.0.2.0/24, in which the monitor has its own marks.
+        assert [monitor.deleted() for monitor in monitors] == [[], []]
+
+
 def changes(config: RouterConfig, cases: Any) -> Iterator[RouterConfig]:
     """Configurations, each some changes from the one before, that need no session to be reset."""
     neighbors = config.neighbors

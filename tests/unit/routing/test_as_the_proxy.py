@@ -31,16 +31,18 @@ STATES = [None, *(EndpointConditions(*each) for each in product((True, False, No
 PORTS = [("a", "TCP"), ("b", "UDP"), ("", "TCP")]
 endpoints = st.builds(
     Endpoint,
-    addresses=st.sampled_from([("10.1.0.1",), ("10.1.0.2",), ("fd00::1",), ("127.0.0.1",), ()]),
+    addresses=st.sampled_from(
+        [("10.1.0.1",)] * 3 + [("10.1.0.2",), ("fd00::1",), ("127.0.0.1",), ()]
+    ),
     conditions=st.sampled_from(STATES),
-    node_name=st.sampled_from(["node1", "node2", None]),
+    node_name=st.sampled_from(["node1", "node1", "node2", None]),
 )
 slices = st.builds(
     EndpointSlice,
-    address_type=st.sampled_from(["IPv4", "IPv6", "", "FQDN"]),
-    endpoints=st.lists(endpoints, max_size=3).map(tuple),
+    address_type=st.sampled_from(["IPv4", "IPv4", "IPv6", "", "FQDN"]),
+    endpoints=st.lists(endpoints, min_size=1, max_size=3).map(tuple),
     ports=st.lists(
-        st.sampled_from([EndpointPort(name, kind, 80) for name, kind in PORTS]), max_size=2
+        st.sampled_from([EndpointPort(name, kind, 80) for name, kind in PORTS]), min_size=1
     ).map(tuple),
 )
 services = st.builds(
@@ -53,7 +55,7 @@ services = st.builds(
         external_ips=st.sampled_from([(), ("192.0.2.1",), ("192.0.2.1", "198.51.100.1")]),
         ports=st.lists(
             st.sampled_from([ServicePort(n, kind, 80 + i) for i, (n, kind) in enumerate(PORTS)]),
-            max_size=2,
+            min_size=1,
             unique=True,
         ).map(tuple),
         internal_traffic_policy=st.just("Local"),
@@ -63,7 +65,7 @@ services = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(service=services, found=st.lists(slices, max_size=2))
+@given(service=services, found=st.lists(slices, min_size=1, max_size=2))
 def test_announced_where_a_local_endpoint_is_served(
     service: Service, found: list[EndpointSlice]
 ) -> None:

@@ -20,7 +20,7 @@ from msgspec import structs
 
 from kube_router_py.kernel.frr import ManagedFrr
 from kube_router_py.kernel.frr_vty import VtyClient
-from kube_router_py.kernel.ports_frr import Boot, SessionState
+from kube_router_py.kernel.ports_frr import BfdState, Boot, SessionState
 from kube_router_py.routing.frr_config import render_frr
 from kube_router_py.routing.frr_delta import needs_restart, plan
 from kube_router_py.routing.frr_sections import DAEMONS, FrrConfig
@@ -78,6 +78,10 @@ class Machine:
     def sessions(self) -> dict[str, SessionState]:
         found = self.box.run(self._frr.summary).sessions
         return {each.neighbor: each for each in found if each.version == 4}
+
+    def bfd(self) -> tuple[BfdState, ...]:
+        found: tuple[BfdState, ...] = self.box.run(self._frr.summary).bfd
+        return found
 
     def show(self, command: str) -> Any:
         return json.loads(self._vty.show(f"{command} json").text or "{}")
@@ -381,6 +385,71 @@ def test_nothing_stays_announced_that_went_right_after_a_start(
         star.node.apply(config)
         star.until_heard("inner", {PODS, VIP[1], VIP[3], VIP[4]})
         star.until_heard("router", {PODS, VIP[1], VIP[2], VIP[3]})
+
+
+def test_a_range_takes_neighbors_that_come_by_themselves(
+    star: Star, config: RouterConfig, cases: Any
+) -> None:
+    session = cases.outside("10.9.4.2", 65001, versions=(4,), password="k8s!md5").session
+    network = ip_network("10.9.4.0/24")
+    listening = structs.replace(
+        config,
+        neighbors=tuple(each for each in config.neighbors if each.key != "10.9.4.2"),
+        listen_ranges=(cases.ListenRange(network=network, session=session),),
+        announcements=(*config.announcements, cases.vip(VIP[9], peers=("10.9.4.0/24",))),
+    )
+    to_node = cases.outside("10.9.4.1", 64512, versions=(4,), password="k8s!md5")
+    for name, machine in star.others.items():
+        own = {"neighbors": (to_node,)} if name == "router" else {}
+        machine.apply(star.other(name, **own))
+    star.node.apply(listening)
+    star.until_heard("router", {PODS, VIP[1], VIP[3], VIP[9]})
+    star.until_heard("node", {f"10.244.{n}.0/24" for n in LINK.values()})
+
+
+def test_a_neighbor_behind_an_interface_needs_no_address(
+    star: Star, config: RouterConfig, cases: Any
+) -> None:
+    def behind(interface: str) -> Neighbor:
+        session = cases.outside("10.9.4.2", "external").session
+        return Neighbor(interface=interface, session=session)
+
+    near = sorted((*config.neighbors[:2], *config.neighbors[3:], behind("eth4")), key=_key)
+    vip = cases.vip(VIP[9], peers=("eth4",))
+    unnumbered = structs.replace(
+        config, neighbors=tuple(near), announcements=(*config.announcements, vip)
+    )
+    star.start(unnumbered, router=star.other("router", neighbors=(behind("up0"),)))
+    star.until_heard("router", {PODS, VIP[1], VIP[3], VIP[9]})
+    # Without next hop objects an IPv4 route has an IPv4 address of FRR's own that stands for the
+    # neighbor's link-local one.
+    star.lab.until(
+        lambda: "10.244.4.0/24 via 169.254.0.1 dev eth4 " in _routes(star), "a route to behind it"
+    )
+    star.lab.until(
+        lambda: "169.254.0.1 lladdr" in star.node.box.run(star.lab.sh, "ip neigh show dev eth4"),
+        "the address leads to the neighbor",
+    )
+
+
+def test_bfd_sees_what_a_session_would_see_much_later(star: Star, config: RouterConfig) -> None:
+    watched = config
+    for index in range(4):
+        watched = _with(watched, index, bfd=Bfd(3, 300, 300), hold_s=300)
+    star.start(
+        watched,
+        **{name: _with(star.other(name), 0, bfd=Bfd(3, 300, 300), hold_s=300) for name in LINK},
+    )
+
+    def states() -> dict[str, str]:
+        return {each.neighbor: each.state for each in star.node.bfd()}
+
+    star.lab.until(lambda: list(states().values()) == ["up"] * 4, "BFD is up with all")
+    star.others["router"].box.run(star.lab.sh, "ip addr del 10.9.4.2/24 dev up0")
+    star.lab.until(lambda: not star.node.sessions()["10.9.4.2"].is_established, "it is down")
+    (told,) = star.node.show("show bgp neighbors 10.9.4.2").values()
+    assert told["lastNotificationReason"] == "Cease/BFD Down"
+    assert {key for key, state in states().items() if state == "up"} >= {"10.9.2.2", "10.9.3.2"}
 
 
 def test_neighbors_keep_their_routes_over_a_restart(star: Star, config: RouterConfig) -> None:

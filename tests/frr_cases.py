@@ -297,6 +297,13 @@ CASES: dict[str, RouterConfig] = {
     ),
     "paths": router(maximum_paths=1, neighbors=(_ROUTER,)),
     "most-paths": router(maximum_paths=256, neighbors=(_ROUTER,)),
+    "crowd": router(
+        neighbors=(
+            *(node(f"10.9.{n >> 8}.{n & 255}", f"10.244.{n}.0/24") for n in range(2, 104)),
+            outside("10.9.9.9", accept=(exact("198.18.0.0/24"),)),
+        ),
+        announcements=_OWN,
+    ),
     "listener": router(
         listen=(ip_address("10.9.0.1"), ip_address("fd00:9::1")), port=1790, neighbors=(_ROUTER,)
     ),

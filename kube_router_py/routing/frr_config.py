@@ -19,7 +19,6 @@ from functools import cmp_to_key, lru_cache
 from msgspec import structs
 
 from kube_router_py.routing.frr_policy import (
-    FROM,
     VERSIONS,
     Policy,
     classify,
@@ -260,7 +259,7 @@ def _exchange(
     accept = policy.accept.get((key, version))
     if accept is not None:
         yield f"{start} prefix-list {accept} in"
-    yield f"{start} route-map {FROM[session.role]} in"
+    yield f"{start} route-map {policy.from_(key, version, session.role)} in"
     yield f"{start} route-map {policy.out[key]} out"
 
 

@@ -9,8 +9,8 @@ that none is ever edited: another one is referred to, and all changes in one ste
 What comes in is first compared with the neighbor's own short list (``krp-accept-…``), then by the
 route-map of its side (``krp-from-…``), which knows ``krp-refuse``. FRR 8.4 goes through all
 route-maps and lists for each line about any of them, and through all entries of a list for each of
-its entries: there have to be few. ``krp-refuse`` is edited entry by entry; the number of an entry
-is made of what it says.
+its entries: there have to be few. Lists that a route-map asks (``krp-refuse``, ``krp-from-crowd``)
+are edited entry by entry; the number of an entry is made of what it says.
 """
 
 import hashlib
@@ -35,6 +35,7 @@ from kube_router_py.routing.model import (
 from kube_router_py.routing.prefixes import collapse, range_order
 
 REFUSE = "krp-refuse"
+CROWD = "krp-from-crowd"
 FROM = {Role.NODE: "krp-from-nodes", Role.EXTERNAL: "krp-from-outside"}
 
 # Tags: of Pod CIDRs and Services of which nothing more is said, and of what nodes have taught us.
@@ -44,7 +45,7 @@ _FIRST_HASHED = 16
 _TAGS = 2**32
 
 # Up to so many different lists of one version, each node may announce its own prefixes only;
-# beyond, each may announce those of all. 100 lists of both versions are read in 0.3 s.
+# beyond, each may announce those of all (see _crowd). 100 lists of both versions are read in 0.3 s.
 DISTINCT_LISTS = 100
 
 # FRR 8.4 takes at most 256 words in a line.
@@ -85,15 +86,20 @@ class Class(Struct, frozen=True):
 class Policy(Struct, frozen=True):
     """The route-maps and lists that a router needs, and the names under which they stand.
 
-    ``classes``: the route-map of the prefixes of a class; ``out``: that of each neighbor or range,
-    by its key; ``accept``: its prefix-list, by key and version (none: it may announce anything that
-    is not refused).
+    ``classes``: the route-map of the prefixes of a class; ``out``: that towards each neighbor or
+    range, by its key; ``accept``: its prefix-list, by key and version (none: it may announce
+    anything that its route-map lets in); ``crowd``: those that come in by the route-map ``CROWD``.
     """
 
     lines: dict[Path, list[str]]
     classes: dict[Class, str]
     out: dict[str, str]
     accept: dict[tuple[str, Version], str]
+    crowd: frozenset[tuple[str, Version]]
+
+    def from_(self, key: str, version: Version, role: Role) -> str:
+        """The route-map by which a neighbor's routes come in."""
+        return CROWD if (key, version) in self.crowd else FROM[role]
 
 
 def classify(announcements: Iterable[Announcement]) -> list[Class]:
@@ -122,11 +128,15 @@ def compile_policy(
     for key, session in sessions:
         entries = _outlet(config, key, session, tags, is_reflector=is_reflector)
         out[key] = _define(lines, "out", entries)
-    accept = _accept(lines[()], sessions)
-    _refuse(lines[()], config.refuse)
+    crowd = _crowd(lines, sessions)
+    accept = _accept(lines[()], sessions, crowd)
+    refused = {*config.refuse, *(PrefixRange(each, 0, 0) for each in _DEFAULTS)}
+    for version in VERSIONS:
+        _numbered(lines[()], version, REFUSE, refused)
     for role in {session.role for _, session in sessions}:
-        _inlet(lines, role)
-    return Policy(lines, names, out, accept)
+        # What nodes taught us is what a reflector passes on.
+        _inlet(lines, FROM[role], [[f"set tag {LEARNED}"] if role is Role.NODE else []])
+    return Policy(lines, names, out, accept, crowd)
 
 
 def class_tags(classes: Iterable[Class]) -> dict[Class, int]:
@@ -220,49 +230,67 @@ def _community(community: Community) -> str:
 # --- what comes in --------------------------------------------------------------------------
 
 
-def _inlet(lines: dict[Path, list[str]], role: Role) -> None:
-    name = FROM[role]
+def _inlet(lines: dict[Path, list[str]], name: str, permits: list[list[str]]) -> None:
     lines[f"route-map {name} deny 10",] = [f"match ip address prefix-list {REFUSE}"]
     lines[f"route-map {name} deny 20",] = [f"match ipv6 address prefix-list {REFUSE}"]
-    # What nodes taught us is what a reflector passes on.
-    lines[f"route-map {name} permit 30",] = [f"set tag {LEARNED}"] if role is Role.NODE else []
+    for index, each in enumerate(permits, 3):
+        lines[f"route-map {name} permit {10 * index}",] = each
 
 
-def _refuse(lines: list[str], ranges: Iterable[PrefixRange]) -> None:
-    wanted = {*ranges, *(PrefixRange(each, 0, 0) for each in _DEFAULTS)}
+def _numbered(lines: list[str], version: Version, name: str, ranges: Iterable[PrefixRange]) -> None:
+    """A list of which each entry has a number of its own, whichever others there are."""
+    numbers: dict[int, str] = {}
+    for each in _collapsed(ranges, version):
+        text = _range_text(each)
+        number = _number(1, text)
+        while number in numbers:
+            number = number + 1 if number + 1 < _TAGS else 1
+        numbers[number] = text
+    lines += [_entry(version, name, *each) for each in numbers.items()]
+
+
+def _crowd(
+    lines: dict[Path, list[str]], sessions: Sequence[tuple[str, Session]]
+) -> frozenset[tuple[str, Version]]:
+    """Nodes that are too many for a list each: one list for all, looked at by their route-map.
+
+    A node more is then some entries more, and no word to any neighbor.
+    """
+    found: set[tuple[str, Version]] = set()
+    permits: list[list[str]] = []
     for version in VERSIONS:
-        numbers: dict[int, str] = {}
-        for each in _collapsed(wanted, version):
-            text = _range_text(each)
-            number = _number(1, text)
-            while number in numbers:
-                number = number + 1 if number + 1 < _TAGS else 1
-            numbers[number] = text
-        lines += [_entry(version, REFUSE, *each) for each in numbers.items()]
+        own = {
+            key: session.accept
+            for key, session in sessions
+            if session.role is Role.NODE
+            and session.accept is not None
+            and version in session.versions
+        }
+        if len(set(own.values())) > DISTINCT_LISTS:
+            found |= {(key, version) for key in own}
+            _numbered(lines[()], version, CROWD, {each for some in own.values() for each in some})
+            matched = f"match {_KEYWORD[version]} address prefix-list {CROWD}"
+            permits.append([matched, f"set tag {LEARNED}"])
+    if found:
+        _inlet(lines, CROWD, permits)
+    return frozenset(found)
 
 
 def _accept(
-    lines: list[str], sessions: Sequence[tuple[str, Session]]
+    lines: list[str],
+    sessions: Sequence[tuple[str, Session]],
+    crowd: frozenset[tuple[str, Version]],
 ) -> dict[tuple[str, Version], str]:
     found: dict[tuple[str, Version], str] = {}
     for version in VERSIONS:
-        own: dict[str, tuple[PrefixRange, ...]] = {}
-        nodes: set[tuple[PrefixRange, ...]] = set()
-        for key, session in sessions:
-            if session.accept is not None and version in session.versions:
-                own[key] = _collapsed(session.accept, version)
-                if session.role is Role.NODE:
-                    nodes.add(own[key])
-        if len(nodes) > DISTINCT_LISTS:
-            union = _collapsed({each for ranges in nodes for each in ranges}, version)
-            for key, session in sessions:
-                if key in own and session.role is Role.NODE:
-                    own[key] = union
         names: dict[tuple[PrefixRange, ...], str] = {}
-        for key, ranges in own.items():
-            if ranges not in names:
-                names[ranges] = _accept_list(lines, version, ranges)
-            found[key, version] = names[ranges]
+        for key, session in sessions:
+            is_listed = session.accept is not None and (key, version) not in crowd
+            if is_listed and version in session.versions:
+                ranges = _collapsed(session.accept or (), version)
+                if ranges not in names:
+                    names[ranges] = _accept_list(lines, version, ranges)
+                found[key, version] = names[ranges]
     return found
 
 

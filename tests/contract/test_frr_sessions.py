@@ -83,6 +83,9 @@ class Machine:
         found: tuple[BfdState, ...] = self.box.run(self._frr.summary).bfd
         return found
 
+    def running(self) -> str:
+        return self._vty.show("show running-config").text
+
     def show(self, command: str) -> Any:
         return json.loads(self._vty.show(f"{command} json").text or "{}")
 
@@ -328,6 +331,24 @@ def test_what_must_not_be_learned_is_not(star: Star, config: RouterConfig, cases
     )
     star.node.apply(guarded)
     star.lab.until(lambda: "198.18.0.0/24" in star.node.heard(), "it is asked for again")
+
+
+def test_a_crowd_learns_of_a_node_without_a_reset(
+    star: Star, config: RouterConfig, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond so many nodes one list is for all, and a node more is an entry of it."""
+    monkeypatch.setattr("kube_router_py.routing.frr_policy.DISTINCT_LISTS", 1)
+    star.start(_with(config, 1, accept=(cases.exact("10.244.99.0/24"),)))
+    rest = {f"10.244.{n}.0/24" for n in LINK.values()} - {"10.244.3.0/24"}
+    star.until_heard("node", rest)
+    text = star.node.running()
+    assert "neighbor 10.9.2.2 route-map krp-from-crowd in" in text
+    counted = {name: _counts(machine) for name, machine in star.others.items()}
+    star.node.apply(config)
+    star.until_heard("node", {*rest, "10.244.3.0/24"})
+    star.node.apply(_with(config, 1, accept=(cases.exact("10.244.99.0/24"),)))
+    star.until_heard("node", rest)
+    assert {name: _counts(machine) for name, machine in star.others.items()} == counted
 
 
 def test_an_aggregate_hides_and_shows_and_is_no_route(star: Star, config: RouterConfig) -> None:

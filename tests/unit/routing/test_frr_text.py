@@ -338,20 +338,33 @@ def test_each_node_announces_its_own_until_there_are_too_many(cases: Any) -> Non
     own = entries(few, accept_of(few, "10.9.0.77"))
     assert [each.partition(" permit ")[2] for each in own] == ["10.244.77.0/24"]
     many = mesh(DISTINCT_LISTS + 1)
-    shared = accept_of(many, "10.9.0.2")
-    assert shared == accept_of(many, "10.9.0.77") != accept_of(many, "10.9.9.9")
-    # 2 to 102, as few networks as hold them and no other /24.
-    assert [each.partition(" permit ")[2] for each in entries(many, shared)] == [
-        "10.244.2.0/23 ge 24 le 24",
-        "10.244.4.0/22 ge 24 le 24",
-        "10.244.8.0/21 ge 24 le 24",
-        "10.244.16.0/20 ge 24 le 24",
-        "10.244.32.0/19 ge 24 le 24",
-        "10.244.64.0/19 ge 24 le 24",
-        "10.244.96.0/22 ge 24 le 24",
-        "10.244.100.0/23 ge 24 le 24",
-        "10.244.102.0/24",
-    ]
+    into = {
+        each.split()[3]
+        for each in lines(many, *FAMILY)
+        if each.endswith(" in") and not each.startswith("neighbor 10.9.9.9 ")
+    }
+    assert into == {"krp-from-crowd"}
+    # 2 to 102, as few networks as hold them and no other /24; told once for all.
+    assert lines(many, "route-map krp-from-crowd permit 30") == (
+        "match ip address prefix-list krp-from-crowd",
+        "set tag 2",
+    )
+    assert sorted(
+        each.partition(" permit ")[2] for each in entries(many, "krp-from-crowd")
+    ) == sorted(
+        [
+            "10.244.2.0/23 ge 24 le 24",
+            "10.244.4.0/22 ge 24 le 24",
+            "10.244.8.0/21 ge 24 le 24",
+            "10.244.16.0/20 ge 24 le 24",
+            "10.244.32.0/19 ge 24 le 24",
+            "10.244.64.0/19 ge 24 le 24",
+            "10.244.96.0/22 ge 24 le 24",
+            "10.244.100.0/23 ge 24 le 24",
+            "10.244.102.0/24",
+        ]
+    )
+    assert not any("10.9.0.2 " in each and "prefix-list" in each for each in lines(many, *FAMILY))
     outside = entries(many, accept_of(many, "10.9.9.9"))
     assert [each.partition(" permit ")[2] for each in outside] == ["198.18.0.0/24"]
 

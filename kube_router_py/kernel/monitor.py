@@ -8,6 +8,7 @@ import os
 import selectors
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from struct import Struct as Layout
 
@@ -22,7 +23,7 @@ _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _INT = Layout("@i")
 
 
-class NetlinkMonitor:
+class NetlinkMonitor(ABC):
     """Calls ``changed`` in its own thread for the namespace of the thread that creates it.
 
     ``groups`` are numbers of rtnetlink's multicast groups (RTNLGRP_*). What is a change, ``note``
@@ -45,10 +46,11 @@ class NetlinkMonitor:
         self._stop_read, self._stop_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @abstractmethod
     def note(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Whether a message (its payload is ``data[start:end]``) tells of a change."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget(self) -> None:
         """What is remembered may be wrong."""
 

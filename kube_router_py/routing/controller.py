@@ -51,7 +51,6 @@ LINKS = "links and routes of this node"
 """Marked when the kernel tells of a change that concerns the pod network."""
 DAEMONS = "FRR's daemons"
 """Marked when they have ended."""
-PROGRAMMED = "addresses that the service proxy serves"
 
 
 class Key(Struct, frozen=True, order=True):

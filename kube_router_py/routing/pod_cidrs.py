@@ -4,7 +4,6 @@
 (one), and both before ``spec.podCIDRs``. Pure.
 """
 
-import ipaddress
 from ipaddress import IPv4Network, IPv6Network
 
 from msgspec.structs import replace
@@ -12,6 +11,8 @@ from msgspec.structs import replace
 from kube_router_py.cluster.node import NodeView
 from kube_router_py.problem import Problem
 from kube_router_py.routing.model import Network
+from kube_router_py.routing.texts import annotation_field, shown
+from kube_router_py.routing.values import parse_cidr
 
 POD_CIDRS = "kube-router.io/pod-cidrs"
 POD_CIDR = "kube-router.io/pod-cidr"
@@ -30,11 +31,10 @@ def with_pod_cidrs(view: NodeView) -> tuple[NodeView, tuple[Problem, ...]]:
         found: dict[Network, None] = {}
         for item in filter(None, (each.strip() for each in text.split(","))):
             try:
-                found.setdefault(ipaddress.ip_network(item, strict=False))
+                found.setdefault(parse_cidr(item))
             except ValueError:
-                shown = item if len(item) <= 50 else f"{item[:50]}..."
-                field = f"metadata.annotations[{annotation}]"
-                problems.append(Problem(f"Node {view.name}", field, f"{shown!r} is no CIDR"))
+                field = annotation_field(annotation)
+                problems.append(Problem(f"Node {view.name}", field, f"{shown(item)} is no CIDR"))
         if found:
             ipv4 = tuple(each for each in found if isinstance(each, IPv4Network))
             ipv6 = tuple(each for each in found if isinstance(each, IPv6Network))

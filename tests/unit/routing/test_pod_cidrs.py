@@ -18,6 +18,8 @@ from kube_router_py.routing.pod_cidrs import with_pod_cidrs
         ({"pod-cidrs": "10.9.1.0/24,nonsense"}, ["10.9.1.0/24"], 1),
         ({"pod-cidrs": "nonsense"}, ["10.244.1.0/24", "fd00:10:244:1::/64"], 1),
         ({"pod-cidrs": "no", "pod-cidr": "10.9.1.7/24"}, ["10.9.1.0/24"], 1),
+        # Python would take these for networks; Go's ParseCIDR does not.
+        ({"pod-cidrs": "10.9.1.0/24,10.9.2.1,10.9.3.0/255.255.255.0"}, ["10.9.1.0/24"], 2),
         ({"pod-cidrs": ""}, ["10.244.1.0/24", "fd00:10:244:1::/64"], 0),
         ({"pod-cidrs": "10.9.1.0/24,10.9.1.0/24"}, ["10.9.1.0/24"], 0),
     ],

@@ -55,6 +55,7 @@ _END_ORDER = ("zebra", "bgpd", "bfdd")
 _STOP_ORDER = ("bgpd", "bfdd", "zebra")
 _POLL_S = 0.02
 _TOLD_LINES = 3
+_ROUTES_OF_BGP = ("show ip route bgp", "show ipv6 route bgp")
 
 
 class Patience(Struct, frozen=True):
@@ -288,12 +289,29 @@ class FrrDaemons:
         else:
             for process in processes:
                 end([process], number, self._patience.end_s)
+                if process.daemon == "bgpd" and "zebra" in self._processes:
+                    self._await_removal()
         for log in self._logs.values():
             log.forward()
         for process in processes:
             process.close()
         self._processes = {}
         self._logs = {}
+
+    def _await_removal(self) -> None:
+        """Until zebra has deleted what bgpd took back: at its own end it leaves what is left."""
+        client = VtyClient(self._layout.path("zebra", "vty"), self._patience.end_s)
+        deadline = time.monotonic() + self._patience.end_s
+        try:
+            while any(client.show(each).text.strip() for each in _ROUTES_OF_BGP):
+                if time.monotonic() > deadline:
+                    _log.warning("zebra still has routes of bgpd, which stay in the kernel")
+                    return
+                time.sleep(_POLL_S)
+        except KernelError as error:
+            _log.warning("routes of bgpd may stay in the kernel reason=%r", str(error))
+        finally:
+            client.close()
 
     def _begin_watch(self) -> None:
         self._watch = Watch(

@@ -30,6 +30,7 @@ from msgspec import Struct
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.frr_detection import detection_s
+from kube_router_py.kernel.frr_farewell import take_routes_back
 from kube_router_py.kernel.frr_log import DaemonLog
 from kube_router_py.kernel.frr_preflight import check_listening, prepare
 from kube_router_py.kernel.frr_process import (
@@ -55,7 +56,6 @@ _END_ORDER = ("zebra", "bgpd", "bfdd")
 _STOP_ORDER = ("bgpd", "bfdd", "zebra")
 _POLL_S = 0.02
 _TOLD_LINES = 3
-_ROUTES_OF_BGP = ("show ip route bgp", "show ipv6 route bgp")
 
 
 class Patience(Struct, frozen=True):
@@ -157,6 +157,8 @@ class FrrDaemons:
         """End the daemons for good, with all that they would do at their end."""
         self._stop_watch()
         self._adopt_all()
+        if all(daemon in self._processes for daemon in _CORE):
+            self._take_routes_back()
         self._end(signal.SIGTERM, _STOP_ORDER)
         for daemon in DAEMONS:
             self._forget(daemon)
@@ -289,8 +291,6 @@ class FrrDaemons:
         else:
             for process in processes:
                 end([process], number, self._patience.end_s)
-                if process.daemon == "bgpd" and "zebra" in self._processes:
-                    self._await_removal()
         for log in self._logs.values():
             log.forward()
         for process in processes:
@@ -298,20 +298,19 @@ class FrrDaemons:
         self._processes = {}
         self._logs = {}
 
-    def _await_removal(self) -> None:
-        """Until zebra has deleted what bgpd took back: at its own end it leaves what is left."""
-        client = VtyClient(self._layout.path("zebra", "vty"), self._patience.end_s)
-        deadline = time.monotonic() + self._patience.end_s
+    def _take_routes_back(self) -> None:
+        zebra, bgpd = (
+            VtyClient(self._layout.path(daemon, "vty"), self._patience.end_s) for daemon in _CORE
+        )
         try:
-            while any(client.show(each).text.strip() for each in _ROUTES_OF_BGP):
-                if time.monotonic() > deadline:
-                    _log.warning("zebra still has routes of bgpd, which stay in the kernel")
-                    return
-                time.sleep(_POLL_S)
+            left = take_routes_back(zebra, bgpd, self._patience.end_s)
         except KernelError as error:
-            _log.warning("routes of bgpd may stay in the kernel reason=%r", str(error))
+            left = str(error)
         finally:
-            client.close()
+            zebra.close()
+            bgpd.close()
+        if left:
+            _log.warning("FRR is ended and leaves routes reason=%r", left)
 
     def _begin_watch(self) -> None:
         self._watch = Watch(

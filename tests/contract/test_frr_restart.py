@@ -479,6 +479,7 @@ def test_stop_takes_the_routes_back(lab: Any, pair: Any) -> None:
         agent.run("stop")
         assert lab.alive(pair.layout) == {}
         assert pair.learned(pair.node) == set()
+        lab.until(lambda: pair.learned(pair.router) == set(), "the peer has no route left")
 
 
 def test_a_bad_line_of_a_file_costs_that_line_and_tells_no_key(

@@ -1,0 +1,71 @@
+"""FRR taking its routes back before its end: those of this node's kernel and those of its peers.
+
+Ended by a signal, FRR leaves routes: peers keep theirs for a restart (RFC 4724) that never comes;
+zebra keeps those of a bgpd that was gone before its word was read. An administrative shutdown is a
+hard reset (RFC 8538), after which nobody keeps anything.
+"""
+
+import ipaddress
+import time
+from contextlib import closing
+from typing import TypeVar
+
+from msgspec import DecodeError, Raw, json
+
+from kube_router_py.errors import KernelError
+from kube_router_py.kernel import overlay_messages as om
+from kube_router_py.kernel.frr_vty import VtyClient
+from kube_router_py.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
+from kube_router_py.kernel.overlay_ports import MAIN, Network
+from kube_router_py.kernel.ports_frr import CommandResult
+
+RTPROT_BGP = 186
+"""linux/rtnetlink.h"""
+_SHOWS = {4: "show ip route bgp json", 6: "show ipv6 route bgp json"}
+_POLL_S = 0.02
+_Shape = TypeVar("_Shape")
+
+
+def take_routes_back(zebra: VtyClient, bgpd: VtyClient, timeout_s: float) -> str:
+    """Make what bgpd learned leave the kernel, and what it announced leave its peers.
+
+    Returns what is left after ``timeout_s``, for people; empty if nothing is. Raises KernelError.
+    """
+    deadline = time.monotonic() + timeout_s
+    routes = _of_bgpd(zebra)
+    shown = bgpd.show("show running-config").text.splitlines()
+    for line in shown:
+        if line.startswith("router bgp "):
+            bgpd.configure((line, "bgp shutdown", "exit"))
+    with closing(NetlinkSocket(NETLINK_ROUTE, strict=True)) as sock:
+        while left := routes & _standing(sock):
+            if time.monotonic() > deadline:
+                return f"{len(left)} learned routes stay in the kernel"
+            time.sleep(_POLL_S)
+    return ""
+
+
+def _of_bgpd(zebra: VtyClient) -> frozenset[Network]:
+    """Where bgpd's routes lead. zebra forgets a route before the kernel does: ask it first."""
+    found: list[str] = []
+    for command in _SHOWS.values():
+        found += _decoded(zebra.show(command), dict[str, Raw])
+    return frozenset(map(ipaddress.ip_network, found))
+
+
+def _decoded(reply: CommandResult, shape: type[_Shape]) -> _Shape:
+    try:
+        return json.decode(reply.text or "{}", type=shape)
+    except DecodeError as error:
+        raise KernelError(f"no JSON: {error}") from error
+
+
+def _standing(sock: NetlinkSocket) -> frozenset[Network]:
+    found = (
+        om.decode_route(payload)
+        for version in _SHOWS
+        for payload in sock.dump(om.RTM_GETROUTE, om.route_dump(version, MAIN, RTPROT_BGP))
+    )
+    return frozenset(
+        each.destination for each in found if each is not None and each.protocol == RTPROT_BGP
+    )

@@ -13,6 +13,7 @@ from kube_router_py.options import Options
 
 if TYPE_CHECKING:
     from kube_router_py.kernel.ipvs import NetlinkIpvs
+    from kube_router_py.routing.controller import RoutingPorts
 
 _CAP_NET_ADMIN = 12
 _ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls", "conntrack")
@@ -87,6 +88,33 @@ def firewall_opener(options: Options) -> Callable[[], HostPorts]:
             ports.close()
             raise
         return structs.replace(ports, conntrack=NetlinkConntrack())
+
+    return open_ports
+
+
+def routing_opener(options: Options) -> Callable[[Callable[[], None]], "RoutingPorts"]:
+    """How the route controller's adapters are opened; they are given what to call when FRR's
+    daemons have ended."""
+    open_any = opener(options, needs_ipvs=False)
+
+    def open_ports(down: Callable[[], None]) -> "RoutingPorts":
+        from kube_router_py.kernel.cni_file import CniFile
+        from kube_router_py.kernel.frr import ExternalFrr, ManagedFrr
+        from kube_router_py.kernel.frr_process import Layout
+        from kube_router_py.kernel.overlay_links import NetlinkOverlayLinks
+        from kube_router_py.kernel.overlay_ports import OverlayPorts
+        from kube_router_py.kernel.overlay_routes import NetlinkOverlayRoutes
+        from kube_router_py.routing.controller import RoutingPorts
+
+        external = options.frr_mode == "external"
+        return RoutingPorts(
+            open_any(),
+            OverlayPorts(NetlinkOverlayLinks(options.proc_sys_path), NetlinkOverlayRoutes()),
+            ExternalFrr(options.frr_dir)
+            if external
+            else ManagedFrr(Layout(run_dir=options.frr_dir), down),
+            CniFile(options.cni_conf_file),
+        )
 
     return open_ports
 

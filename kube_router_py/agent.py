@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 import kube_router_py
-from kube_router_py.adapters import check_capabilities, firewall_opener, opener
+from kube_router_py.adapters import check_capabilities, firewall_opener, opener, routing_opener
 from kube_router_py.backend_change import BackendChange
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.cache import Cache
@@ -45,12 +45,14 @@ from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
 from kube_router_py.old_policies import old_policies
-from kube_router_py.option_flag import BGP, LOADBALANCER, PEERS, POD_NETWORK
+from kube_router_py.option_flag import LOADBALANCER
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
 from kube_router_py.part import Part
 from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
 from kube_router_py.proxy_part import ProxyPart
+from kube_router_py.routing_part import OpenRouting, RoutingPart
+from kube_router_py.served import Served
 from kube_router_py.takeover import Takeover, left_behind
 
 _log = logging.getLogger(__name__)
@@ -62,18 +64,20 @@ _LOCK_WAIT_S = 30.0
 
 # Parts that this version does not have yet: field of Options, name, what does not happen.
 _MISSING_PARTS = (
-    ("run_router", "router", "no routes between nodes, no BGP, no CNI configuration"),
     ("run_loadbalancer", "load balancer", "Services of type LoadBalancer get no address"),
 )
-_MISSING_GROUPS = frozenset((POD_NETWORK, BGP, PEERS, LOADBALANCER))
+_MISSING_GROUPS = frozenset((LOADBALANCER,))
 # Flags in these groups that parts which do run read, too.
-_WITH_EFFECT = frozenset(("enable-pod-egress", "loadbalancer-ip-range"))
+_WITH_EFFECT = frozenset(("loadbalancer-ip-range",))
 # Flags of parts that do run which nothing reads yet, or never will.
 _WITHOUT_EFFECT = frozenset(
     (
         "enable-pprof",
         "service-node-port-range",
         "use-nftables-for-netpol",
+        "disable-source-dest-check",
+        "gobgp-admin-address",
+        "gobgp-admin-port",
     )
 )
 
@@ -89,7 +93,7 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     )
     for line in not_running(options):
         _log.warning("%s", line)
-    if not (options.run_service_proxy or options.run_firewall):
+    if not (options.run_service_proxy or options.run_firewall or options.run_router):
         _log.warning("nothing to run: no part that this version has is enabled")
         return 0
     check_capabilities()
@@ -113,6 +117,7 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         opener(options),
         takeover=takeover,
         firewall_ports=firewall_opener(options),
+        routing_ports=routing_opener(options),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.on_signal)
@@ -154,7 +159,8 @@ def not_running(options: Options) -> Iterator[str]:
 
 class Agent:
     """One agent. ``ports`` opens the host's adapters for each part (``firewall_ports`` those of the
-    firewall, which needs less); ``client`` is made from the options; without ``takeover`` nobody
+    firewall, which needs less; ``routing_ports`` those of the route controller, which does not run
+    without); ``client`` is made from the options; without ``takeover`` nobody
     was here before, this agent included.
 
     The constructor binds the port of the probes and reads credentials, but sends nothing.
@@ -169,6 +175,7 @@ class Agent:
         client: Client | None = None,
         takeover: Takeover | None = None,
         firewall_ports: Callable[[], HostPorts] | None = None,
+        routing_ports: OpenRouting | None = None,
     ) -> None:
         self._options = options
         self._environ = environ
@@ -189,11 +196,12 @@ class Agent:
 
         self.proxy: ProxyPart | None = None
         self._parts: list[Part] = []
+        served = Served()
         if options.run_service_proxy:
             namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
             self.proxy = ProxyPart(
                 *(options, self.cache, self.client, self.node, namespace, ports, takeover),
-                *(self._on_turn, self._on_dead, changed(is_proxy_chain)),
+                *(self._on_turn, self._on_dead, changed(is_proxy_chain), served),
             )
             self._parts.append(self.proxy)
         if options.run_firewall:
@@ -201,6 +209,13 @@ class Agent:
                 FirewallPart(
                     *(options, self.cache, self.node, firewall_ports or ports),
                     *(self._on_turn, self._on_dead, changed(is_firewall_chain)),
+                )
+            )
+        if options.run_router and routing_ports is not None:
+            self._parts.append(
+                RoutingPart(
+                    *(options, self.cache, self.node, routing_ports),
+                    *(served if self.proxy else None, self._on_turn, self._on_dead),
                 )
             )
         self.loops = [part.loop for part in self._parts]
@@ -364,6 +379,7 @@ def _kinds(options: Options) -> tuple[type, ...]:
     for is_on, part in (
         (options.run_service_proxy, ProxyPart),
         (options.run_firewall, FirewallPart),
+        (options.run_router, RoutingPart),
     ):
         if is_on:
             found.update(dict.fromkeys((*part.kinds, *part.reads)))

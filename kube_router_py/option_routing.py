@@ -148,6 +148,20 @@ class RoutingOptions:
     injected_routes_sync_period: float = flag(
         kind.PERIOD, 60.0, BGP, "How often learned routes are compared with the kernel."
     )
+    frr_mode: str = flag(
+        kind.choice("managed", "external"),
+        "managed",
+        BGP,
+        "managed: the agent runs FRR's daemons itself; external: it configures daemons that "
+        "somebody else runs. (Not in kube-router.)",
+    )
+    frr_dir: str = flag(
+        kind.string("DIRECTORY", kind.check_absolute_path),
+        "/run/kube-router-py/frr",
+        BGP,
+        "FRR's run directory; of external daemons the one with their control sockets (mostly "
+        "/run/frr). (Not in kube-router.)",
+    )
     gobgp_admin_address: str = flag(
         kind.ADDRESS, "127.0.0.1", BGP, "Accepted for compatibility; FRR has no such port."
     )

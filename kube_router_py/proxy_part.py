@@ -22,8 +22,10 @@ from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE
 from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.isolation import Isolation
+from kube_router_py.proxy.serving import Serving
 from kube_router_py.proxy.settings import ThisNode, proxy_options
 from kube_router_py.proxy.sysctls import VIP_LINK
+from kube_router_py.served import Served
 from kube_router_py.takeover import Takeover
 
 if TYPE_CHECKING:
@@ -54,7 +56,10 @@ class _WhenRulesStand:
 
 
 class ProxyPart:
-    """A part of the agent (see ``part.Part``). Without ``takeover`` nobody was here before."""
+    """A part of the agent (see ``part.Part``). Without ``takeover`` nobody was here before.
+
+    ``served`` is told which addresses are served.
+    """
 
     # Without these nothing works; without Pods, NetworkPolicies and Leases something is missing.
     kinds: tuple[type, ...] = KINDS
@@ -72,8 +77,10 @@ class ProxyPart:
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
         on_settled: Callable[[str], None],
+        served: Served | None = None,
     ) -> None:
         self._cache = cache
+        served = served or Served()
         # Apart from the others: without permission to read Leases everything but DSR goes on.
         self.leases = Cache((Lease,))
         isolation = Isolation(cache, cache, node)
@@ -100,6 +107,11 @@ class ProxyPart:
                 *self._followers.all(),
                 self._takeover,
                 _WhenRulesStand(self._variant, on_settled),
+                Serving(
+                    lambda: self._proxy.standing,
+                    lambda key: self._proxy.served_by(key),
+                    served.change,
+                ),
             ),
         )
         self._takeover.is_settled = lambda: self._proxy.rules_stand

@@ -43,7 +43,13 @@ from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.dsr_host import Dsr
 from kube_router_py.proxy.follower import Follower
 from kube_router_py.proxy.host import ThisHost
-from kube_router_py.proxy.model import RealServerKey, Vip, VirtualServerKey, VirtualServerState
+from kube_router_py.proxy.model import (
+    IpvsTable,
+    RealServerKey,
+    Vip,
+    VirtualServerKey,
+    VirtualServerState,
+)
 from kube_router_py.proxy.plan import plan
 from kube_router_py.proxy.pod_deadline import seconds_to_live
 from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
@@ -108,6 +114,11 @@ class ServiceProxy:
     def rules_stand(self) -> bool:
         """Whether kernel parameters, rules and sets are as they should be. In the loop's thread."""
         return self._host.is_settled and not self._sets.problems
+
+    @property
+    def standing(self) -> IpvsTable:
+        """The virtual servers in the kernel, as far as we know. In the loop's thread."""
+        return self._applied.servers
 
     def served_by(self, key: VirtualServerKey) -> tuple[str, VirtualServerKey] | None:
         """The Service that holds a virtual server, and the address and port it is served at (its

@@ -24,6 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -63,6 +64,16 @@ class Key(Struct, frozen=True, order=True):
         return f"{self.kind} {self.name}"
 
 
+class Programmed(Protocol):
+    """What this node's service proxy serves (``served.Served``)."""
+
+    def begin(self) -> frozenset[Address]:
+        """All addresses."""
+
+    def take(self) -> tuple[frozenset[Address], frozenset[Address]]:
+        """Those that came and those that went since the last call, or since ``begin``."""
+
+
 class RoutingPorts(Struct):
     """The adapters of the route controller; opened, used and closed in the loop's thread."""
 
@@ -80,8 +91,8 @@ class RoutingPorts(Struct):
 class RouteController:
     """See the module docstring. Everything but ``subscribe`` runs in the loop's thread.
 
-    ``make_network``: a new ``PodNetwork`` that has seen nothing. ``programmed`` is asked for the
-    addresses that this node's service proxy serves; None: it does not run here.
+    ``make_network``: a new ``PodNetwork`` that has seen nothing. ``programmed`` tells which
+    addresses this node's service proxy serves; None: it does not run here.
     """
 
     name = "router"
@@ -94,7 +105,7 @@ class RouteController:
         ports: Callable[[], RoutingPorts],
         make_network: Callable[[], PodNetwork],
         passwords: PasswordSources,
-        programmed: Callable[[], frozenset[Address]] | None = None,
+        programmed: Programmed | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
@@ -144,6 +155,8 @@ class RouteController:
         self._speaker = Speaker(
             self._cache, self._settings, self._node_name, ports.frr, self._passwords
         )
+        if self._programmed is not None:
+            self._speaker.follow_programmed(self._programmed.begin())
         self._nodes, self._broken = set(), {}
 
     def close(self) -> None:
@@ -161,7 +174,7 @@ class RouteController:
         for key in sorted(keys):
             self._follow(key, network, speaker)
         if self._programmed is not None:
-            speaker.follow_programmed(self._programmed())
+            speaker.change_programmed(*self._programmed.take())
         network.settle(ports.host, ports.overlay, ports.cni, full=full, moved=LINKS in dirty)
         speaker.is_shutting_down, speaker.is_exiting = self.is_shutting_down, self.is_exiting
         spoken = speaker.settle(full=full, local=network.around.addresses, now_s=self._clock())

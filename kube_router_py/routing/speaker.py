@@ -108,6 +108,10 @@ class Speaker:
         """The addresses that this node's proxy serves; None: it has no proxy."""
         self._services.follow_programmed(programmed)
 
+    def change_programmed(self, added: Iterable[Address], removed: Iterable[Address]) -> None:
+        """The proxy serves some addresses from now on, and others no more."""
+        self._services.change_programmed(added, removed)
+
     def settle(self, *, full: bool, local: Iterable[Address], now_s: float) -> Spoken:
         """Bring FRR to what has been followed. ``local`` are the addresses on this node's links.
 

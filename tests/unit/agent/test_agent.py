@@ -540,14 +540,19 @@ def test_a_signal_may_interrupt_the_main_thread_anywhere(api):
 
 
 def test_the_start_up_log_says_what_is_not_running():
-    text = "\n".join(not_running(parse(["--bgp-port=1179", "--enable-pprof"], {})))
-    assert "firewall" not in text
-    assert "not running: router" in text
-    assert "load balancer" not in text
-    assert "--bgp-port" in text
+    flags = ["--bgp-port=1179", "--enable-pprof", "--gobgp-admin-port=0"]
+    text = "\n".join(
+        not_running(
+            parse([*flags, "--run-loadbalancer", "--loadbalancer-ip-range=192.0.2.0/24"], {})
+        )
+    )
+    assert "not running: load balancer" in text
+    assert "router" not in text
+    assert "--bgp-port" not in text
     assert "--enable-pprof" in text
-    # The service proxy goes by these.
-    read = parse(["--enable-pod-egress=false", "--loadbalancer-ip-range=192.0.2.0/24"], {})
+    assert "--gobgp-admin-port" in text
+    # The service proxy goes by this.
+    read = parse(["--loadbalancer-ip-range=192.0.2.0/24"], {})
     assert not any("without effect" in line for line in not_running(read))
     assert list(not_running(parse(["--run-firewall=false", "--run-router=false"], {}))) == []
 

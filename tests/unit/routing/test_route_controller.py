@@ -24,10 +24,11 @@ from kube_router_py.routing.controller import (
     RoutingPorts,
 )
 from kube_router_py.routing.egress import CHAIN, FORWARD, node_ips, pod_subnets
-from kube_router_py.routing.model import Address, GracefulRestart
+from kube_router_py.routing.model import GracefulRestart
 from kube_router_py.routing.pod_network import PodNetwork
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import RoutingSettings
+from kube_router_py.served import Served
 
 
 class FakeCniFile:
@@ -82,7 +83,7 @@ class World:
         self.daemons = FakeDaemons()
         self.frr = FakeFrr(self.daemons)
         self.cni = FakeCniFile()
-        self.programmed: frozenset[Address] = frozenset()
+        self.served = Served()
         self.now_s = 0.0
         self.controller = RouteController(
             self.cache,
@@ -91,7 +92,7 @@ class World:
             lambda: RoutingPorts(self.host, self.overlay, self.frr, self.cni),
             lambda: PodNetwork(self.settings, "node1", has_firewall=has_firewall),
             PasswordSources(self.settings, "node1"),
-            (lambda: self.programmed) if self.settings.has_proxy else None,
+            self.served if self.settings.has_proxy else None,
             lambda: self.now_s,
         )
         self.marked: set[Any] = set()
@@ -186,12 +187,27 @@ def test_a_node_that_comes_and_goes_is_followed_by_all(world: World, make: Any) 
 def test_a_service_costs_the_pod_network_nothing(world: World, make: Any) -> None:
     world.turn(full=True)
     before = world.writes()
-    world.programmed = frozenset({ip_address("10.96.0.10")})
+    world.served.change(added=(ip_address("10.96.0.10").packed,))
     world.put(make.service(ips=["10.96.0.10"], annotations={"x": "y"}))
     world.turn()
     after = world.writes()
     assert "network 10.96.0.10/32" in world.bgpd()
     assert (after[0], after[1], after[3]) == (before[0], before[1], before[3])
+
+
+def test_an_address_is_announced_while_the_proxy_serves_it(world: World) -> None:
+    world.turn(full=True)
+    assert "network 10.96.0.10/32" not in world.bgpd()
+    packed = ip_address("10.96.0.10").packed
+    world.served.change(added=(packed,))
+    world.turn()
+    assert "network 10.96.0.10/32" in world.bgpd()
+    world.controller.open()  # after a crash: everything is asked for anew
+    world.turn(full=True)
+    assert "network 10.96.0.10/32" in world.bgpd()
+    world.served.change(removed=(packed,))
+    world.turn()
+    assert "network 10.96.0.10/32" not in world.bgpd()
 
 
 def test_slices_mark_their_service(world: World, make: Any) -> None:
@@ -251,7 +267,7 @@ def test_one_object_that_cannot_be_compiled_stops_no_other(
 
     monkeypatch.setattr(world.cache, "slices_of", broken)
     world.put(make.service("bad", ips=["10.96.0.66"]))
-    world.programmed = frozenset({ip_address("10.96.0.10")})
+    world.served.change(added=(ip_address("10.96.0.10").packed,))
     outcome = world.turn(full=True)
     assert outcome.failed == {Key("Service", "default/bad")}
     assert "network 10.96.0.10/32" in world.bgpd()

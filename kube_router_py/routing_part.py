@@ -1,0 +1,126 @@
+"""The route controller as the agent runs it."""
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.reflector import Reflector
+from kube_router_py.errors import KernelError
+from kube_router_py.kernel.overlay_monitor import OverlayMonitor
+from kube_router_py.kernel.overlay_ports import Overlay
+from kube_router_py.loop import Loop, Turn
+from kube_router_py.options import Options
+from kube_router_py.routing.cni import BRIDGE
+from kube_router_py.routing.controller import (
+    DAEMONS,
+    KINDS,
+    LINKS,
+    PROGRAMMED,
+    RouteController,
+    RoutingPorts,
+)
+from kube_router_py.routing.pod_network import PodNetwork
+from kube_router_py.routing.secrets import PasswordSources
+from kube_router_py.routing.settings import routing_settings
+from kube_router_py.served import Served
+
+_log = logging.getLogger(__name__)
+
+_STOP_S = 5.0
+
+OpenRouting = Callable[[Callable[[], None]], RoutingPorts]
+"""Opens the adapters; is given what to call, in any thread, when FRR's daemons have ended."""
+
+
+class RoutingPart:
+    """A part of the agent (see ``part.Part``).
+
+    ``served``: the addresses that this node's service proxy serves; None: it does not run here.
+    """
+
+    kinds: tuple[type, ...] = KINDS
+    reads: tuple[type, ...] = KINDS
+    reflectors: tuple[Reflector[Any], ...] = ()
+
+    def __init__(
+        self,
+        options: Options,
+        cache: Cache,
+        node: str,
+        open_ports: OpenRouting,
+        served: Served | None,
+        on_turn: Callable[[Turn], None],
+        on_dead: Callable[[str, str], None],
+    ) -> None:
+        settings = routing_settings(options)
+        self._open_ports = open_ports
+        self._ports: RoutingPorts | None = None
+        self._written: dict[str, int] = {}
+        # Made in start(), in the namespace that the agent serves.
+        self._monitor: OverlayMonitor | None = None
+        self.controller = RouteController(
+            cache,
+            settings,
+            node,
+            self._open,
+            lambda: PodNetwork(
+                settings, node, has_firewall=options.run_firewall, on_overlay=self._watch
+            ),
+            PasswordSources(settings, node),
+            served,
+        )
+        if served is not None:
+            served.on_change = lambda: self.loop.mark((PROGRAMMED,))
+        self.loop = Loop(
+            self.controller,
+            ready=lambda: cache.is_synced(KINDS),
+            resync_interval_s=min(options.routes_sync_period, options.injected_routes_sync_period),
+            on_turn=on_turn,
+            on_dead=on_dead,
+        )
+        self.controller.subscribe(cache, self.loop)
+
+    def _open(self) -> RoutingPorts:
+        written = self.writes()
+        self._ports = self._open_ports(lambda: self.loop.mark((DAEMONS,)))
+        self._written = written
+        return self._ports
+
+    def _watch(self, overlay: Overlay, links: Collection[str]) -> None:
+        if self._monitor is not None:
+            destinations = {each.destination for each in overlay.routes}
+            self._monitor.watch({*links, BRIDGE}, destinations)
+
+    def start(self) -> None:
+        """Begin to listen to the kernel; without that, changes are found by full turns."""
+        try:
+            monitor = OverlayMonitor(lambda: self.loop.mark((LINKS,)))
+        except KernelError as error:
+            _log.warning(
+                "routes and tunnels are looked at every --injected-routes-sync-period only: %s",
+                error,
+            )
+            return
+        monitor.start()
+        self._monitor = monitor
+
+    def before_loops_stop(self) -> None:
+        if self._monitor is not None:
+            self._monitor.stop(_STOP_S)
+
+    def stop(self) -> None:
+        """Nothing ran beside the loop but what has ended."""
+
+    def numbers(self) -> dict[str, float]:
+        return self.controller.numbers
+
+    def writes(self) -> dict[str, int]:
+        ports = self._ports
+        now = {} if ports is None else {"overlay": ports.overlay.writes, "frr": ports.frr.writes}
+        if ports is not None:
+            now["ipsets"], now["iptables"] = ports.host.ipsets.writes, ports.host.iptables.writes
+            now["sysctls"] = ports.host.sysctls.writes
+        return {
+            name: now.get(name, 0) + self._written.get(name, 0) for name in {*now, *self._written}
+        }

@@ -16,7 +16,7 @@ from kube_router_py.routing.controller import (
     DAEMONS,
     KINDS,
     LINKS,
-    PROGRAMMED,
+    SERVED,
     RouteController,
     RoutingPorts,
 )
@@ -71,7 +71,7 @@ class RoutingPart:
             served,
         )
         if served is not None:
-            served.on_change = lambda: self.loop.mark((PROGRAMMED,))
+            served.on_change = lambda: self.loop.mark((SERVED,))
         self.loop = Loop(
             self.controller,
             ready=lambda: cache.is_synced(KINDS),

@@ -52,6 +52,8 @@ LINKS = "links and routes of this node"
 """Marked when the kernel tells of a change that concerns the pod network."""
 DAEMONS = "FRR's daemons"
 """Marked when they have ended."""
+SERVED = "addresses that the service proxy serves"
+"""Marked when they have changed."""
 
 
 class Key(Struct, frozen=True, order=True):

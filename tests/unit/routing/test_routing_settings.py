@@ -18,6 +18,8 @@ NOT_COMPILED = {
     "injected-routes-sync-period",
     "gobgp-admin-address",
     "gobgp-admin-port",
+    "frr-mode",
+    "frr-dir",
 }
 OTHER = {
     "cni-conf-file": "/etc/cni/other.conf",
@@ -30,6 +32,8 @@ OTHER = {
     "bgp-graceful-restart-deferral-time": "30s",
     "gobgp-admin-address": "127.0.0.2",
     "drain-delay": "30s",
+    "frr-mode": "external",
+    "frr-dir": "/run/other",
     "advertise-aggregate": "192.0.2.0/24",
     "advertise-specifics-to": "192.0.2.1",
     "peer-router-ips": "192.0.2.1",

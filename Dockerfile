@@ -16,10 +16,10 @@ RUN python -m venv /opt/kube-router-py \
  && /opt/kube-router-py/bin/python -m compileall -q /opt/kube-router-py/lib
 
 FROM python:3.11-slim-bookworm
-# iptables, ipset, nft (for what kube-proxy left): what the agent runs. The others are for whoever debugs a node from inside.
+# frr, iptables, ipset, nft (for what kube-proxy left): what the agent runs. The others are for whoever debugs a node from inside.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends \
-      conntrack ipset iproute2 iptables ipvsadm kmod nftables \
+      conntrack frr ipset iproute2 iptables ipvsadm kmod nftables \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/kube-router-py /opt/kube-router-py
 ENV PATH=/opt/kube-router-py/bin:$PATH \

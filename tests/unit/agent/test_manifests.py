@@ -12,17 +12,21 @@ import kube_router_py
 from kube_router_py.cluster.decode import RESOURCES
 from kube_router_py.cluster.objects import Lease
 from kube_router_py.firewall.controller import KINDS as FIREWALL_KINDS
+from kube_router_py.kernel.frr_preflight import lacking_capabilities
+from kube_router_py.lab.sandbox import CAPABILITIES
 from kube_router_py.options import Options, parse
 from kube_router_py.proxy.dirty_keys import KINDS as PROXY_KINDS
+from kube_router_py.routing.controller import KINDS as ROUTING_KINDS
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFESTS = REPOSITORY / "manifests"
-# What each overlay runs: service proxy, firewall.
+# What each overlay runs: service proxy, firewall, route controller.
 PARTS = {
-    "overlays/service-proxy": (True, False),
-    "overlays/dsr": (True, False),
-    "overlays/service-proxy-firewall": (True, True),
-    "overlays/firewall": (False, True),
+    "overlays/all": (True, True, True),
+    "overlays/service-proxy": (True, False, False),
+    "overlays/dsr": (True, False, False),
+    "overlays/service-proxy-firewall": (True, True, False),
+    "overlays/firewall": (False, True, False),
 }
 OVERLAYS = tuple(PARTS)
 DIRECTORIES = ("base", *OVERLAYS)
@@ -64,7 +68,7 @@ def resource(kind):
 def test_the_roles_allow_exactly_what_is_asked_for():
     watched = {
         (*resource(kind), verb)
-        for kind in {*PROXY_KINDS, *FIREWALL_KINDS}
+        for kind in {*PROXY_KINDS, *FIREWALL_KINDS, *ROUTING_KINDS}
         for verb in ("list", "watch")
     }
     assert allowed("ClusterRole") == watched | {("", "events", "create")}
@@ -80,8 +84,15 @@ def test_the_arguments_are_flags_of_this_version(directory):
 @pytest.mark.parametrize("directory", OVERLAYS)
 def test_the_overlays_run_what_they_are_called_after(directory):
     options = parse(container(directory)["args"], {})
-    assert (options.run_service_proxy, options.run_firewall) == PARTS[directory]
-    assert (options.run_router, options.run_loadbalancer) == (False, False)
+    parts = (options.run_service_proxy, options.run_firewall, options.run_router)
+    assert parts == PARTS[directory]
+    assert not options.run_loadbalancer
+
+
+def has_all_that_frr_needs(capabilities):
+    """Whether a process with these (names of capabilities(7) without CAP_) may run FRR."""
+    held = sum(1 << CAPABILITIES.index(name) for name in capabilities)
+    return not lacking_capabilities(f"CapEff:\t{held:016x}")
 
 
 def test_the_probes_ask_where_the_agent_answers():
@@ -114,6 +125,28 @@ def test_what_enters_pods_may_see_their_processes_and_nothing_else_is_added():
         "appArmorProfile": {"type": "Unconfined"},
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def test_what_routes_may_run_frr_and_keeps_its_sockets_and_the_cni_file_on_the_node():
+    spec = of_kind("DaemonSet", "overlays/all")["spec"]["template"]["spec"]
+    assert set(spec) == {"containers", "volumes"}
+    agent = container("overlays/all")
+    added = set(agent["securityContext"]["capabilities"]["add"])
+    assert agent["securityContext"] == {
+        "capabilities": {"drop": ["ALL"], "add": agent["securityContext"]["capabilities"]["add"]}
+    }
+    assert has_all_that_frr_needs(added)
+    usual = set(container()["securityContext"]["capabilities"]["add"])
+    assert not any(has_all_that_frr_needs(added - {name}) for name in added - usual)
+    assert usual <= added
+    env = {variable["name"]: variable["value"] for variable in agent["env"]}
+    options = parse(agent["args"], env)
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
+    for mount in agent["volumeMounts"]:
+        assert mount["mountPath"] == paths[mount["name"]]
+        assert not mount.get("readOnly")
+    assert options.frr_dir.startswith(f"{paths['run']}/")
+    assert str(Path(options.cni_conf_file).parent) == paths["cni-conf"]
 
 
 def test_kernel_parameters_are_written_where_they_are_mounted():
@@ -193,7 +226,7 @@ def test_the_dockerfile_is_well_formed_and_pins_its_base():
 def test_the_image_has_the_programs_that_the_agent_runs():
     # Those of the last stage; an earlier one installs what only the build needs.
     install = [arguments for name, arguments in instructions() if "apt-get install" in arguments]
-    assert {"iptables", "ipset"} <= set(install[-1].split())
+    assert {"frr", "iptables", "ipset"} <= set(install[-1].split())
 
 
 def test_the_dockerfile_copies_what_exists_and_is_not_ignored():
@@ -218,6 +251,10 @@ def test_the_systemd_unit_starts_the_agent_and_spares_the_data_plane():
     assert service["ExecStart"].endswith("/kube-router-py")
     assert service["Restart"] == "always"
     assert "RestartPreventExitStatus" not in service, "a file or a port may be there later"
-    assert service["AmbientCapabilities"] == "CAP_NET_ADMIN CAP_NET_RAW"
+    assert service["KillMode"] == "process", "FRR's daemons go on"
+    assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert Options().frr_dir.startswith(f"/run/{service['RuntimeDirectory']}/")
+    held = service["CapabilityBoundingSet"].replace("\\\n", " ").split()
+    assert has_all_that_frr_needs(name.removeprefix("CAP_") for name in held)
     environ = dict([service["Environment"].split("=", 1)])
     assert parse([], environ).kubeconfig == "/etc/kubernetes/kube-router-py.conf"

@@ -80,7 +80,7 @@ class ProxyPart:
         served: Served | None = None,
     ) -> None:
         self._cache = cache
-        served = served or Served()
+        serving = Serving(lambda: self._proxy, served or Served())
         # Apart from the others: without permission to read Leases everything but DSR goes on.
         self.leases = Cache((Lease,))
         isolation = Isolation(cache, cache, node)
@@ -107,12 +107,9 @@ class ProxyPart:
                 *self._followers.all(),
                 self._takeover,
                 _WhenRulesStand(self._variant, on_settled),
-                Serving(
-                    lambda: self._proxy.standing,
-                    lambda key: self._proxy.served_by(key),
-                    served.change,
-                ),
+                serving,
             ),
+            before=serving.before,
         )
         self._takeover.is_settled = lambda: self._proxy.rules_stand
         # Made in start(), in the namespace that the agent serves.

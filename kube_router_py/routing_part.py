@@ -1,6 +1,7 @@
 """The route controller as the agent runs it."""
 
 import logging
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -28,6 +29,13 @@ from kube_router_py.served import Served
 _log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
+# A turn is cheap; a Service and what the proxy says of it come one after the other.
+_MIN_INTERVAL_S = 0.02
+# FRR's daemons of an earlier agent go on announcing Services: they are left as they are until the
+# proxy has said what it serves, but not for ever: without its turns it may serve nothing any more.
+_PROXY_S = 60.0
+_POLL_S = 0.05
+_SETTLE_S = 10.0
 
 OpenRouting = Callable[[Callable[[], None]], RoutingPorts]
 """Opens the adapters; is given what to call, in any thread, when FRR's daemons have ended."""
@@ -70,11 +78,14 @@ class RoutingPart:
             PasswordSources(settings, node),
             served,
         )
+        self._settings, self._served = settings, served
+        self._waits_until: float | None = None
         if served is not None:
             served.on_change = lambda: self.loop.mark((SERVED,))
         self.loop = Loop(
             self.controller,
-            ready=lambda: cache.is_synced(KINDS),
+            ready=lambda: cache.is_synced(KINDS) and self._may_announce(),
+            min_interval_s=_MIN_INTERVAL_S,
             resync_interval_s=min(options.routes_sync_period, options.injected_routes_sync_period),
             on_turn=on_turn,
             on_dead=on_dead,
@@ -105,9 +116,37 @@ class RoutingPart:
         monitor.start()
         self._monitor = monitor
 
+    def _may_announce(self) -> bool:
+        """Whether the proxy has said what it serves, or has had its time; asked once the cache is
+        there."""
+        if self._served is None or self._served.is_known:
+            return True
+        now = time.monotonic()
+        if self._waits_until is None:
+            self._waits_until = now + _PROXY_S
+        return now >= self._waits_until
+
     def before_loops_stop(self) -> None:
+        if self._settings.withdraw_on_exit:
+            self._withdraw()
         if self._monitor is not None:
             self._monitor.stop(_STOP_S)
+
+    def _withdraw(self) -> None:
+        """Drain this node of Services while everything still works."""
+        limit_s = self._settings.drain_delay_s + _SETTLE_S
+        _log.info(
+            "withdrawing Services before the end (--withdraw-on-exit) delay_s=%g",
+            self._settings.drain_delay_s,
+        )
+        deadline = time.monotonic() + limit_s
+        self.controller.is_exiting = True
+        self.loop.mark((SERVED,))
+        while not self.controller.is_drained:
+            if time.monotonic() > deadline:
+                _log.warning("Services are not withdrawn after_s=%g", limit_s)
+                return
+            time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Nothing ran beside the loop but what has ended."""

@@ -1,53 +1,102 @@
 """Addresses that this node's service proxy serves, told from its thread to the route controller's.
 
-The proxy tells what has come to stand and what is about to go; the route controller takes what has
-changed since it last asked, or everything when it begins anew.
+The proxy tells what has come to stand, and asks for what is about to go to be withdrawn; the route
+controller takes what has changed since it last asked, or everything when it begins anew, and says
+when it has passed that on.
 """
 
 import ipaddress
+import logging
 import threading
 from collections.abc import Callable, Iterable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_log = logging.getLogger(__name__)
+
+_WITHDRAWAL_S = 2.0
+
 
 class Served:
-    """For any thread; ``on_change`` is called in the thread of whoever changes something."""
+    """For any thread; ``on_change`` is called in the thread of whoever changes something.
 
-    def __init__(self) -> None:
+    ``is_known``: the proxy has told what it serves; before that nothing can be said of any address.
+    """
+
+    def __init__(self, withdrawal_s: float = _WITHDRAWAL_S) -> None:
         self.on_change: Callable[[], None] = lambda: None
-        self._lock = threading.Lock()
+        self.is_known = False
+        self._withdrawal_s = withdrawal_s
+        self._changed = threading.Condition()  # guards everything below
         self._standing: set[bytes] = set()
         self._touched: set[bytes] = set()
+        # Counts changes: made, taken by the route controller, passed on by it.
+        self._made = self._taken = self._passed_on = 0
+        self._has_reader = False
 
     def change(self, added: Iterable[bytes] = (), removed: Iterable[bytes] = ()) -> None:
         """These packed addresses are served from now on, or are not any more."""
-        with self._lock:
-            before = len(self._touched)
-            for packed in removed:
-                if packed in self._standing:
-                    self._standing.discard(packed)
-                    self._touched.add(packed)
-            for packed in added:
-                if packed not in self._standing:
-                    self._standing.add(packed)
-                    self._touched.add(packed)
-            is_news = len(self._touched) > before
-        if is_news:
+        with self._changed:
+            was_known, self.is_known = self.is_known, True
+            has_changed = self._change(set(added), set(removed))
+        if has_changed or not was_known:
             self.on_change()
+
+    def withdraw(self, addresses: Iterable[bytes]) -> None:
+        """These will not be served any more: returns when neighbors have been told, or after a
+        while if that cannot be done."""
+        with self._changed:
+            if not self._change(set(), set(addresses)) or not self._has_reader:
+                return
+            made = self._made
+        self.on_change()
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._passed_on >= made or not self._has_reader, self._withdrawal_s
+            ):
+                _log.warning(
+                    "addresses are removed although neighbors may still be sending to them "
+                    "after_s=%g",
+                    self._withdrawal_s,
+                )
+
+    def _change(self, added: set[bytes], removed: set[bytes]) -> bool:
+        touched = (added - self._standing) | ((removed - added) & self._standing)
+        self._standing |= added
+        self._standing -= removed - added
+        self._touched |= touched
+        self._made += bool(touched)
+        return bool(touched)
+
+    # --- the route controller's side -----------------------------------------------------------
 
     def begin(self) -> frozenset[Address]:
         """All that are served; ``take`` starts from here."""
-        with self._lock:
+        with self._changed:
+            self._has_reader = True
             self._touched.clear()
+            self._taken = self._made
             return frozenset(map(ipaddress.ip_address, self._standing))
 
     def take(self) -> tuple[frozenset[Address], frozenset[Address]]:
         """Those that are served and those that are not, of the ones told of since the last call."""
-        with self._lock:
+        with self._changed:
             touched, self._touched = self._touched, set()
-            added = {packed for packed in touched if packed in self._standing}
+            self._taken = self._made
+            added = touched & self._standing
         return (
             frozenset(map(ipaddress.ip_address, added)),
             frozenset(map(ipaddress.ip_address, touched - added)),
         )
+
+    def pass_on(self) -> None:
+        """Neighbors know of everything that was taken, as far as that is possible."""
+        with self._changed:
+            self._passed_on = self._taken
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nobody reads any more: there is nothing to wait for."""
+        with self._changed:
+            self._has_reader = False
+            self._changed.notify_all()

@@ -188,6 +188,7 @@ class NodeAddress(ApiStruct, frozen=True):
 class NodeCondition(ApiStruct, frozen=True):
     type: str = ""
     status: str = ""
+    message: str = ""
 
 
 class NodeStatus(ApiStruct, frozen=True):

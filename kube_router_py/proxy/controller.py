@@ -50,7 +50,7 @@ from kube_router_py.proxy.model import (
     VirtualServerKey,
     VirtualServerState,
 )
-from kube_router_py.proxy.plan import plan
+from kube_router_py.proxy.plan import Plan, plan
 from kube_router_py.proxy.pod_deadline import seconds_to_live
 from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
 from kube_router_py.proxy.service_sets import ServiceSets
@@ -58,6 +58,8 @@ from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.services import is_inside
 
 _log = logging.getLogger(__name__)
+
+_IPV4_BYTES = 4
 
 
 class ServiceProxy:
@@ -75,10 +77,13 @@ class ServiceProxy:
         wall_clock: Callable[[], float] = time.time,
         dsr: Dsr | None = None,
         followers: Iterable[Follower] = (),
+        before: Callable[[Plan], None] = lambda planned: None,
     ) -> None:
         self._cache = cache
         self._dsr = dsr or Dsr(node_name)
         self._followers = tuple(followers)
+        # Told what is about to be written to IPVS and to the addresses; may take a moment.
+        self._before = before
         self._given_options = options
         self._node_name = node_name
         self._make_ports = ports
@@ -119,6 +124,12 @@ class ServiceProxy:
     def standing(self) -> IpvsTable:
         """The virtual servers in the kernel, as far as we know. In the loop's thread."""
         return self._applied.servers
+
+    def is_local(self, address: bytes) -> bool:
+        """Whether the node takes packets to an address for its own: because it stands there, or is
+        the node's anyway. In the loop's thread."""
+        family = socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6
+        return Vip(family, address) in self._applied.vips or address in self._host.addresses
 
     def served_by(self, key: VirtualServerKey) -> tuple[str, VirtualServerKey] | None:
         """The Service that holds a virtual server, and the address and port it is served at (its
@@ -211,6 +222,7 @@ class ServiceProxy:
             self._host.check_hairpins(ports, self._sets.hairpins())
         self._dsr.before_grow(ports, self._desired)
         if planned:
+            self._before(planned)
             self._learn(self._applied.apply(ports, planned, targets))
             _log.log(
                 logging.INFO if full else logging.DEBUG,

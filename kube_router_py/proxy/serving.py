@@ -1,65 +1,95 @@
-"""Which addresses the proxy serves: those of virtual servers that stand in the kernel."""
+"""Which addresses the proxy serves: local ones, with a virtual server that stands in the kernel."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.desired import Changes, Desired
-from kube_router_py.proxy.model import VirtualServerKey, VirtualServerState
+from kube_router_py.proxy.model import Verb, VirtualServerKey, VirtualServerState
+from kube_router_py.proxy.plan import Plan
 from kube_router_py.proxy.settings import ThisNode
 
-Standing = Mapping[VirtualServerKey, VirtualServerState]
-ServedBy = Callable[[VirtualServerKey], tuple[str, VirtualServerKey] | None]
+
+class Proxy(Protocol):
+    """What is asked of ``controller.ServiceProxy``."""
+
+    @property
+    def standing(self) -> Mapping[VirtualServerKey, VirtualServerState]: ...
+
+    def served_by(self, key: VirtualServerKey) -> tuple[str, VirtualServerKey] | None: ...
+
+    def is_local(self, address: bytes) -> bool: ...
+
+
+class Listener(Protocol):
+    """Who is told packed addresses (``served.Served``)."""
+
+    def change(self, added: Iterable[bytes] = (), removed: Iterable[bytes] = ()) -> None: ...
+
+    def withdraw(self, addresses: Iterable[bytes]) -> None: ...
 
 
 class Serving:
-    """A ``Follower`` that tells ``changed(added, removed)`` packed addresses, in the loop's thread.
+    """A ``Follower`` that tells which addresses are served, in the loop's thread."""
 
-    ``standing`` are the virtual servers in the kernel, ``served_by`` tells at which address one is
-    served (its own, or that behind its fwmark).
-    """
-
-    def __init__(
-        self,
-        standing: Callable[[], Standing],
-        served_by: ServedBy,
-        changed: Callable[[Iterable[bytes], Iterable[bytes]], None],
-    ) -> None:
-        self._standing, self._served_by, self._changed = standing, served_by, changed
+    def __init__(self, proxy: Callable[[], Proxy], listener: Listener) -> None:
+        self._proxy, self._listener = proxy, listener
         self._places: dict[VirtualServerKey, bytes] = {}
         self._users: Counter[bytes] = Counter()
+        self._told: set[bytes] = set()
+        # They have virtual servers, but the node does not take them for its own.
+        self._unreachable: set[bytes] = set()
 
     def begin(self) -> None:
         """Nothing to prepare."""
+
+    def before(self, planned: Plan) -> None:
+        """These writes are about to be made: what they end is withdrawn first."""
+        going = {vip.address for vip in planned.remove_vips}
+        left = Counter(
+            self._places[each.key]
+            for each in planned.shrink
+            if each.verb is Verb.DELETE_VIRTUAL_SERVER and each.key in self._places
+        )
+        going.update(address for address, fewer in left.items() if self._users[address] == fewer)
+        if going := going & self._told:
+            self._told -= going
+            self._listener.withdraw(going)
 
     def follow(
         self, desired: Desired, node: ThisNode, changes: Changes, *, full: bool
     ) -> Iterable[Problem]:
         del desired, node
-        standing = self._standing()
-        keys = {*standing, *self._places} if full else changes.servers
-        touched: dict[bytes, bool] = {}
-        for key in keys:
-            found = self._served_by(key) if key in standing else None
-            new = found[1].address if found else None
-            old = self._places.get(key)
-            if new == old:
-                continue
-            if old is not None:
-                del self._places[key]
-                self._count(old, -1, touched)
-            if new is not None:
-                self._places[key] = new
-                self._count(new, 1, touched)
-        added = [each for each, was in touched.items() if not was and self._users[each]]
-        removed = [each for each, was in touched.items() if was and not self._users[each]]
+        proxy = self._proxy()
+        standing = proxy.standing
+        touched = {vip.address for vip in changes.vips} | self._unreachable
+        for key in {*standing, *self._places} if full else changes.servers:
+            found = proxy.served_by(key) if key in standing else None
+            touched |= self._place(key, found[1].address if found else None)
+        if full:
+            touched |= self._users.keys() | self._told
+        self._unreachable = {
+            each for each in touched if self._users[each] and not proxy.is_local(each)
+        }
+        served = {each for each in touched if self._users[each]} - self._unreachable
+        added, removed = served - self._told, (touched - served) & self._told
+        self._told = (self._told | added) - removed
         for each in touched:
             if not self._users[each]:
                 del self._users[each]
-        if added or removed:
-            self._changed(added, removed)
+        if added or removed or full:
+            self._listener.change(added, removed)
         return ()
 
-    def _count(self, address: bytes, step: int, touched: dict[bytes, bool]) -> None:
-        touched.setdefault(address, bool(self._users[address]))
-        self._users[address] += step
+    def _place(self, key: VirtualServerKey, new: bytes | None) -> set[bytes]:
+        """Note the address of a virtual server; returns what that touches."""
+        old = self._places.pop(key, None)
+        if new is not None:
+            self._places[key] = new
+        if new == old:
+            return set()
+        found = {each for each in (old, new) if each is not None}
+        for each in found:
+            self._users[each] += 1 if each == new else -1
+        return found

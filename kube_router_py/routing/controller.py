@@ -37,6 +37,7 @@ from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.kernel.ports_frr import Frr
 from kube_router_py.loop import Loop, Outcome
 from kube_router_py.problem import Problem
+from kube_router_py.routing.drain import Stage
 from kube_router_py.routing.model import Address
 from kube_router_py.routing.pod_network import CniFile, PodNetwork
 from kube_router_py.routing.secrets import PasswordSources
@@ -74,6 +75,12 @@ class Programmed(Protocol):
 
     def take(self) -> tuple[frozenset[Address], frozenset[Address]]:
         """Those that came and those that went since the last call, or since ``begin``."""
+
+    def pass_on(self) -> None:
+        """Neighbors know of all that was taken, as far as that is possible."""
+
+    def end(self) -> None:
+        """Nothing is taken any more."""
 
 
 class RoutingPorts(Struct):
@@ -123,9 +130,10 @@ class RouteController:
         self._speaker: Speaker | None = None
         self._nodes: set[str] = set()
         self._broken: dict[Key, Problem] = {}
-        # Set by whoever learns of it, in any thread, before the loop is marked.
-        self.is_shutting_down = False
+        # Set by whoever ends the agent, before the loop is marked.
         self.is_exiting = False
+        # All Services are withdrawn. For any thread.
+        self.is_drained = False
 
     def subscribe(self, cache: Cache, loop: Loop) -> None:
         """Have every event mark what it changes."""
@@ -164,6 +172,8 @@ class RouteController:
     def close(self) -> None:
         """Close the adapters; the kernel and FRR's daemons keep everything."""
         ports, self._ports = self._ports, None
+        if self._programmed is not None:
+            self._programmed.end()
         if ports is not None:
             ports.close()
 
@@ -178,8 +188,11 @@ class RouteController:
         if self._programmed is not None:
             speaker.change_programmed(*self._programmed.take())
         network.settle(ports.host, ports.overlay, ports.cni, full=full, moved=LINKS in dirty)
-        speaker.is_shutting_down, speaker.is_exiting = self.is_shutting_down, self.is_exiting
+        speaker.is_exiting = self.is_exiting
         spoken = speaker.settle(full=full, local=network.around.addresses, now_s=self._clock())
+        if self._programmed is not None:
+            self._programmed.pass_on()
+        self.is_drained = spoken.is_settled and spoken.stage is Stage.WITHDRAWN
         failed: set[Hashable] = {*self._broken}
         if not network.is_settled:
             failed.add(LINKS)

@@ -16,6 +16,9 @@ from kube_router_py.routing.settings import RoutingSettings
 from kube_router_py.routing.texts import annotation_field, parse_boolean, shown
 
 DRAIN_ANNOTATION = "kube-router.io/drain"
+# What the kubelet says in the condition Ready from the first moment of a graceful node shutdown
+# (KEP-2000, pkg/kubelet/nodeshutdown); nothing else tells it from a node that is merely unwell.
+_SHUTDOWN = "node is shutting down"
 
 
 class Stage(StrEnum):
@@ -57,20 +60,27 @@ def drain_cause(
     node: Node | None,
     settings: RoutingSettings,
     *,
-    is_shutting_down: bool = False,
     is_exiting: bool = False,
 ) -> tuple[str, tuple[Problem, ...]]:
     """Why this node is to drain, for the log, or ``""``; and what is wrong with its annotation.
 
-    ``is_shutting_down``: the machine is; ``is_exiting``: the agent was told to stop, which without
-    ``--withdraw-on-exit`` means that it comes back.
+    ``is_exiting``: the agent was told to stop, which without ``--withdraw-on-exit`` means that it
+    comes back.
     """
     cause, problems = _asked_by(node, settings) if node is not None else ("", ())
-    if not cause and is_shutting_down:
-        cause = "the machine shuts down"
+    if not cause and node is not None and _is_shutting_down(node):
+        cause = "the node shuts down"
     if not cause and is_exiting and settings.withdraw_on_exit:
         cause = "the agent stops (--withdraw-on-exit)"
     return cause, problems
+
+
+def _is_shutting_down(node: Node) -> bool:
+    conditions = (node.status.conditions if node.status else None) or ()
+    return any(
+        each.type == "Ready" and each.status != "True" and _SHUTDOWN in each.message
+        for each in conditions
+    )
 
 
 def _asked_by(node: Node, settings: RoutingSettings) -> tuple[str, tuple[Problem, ...]]:

@@ -32,11 +32,13 @@ from kube_router_py.routing.settings import RoutingSettings
 
 class Spoken(Struct, frozen=True):
     """What a turn came to. ``is_settled``: FRR runs what is wanted, as far as that is known.
-    ``wake_after_s``: call again after so many seconds (a drain, a start that has to wait)."""
+    ``wake_after_s``: call again after so many seconds (a drain, a start that has to wait).
+    ``stage``: how far the draining is that FRR was told of."""
 
     is_settled: bool
     problems: tuple[Problem, ...]
     wake_after_s: float | None = None
+    stage: Stage = Stage.SERVING
 
 
 class Speaker:
@@ -63,8 +65,7 @@ class Speaker:
         self._around: Neighborhood | None = None
         self._drain_since_s: float | None = None
         self.drain_cause = ""
-        # Told by whoever knows; see ``drain``.
-        self.is_shutting_down = False
+        # Told by whoever ends the agent; see ``drain``.
         self.is_exiting = False
 
     @property
@@ -148,6 +149,7 @@ class Speaker:
             is_settled=not synced.problems,
             problems=tuple(sorted({*problems, *synced.problems})),
             wake_after_s=min(waits, default=None),
+            stage=stage,
         )
 
     def _look_around(self, own: NodeView) -> Neighborhood:
@@ -164,7 +166,6 @@ class Speaker:
         self.drain_cause, problems = drain_cause(
             self._node,
             self._settings,
-            is_shutting_down=self.is_shutting_down,
             is_exiting=self.is_exiting,
         )
         if not self.drain_cause:

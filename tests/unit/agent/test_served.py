@@ -1,6 +1,9 @@
 """Addresses that the proxy serves, on their way to the route controller."""
 
+import threading
 from ipaddress import IPv4Address, ip_address
+
+import pytest
 
 from kube_router_py.served import Served
 
@@ -35,3 +38,58 @@ def test_whoever_begins_is_told_everything_and_then_what_is_new() -> None:
     assert served.take() == (frozenset(), frozenset())
     served.change(added=(B.packed,))
     assert served.take() == ({B}, frozenset())
+
+
+def test_a_withdrawal_waits_until_it_is_passed_on() -> None:
+    served = Served(withdrawal_s=60.0)
+    served.change(added=(A.packed, B.packed))
+    served.begin()
+    asked, seen = threading.Event(), []
+
+    def remove() -> None:
+        served.withdraw((A.packed,))
+        seen.append("removed")
+
+    served.on_change = asked.set
+    proxy = threading.Thread(target=remove)
+    proxy.start()
+    assert asked.wait(60)
+    served.pass_on()  # of a turn that had begun before
+    assert served.take() == (frozenset(), {A})
+    assert seen == []
+    seen.append("told")
+    served.pass_on()
+    proxy.join(60)
+    assert seen == ["told", "removed"]
+
+
+def test_a_withdrawal_does_not_wait_for_nobody() -> None:
+    served = Served(withdrawal_s=60.0)
+    served.change(added=(A.packed, B.packed))
+    served.withdraw((A.packed,))  # no route controller has begun
+    assert served.begin() == {B}
+    asked = threading.Event()
+    served.on_change = asked.set
+    proxy = threading.Thread(target=served.withdraw, args=((B.packed,),))
+    proxy.start()
+    assert asked.wait(60)
+    served.end()
+    proxy.join(60)
+    assert not proxy.is_alive()
+
+
+def test_a_withdrawal_that_nobody_passes_on_ends(caplog: pytest.LogCaptureFixture) -> None:
+    served = Served(withdrawal_s=0.01)
+    served.change(added=(A.packed,))
+    served.begin()
+    served.withdraw((A.packed,))
+    assert "neighbors may still be sending" in caplog.text
+
+
+def test_nothing_is_known_before_the_proxy_has_spoken() -> None:
+    served = Served()
+    told: list[bool] = []
+    served.on_change = lambda: told.append(served.is_known)
+    assert not served.is_known
+    served.change()
+    assert told == [True]

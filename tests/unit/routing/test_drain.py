@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from kube_router_py.cluster.objects import NodeCondition, NodeStatus
 from kube_router_py.routing.drain import (
     DRAIN_ANNOTATION,
     Stage,
@@ -35,7 +37,6 @@ WILLING = RoutingSettings(drain_on_cordon=True, withdraw_on_exit=True)
             {},
             "cordoned",
         ),
-        ({}, PLAIN, {"is_shutting_down": True}, "shuts down"),
         # A stop means a restart: nothing is withdrawn.
         ({}, PLAIN, {"is_exiting": True}, ""),
         ({}, WILLING, {"is_exiting": True}, "--withdraw-on-exit"),
@@ -97,3 +98,21 @@ def test_whoever_waits_as_told_comes_to_the_end(delay: float, elapsed: float) ->
     if wait is not None:
         assert wait > 0
         assert drain_stage(elapsed + wait + 1e-6, settings) == (Stage.WITHDRAWN, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "word"),
+    [
+        ("False", "node is shutting down", "shuts down"),
+        ("False", "[container runtime is down, node is shutting down]", "shuts down"),
+        ("False", "container runtime is down", ""),
+        ("True", "kubelet is posting ready status", ""),
+    ],
+)
+def test_the_kubelet_says_that_the_node_shuts_down(
+    make: Any, status: str, message: str, word: str
+) -> None:
+    conditions = (NodeCondition("DiskPressure"), NodeCondition("Ready", status, message))
+    node = structs.replace(make.node(), status=NodeStatus(conditions=conditions))
+    cause, problems = drain_cause(node, PLAIN)
+    assert (word in cause if word else not cause, problems) == (True, ())

@@ -6,8 +6,11 @@ fails does not stop the others.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 
+from kube_router_py.cleanup_routing import routing_steps
+from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.frame import ACCEPT, is_marker_set, is_own_chain, is_own_set
 from kube_router_py.kernel import kube_proxy
@@ -17,19 +20,35 @@ from kube_router_py.proxy.model import IpvsOperation, Verb
 from kube_router_py.proxy.packet_sets import owned_sets
 from kube_router_py.proxy.service_rules import owned_rules
 from kube_router_py.proxy.sysctls import VIP_LINK
+from kube_router_py.routing_part import OpenRouting
 from kube_router_py.services import FAMILY_NAMES, is_inside
 
-Step = tuple[str, Callable[[], str]]
 Say = Callable[[str], None]
 
 
 def clean_up(
-    options: Options, ports: HostPorts, open_dsr: Callable[[], DsrPorts], say: Say
+    options: Options,
+    ports: HostPorts,
+    open_dsr: Callable[[], DsrPorts],
+    open_routing: OpenRouting,
+    say: Say,
 ) -> bool:
     """Remove everything of every part; ``say`` gets a line per step. True if all went."""
-    complete = _carry_out((*_steps(options, ports), *_direct_return_steps(open_dsr)), say)
+    # Neighbors first: nobody is to send to where nothing is any more.
+    complete = _clean_up_routing(options, open_routing, say)
+    complete &= _carry_out((*_steps(options, ports), *_direct_return_steps(open_dsr)), say)
     say("kernel parameters (sysctl): left as they are")
     return complete
+
+
+def _clean_up_routing(options: Options, open_routing: OpenRouting, say: Say) -> bool:
+    try:
+        ports = open_routing(lambda: None)
+    except KernelError as error:
+        say(f"route controller: FAILED: {error}")
+        return False
+    with closing(ports):
+        return _carry_out(routing_steps(options, ports), say)
 
 
 def clean_up_kube_proxy(say: Say) -> bool:
@@ -82,10 +101,10 @@ def _steps(options: Options, ports: HostPorts) -> Iterator[Step]:
         for table, chains in owned_rules().items():
             yield (
                 f"iptables {family} {table} {' '.join(chains)}",
-                partial(_remove_chains, ports, family, table, chains, must=must),
+                partial(remove_chains, ports, family, table, chains, must=must),
             )
         yield f"iptables {family} filter, policies", partial(_open_up, ports, family, must=must)
-    yield "ipsets", lambda: _destroy_sets(ports, owned_sets())
+    yield "ipsets", lambda: destroy_sets(ports, owned_sets())
     yield "ipsets of policies", lambda: _destroy_policy_sets(ports)
     yield f"link {VIP_LINK}", lambda: _remove_link(ports)
 
@@ -103,18 +122,6 @@ def _remove_virtual_servers(options: Options, ports: HostPorts) -> str:
         )
     kept = f", {len(excluded)} in --excluded-cidrs kept" if excluded else ""
     return f"{len(ours)} removed{kept}"
-
-
-def _remove_chains(
-    ports: HostPorts, family: str, table: str, chains: tuple[str, ...], *, must: bool
-) -> str:
-    try:
-        ports.iptables.remove(family, table, chains)
-    except KernelError as error:
-        if must:
-            raise
-        return f"not there ({error})"
-    return "removed"
 
 
 def _open_up(ports: HostPorts, family: str, *, must: bool) -> str:
@@ -135,12 +142,7 @@ def _destroy_policy_sets(ports: HostPorts) -> str:
     standing = ports.ipsets.read_all(is_own_set)
     if not any(is_marker_set(name) for name in standing):
         return "none of this agent's"
-    return _destroy_sets(ports, standing)
-
-
-def _destroy_sets(ports: HostPorts, names: Iterable[str]) -> str:
-    ports.ipsets.destroy(names)
-    return "removed"
+    return destroy_sets(ports, standing)
 
 
 def _remove_link(ports: HostPorts) -> str:

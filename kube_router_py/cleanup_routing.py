@@ -1,16 +1,18 @@
-"""Removing what the route controller left on this node: FRR's daemons, tunnels, egress."""
+"""Removing what the route controller left on this node: FRR's daemons, tunnels, egress.
 
-from collections.abc import Callable, Iterator
+The bridge and the CNI file stay: pods are on the one, and new ones are made by the other.
+"""
+
+from collections.abc import Iterator
 from functools import partial
 
+from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.table_names import forget_tables
 from kube_router_py.options import Options
 from kube_router_py.routing.controller import RoutingPorts
 from kube_router_py.routing.egress import owned_rules, owned_sets
 from kube_router_py.routing.overlay_apply import remove_overlay
-
-Step = tuple[str, Callable[[], str]]
 
 
 def routing_steps(options: Options, ports: RoutingPorts) -> Iterator[Step]:
@@ -21,8 +23,8 @@ def routing_steps(options: Options, ports: RoutingPorts) -> Iterator[Step]:
     for family, must in enabled.items():
         for table, chains in owned_rules().items():
             what = f"iptables {family} {table} {' '.join(chains)}"
-            yield what, partial(_remove_chains, ports, family, table, chains, must=must)
-    yield "ipsets of the pod network", partial(_destroy_sets, ports)
+            yield what, partial(remove_chains, ports.host, family, table, chains, must=must)
+    yield "ipsets of the pod network", partial(destroy_sets, ports.host, owned_sets())
     yield "names of routing tables", _forget_names
 
 
@@ -37,23 +39,6 @@ def _remove_overlay(ports: RoutingPorts) -> str:
     problems = remove_overlay(ports.overlay, "this node")
     if problems:
         raise KernelError("; ".join(f"{each.field}: {each.reason}" for each in problems))
-    return "removed"
-
-
-def _remove_chains(
-    ports: RoutingPorts, family: str, table: str, chains: tuple[str, ...], *, must: bool
-) -> str:
-    try:
-        ports.host.iptables.remove(family, table, chains)
-    except KernelError as error:
-        if must:
-            raise
-        return f"not there ({error})"
-    return "removed"
-
-
-def _destroy_sets(ports: RoutingPorts) -> str:
-    ports.host.ipsets.destroy(owned_sets())
     return "removed"
 
 

@@ -6,6 +6,7 @@ at once and need neither kernel nor cluster libraries.
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,8 +28,14 @@ objects with mistakes are listed as problems in it.
 
   -f, --filename=FILE   a manifest, a directory of manifests, or - for stdin; may be repeated
       --node=NAME       the node; its Node object gives addresses and pod CIDRs
+      --link=ADDRESS    an address of the node's links with the length of its network
+                        (10.0.0.11/24): which nodes are near decides on tunnels; may be repeated.
+                        Otherwise the addresses of the Node, in networks of /24 or /64
+      --link-mtu=BYTES  the MTU of these links (1500)
   -o, --output=FORMAT   text (default) or json
-      --show-secrets    do not mask passwords
+      --show-secrets    show the passwords of BGP sessions, which are masked otherwise, and read
+                        those in Secrets among the manifests (of namespace POD_NAMESPACE, or
+                        kube-system) and in the file --peer-router-passwords-file
   -h, --help            show this text
 
 Exit codes: 0 rendered; 1 a file cannot be read or has broken syntax; 2 a mistake in the flags.
@@ -161,7 +168,7 @@ def _clean_up(arguments: Sequence[str]) -> int:
     of_kube_proxy = KUBE_PROXY_LEFTOVERS in arguments
     arguments = [each for each in arguments if each != KUBE_PROXY_LEFTOVERS]
     options = parse(arguments, os.environ)
-    from kube_router_py.adapters import check_capabilities, dsr_opener, opener
+    from kube_router_py.adapters import check_capabilities, dsr_opener, opener, routing_opener
     from kube_router_py.cleanup import clean_up, clean_up_kube_proxy
     from kube_router_py.kernel.agent_lock import AgentLock
 
@@ -172,7 +179,8 @@ def _clean_up(arguments: Sequence[str]) -> int:
     AgentLock().take(_LOCK_WAIT_S)
     ports = opener(options, needs_ipvs=False)()
     try:
-        return OK if clean_up(options, ports, dsr_opener(options), print) else FAILED
+        steps = (dsr_opener(options), routing_opener(options))
+        return OK if clean_up(options, ports, *steps, print) else FAILED
     finally:
         ports.close()
 
@@ -188,11 +196,26 @@ def _render(arguments: list[str]) -> int:
     node = own.get("node", [""])[-1]
     if not node:
         mistakes.append("--node is missing: name the node to render for")
+
+    from kube_router_py import render, render_routing
+
+    links = []
+    for text in own.get("link", []):
+        try:
+            links.append(render_routing.parse_link(text))
+        except ValueError as error:
+            mistakes.append(f"--link {text!r} {error}")
+    mtu = own.get("link-mtu", [str(render_routing.LINK_MTU)])[-1]
+    if not re.fullmatch(r"[0-9]{3,5}", mtu, re.ASCII):
+        mistakes.append(f"--link-mtu {mtu!r} is no number of bytes, such as 1500")
     options = _checked([*rest, *words], mistakes)
-
-    from kube_router_py import render
-
-    return render.main(files, node, options, output, "show-secrets" in own, sys.stdin, sys.stdout)
+    given = render_routing.Given(
+        links=tuple(links),
+        link_mtu=int(mtu),
+        namespace=os.environ.get("POD_NAMESPACE", "").strip() or "kube-system",
+        show_secrets="show-secrets" in own,
+    )
+    return render.main(files, node, options, output, given, sys.stdin, sys.stdout)
 
 
 def _explain(arguments: list[str]) -> int:
@@ -267,6 +290,8 @@ _COMMON_FLAGS = {
 _RENDER_FLAGS = {
     **_COMMON_FLAGS,
     "--node": ("node", True),
+    "--link": ("link", True),
+    "--link-mtu": ("link-mtu", True),
     "--show-secrets": ("show-secrets", False),
 }
 _EXPLAIN_FLAGS = {**_COMMON_FLAGS, "--flows": ("flows", True), "--family": ("family", True)}

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kube_router_py.adapters import dsr_opener
+from kube_router_py.adapters import dsr_opener, routing_opener
 from kube_router_py.cleanup import clean_up
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
@@ -236,7 +236,8 @@ def test_a_node_is_taken_over_from_kube_router_and_given_back(
     for _ in range(2):
         ports, said = open_host(needs_ipvs=False), []  # type: ignore[var-annotated]
         with closing(ports):
-            assert clean_up(options, ports, dsr_opener(options), said.append), said
+            openers = (dsr_opener(options), routing_opener(options))
+            assert clean_up(options, ports, *openers, said.append), said
     assert state() == before
     assert "kube-dummy-if" not in sh("ip link show")
     # It has the node back.

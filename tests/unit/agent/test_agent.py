@@ -25,6 +25,7 @@ from kube_router_py.cluster.objects import (
     Service,
 )
 from kube_router_py.errors import ConfigurationError, KernelError, PreflightError
+from kube_router_py.kernel.fake_frr import FakeDaemons, FakeFrr
 from kube_router_py.kernel.fake_host import (
     FakeIpsetKernel,
     FakeIpsets,
@@ -35,6 +36,7 @@ from kube_router_py.kernel.fake_host import (
     FakeSysctls,
 )
 from kube_router_py.kernel.fake_ipvs import FakeIpvs
+from kube_router_py.kernel.fake_overlay import fake_overlay
 from kube_router_py.kernel.ports import HostPorts, IpsetSpec, Jump, TableRules
 from kube_router_py.options import Options, parse
 from kube_router_py.proxy.model import (
@@ -47,6 +49,7 @@ from kube_router_py.proxy.model import (
 )
 from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.proxy.sysctls import sysctls
+from kube_router_py.routing.controller import RoutingPorts
 
 AF_INET = int(socket.AF_INET)
 PARAMETERS = [each.name for each in sysctls(ProxyOptions(ipv4=True, ipv6=True), ("eth0",), (6, 1))]
@@ -590,7 +593,7 @@ def test_cleanup_removes_what_is_ours_and_says_so(api, start):
         ]
     )
     said, routing = [], Routing()
-    assert clean_up(parse(flags, {}), host.open(), routing.open, said.append)
+    assert clean_up(parse(flags, {}), host.open(), routing.open, no_routing(host), said.append)
     assert routing.removed == ["inet", "inet6"]
     assert set(host.ipvs.read()) == {foreign}
     assert host.links.link is None
@@ -599,10 +602,23 @@ def test_cleanup_removes_what_is_ours_and_says_so(api, start):
     assert set(host.rules.chains("inet", "filter")) == {"INPUT", "FORWARD", "OUTPUT"}
     assert host.sets.sets == {}
     text = "\n".join(said)
+    assert "FRR's daemons: ended" in text
+    assert "tunnels, their routes and rules: removed" in text
     assert "2 removed, 1 in --excluded-cidrs kept" in text
     assert "kube-dummy-if" in text
-    again = clean_up(parse(flags, {}), host.open(), routing.open, said.append)
+    again = clean_up(parse(flags, {}), host.open(), routing.open, no_routing(host), said.append)
     assert again, "twice is as good as once"
+
+
+def no_routing(host):
+    """The route controller's adapters on a node where it has never run."""
+
+    def open_ports(down):
+        ports = host.open()
+        ports.ipvs = FakeIpvs()  # it would be closed for everybody
+        return RoutingPorts(ports, fake_overlay(), FakeFrr(FakeDaemons()), None)
+
+    return open_ports
 
 
 class Routing:
@@ -638,7 +654,7 @@ def test_cleanup_goes_on_after_a_step_that_fails():
     host.links.set_up()
     ports.iptables = Broken()
     said = []
-    assert not clean_up(parse([], {}), ports, Routing().open, said.append)
+    assert not clean_up(parse([], {}), ports, Routing().open, no_routing(host), said.append)
     assert host.links.link is None
     text = "\n".join(said)
     assert "FAILED: iptables is not installed" in text
@@ -656,7 +672,7 @@ def test_cleanup_leaves_the_policies_of_a_kube_router_beside_the_agent():
     ports.iptables.ensure("inet", "filter", TableRules(theirs, jumps))
     ports.ipsets.ensure(IpsetSpec("KUBE-SRC-AAAAAAAAAAAAAAAA", "hash:ip", "inet"), frozenset())
     said = []
-    assert clean_up(parse([], {}), host.open(), Routing().open, said.append)
+    assert clean_up(parse([], {}), host.open(), Routing().open, no_routing(host), said.append)
     assert theirs.keys() <= host.rules.chains("inet", "filter").keys()
     assert "KUBE-SRC-AAAAAAAAAAAAAAAA" in host.sets.sets
     assert "iptables inet filter, policies: none of this agent's" in said

@@ -197,7 +197,7 @@ def _render(arguments: list[str]) -> int:
     if not node:
         mistakes.append("--node is missing: name the node to render for")
 
-    from kube_router_py import render, render_routing
+    from kube_router_py import render, render_bgp, render_routing
 
     links = []
     for text in own.get("link", []):
@@ -205,11 +205,11 @@ def _render(arguments: list[str]) -> int:
             links.append(render_routing.parse_link(text))
         except ValueError as error:
             mistakes.append(f"--link {text!r} {error}")
-    mtu = own.get("link-mtu", [str(render_routing.LINK_MTU)])[-1]
-    if not re.fullmatch(r"[0-9]{3,5}", mtu, re.ASCII):
+    mtu = own.get("link-mtu", [str(render_bgp.LINK_MTU)])[-1]
+    if not re.fullmatch(r"[1-9][0-9]{2,4}", mtu, re.ASCII):
         mistakes.append(f"--link-mtu {mtu!r} is no number of bytes, such as 1500")
     options = _checked([*rest, *words], mistakes)
-    given = render_routing.Given(
+    given = render_bgp.Given(
         links=tuple(links),
         link_mtu=int(mtu),
         namespace=os.environ.get("POD_NAMESPACE", "").strip() or "kube-system",

@@ -4,6 +4,7 @@ Syntax that cannot be read stops everything (``ManifestError``); an object that 
 becomes a Problem; kinds the agent does not read are skipped.
 """
 
+import base64
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -43,10 +44,16 @@ class ManifestError(KubeRouterError):
 
 
 class Manifests:
-    """The objects of some manifests, by kind; of two with one name the last one counts."""
+    """The objects of some manifests, by kind; of two with one name the last one counts.
 
-    def __init__(self) -> None:
+    ``secrets`` are the contents of Secrets by ``namespace/name`` and entry; Secrets are skipped
+    unless ``with_secrets``.
+    """
+
+    def __init__(self, *, with_secrets: bool = False) -> None:
         self._objects: dict[type, dict[str, Any]] = {kind: {} for kind in _KINDS.values()}
+        self._with_secrets = with_secrets
+        self.secrets: dict[str, dict[str, bytes]] = {}
         self.problems: list[Problem] = []
 
     def list(self, kind: type[T]) -> list[T]:
@@ -81,6 +88,26 @@ class Manifests:
         struct = _KINDS.get((version, kind))
         if struct is not None:
             self._decode(struct, document, where, primary_family)
+        elif self._with_secrets and (version, kind) == ("v1", "Secret"):
+            self._take_secret(document, where)
+
+    def _take_secret(self, document: dict[str, Any], where: str) -> None:
+        metadata = document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        if not isinstance(metadata, dict) or not isinstance(name, str):
+            self.problems.append(Problem(where, "metadata.name", "is absent or no text"))
+            return
+        key = f"{metadata.get('namespace') or 'default'}/{name}"
+        found: dict[str, bytes] = {}
+        for field, decode in (("data", _from_base64), ("stringData", str.encode)):
+            entries = document.get(field)
+            for entry, value in entries.items() if isinstance(entries, dict) else ():
+                try:
+                    found[str(entry)] = decode(value)
+                except (TypeError, ValueError):  # its message may quote the content
+                    reason = "cannot be decoded"
+                    self.problems.append(Problem(f"Secret {key}", f"{field}.{entry}", reason))
+        self.secrets[key] = found
 
     def _decode(
         self, struct: type, document: dict[str, Any], where: str, primary_family: str
@@ -105,12 +132,22 @@ class Manifests:
             self._objects[struct][item.key] = with_defaults(item.object, primary_family)
 
 
-def load_manifests(files: Sequence[str], stdin: IO[str], primary_family: str = "IPv4") -> Manifests:
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def load_manifests(
+    files: Sequence[str],
+    stdin: IO[str],
+    primary_family: str = "IPv4",
+    *,
+    with_secrets: bool = False,
+) -> Manifests:
     """Read files, directories (their YAML and JSON files, in order) and ``-``.
 
     Raises ManifestError for what cannot be read or parsed.
     """
-    manifests = Manifests()
+    manifests = Manifests(with_secrets=with_secrets)
     for name, text in _read(files, stdin):
         for number, document in enumerate(_parse(name, text)):
             manifests.add(document, f"{name} document {number + 1}", primary_family)

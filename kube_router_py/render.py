@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from itertools import groupby
+from pathlib import Path
 from typing import IO, Any
+
+from msgspec import structs
 
 from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
@@ -38,8 +41,12 @@ from kube_router_py.proxy.settings import (
     proxy_options,
     this_node,
 )
+from kube_router_py.render_bgp import NOTHING_GIVEN, Given
 from kube_router_py.render_dsr import DirectServers, with_direct_return
 from kube_router_py.render_firewall import render_firewall, text_of_firewall
+from kube_router_py.render_routing import render_routing, routing_notes, text_of_routing
+from kube_router_py.routing.model import Address
+from kube_router_py.routing.settings import routing_settings
 from kube_router_py.services import FAMILY_NAMES, cluster_ips, is_proxied, service_key_of
 
 _FLAG_NAMES = {
@@ -56,24 +63,27 @@ def main(
     node: str,
     options: Options,
     output: str,
-    show_secrets: bool,
+    given: Given,
     stdin: IO[str],
     stdout: IO[str],
 ) -> int:
     """Render manifests for one node; ``output`` is ``json`` or ``text``. Returns the exit code.
 
     Objects that are wrong become ``problems`` and exit code 0; a file that cannot be read or parsed
-    is told on stderr and exit code 1. ``show_secrets`` has nothing to unmask in what there is yet.
+    is told on stderr and exit code 1. Without ``given.show_secrets`` no Secret and no file of
+    passwords is read, and no password of an annotation or a flag shown.
     """
-    del show_secrets
     try:
-        manifests = load_manifests(files, stdin, _primary_family(options))
+        family = _primary_family(options)
+        manifests = load_manifests(files, stdin, family, with_secrets=given.show_secrets)
+        if given.show_secrets and options.run_router and options.peer_router_passwords_file:
+            given = structs.replace(given, password_list=_text(options.peer_router_passwords_file))
     except ManifestError as error:
         print(f"kube-router-py render: {error}", file=sys.stderr)
         return 1
-    for note in _notes(manifests, options):
+    for note in _notes(manifests, node, options, given):
         print(f"kube-router-py render: {note}", file=sys.stderr)
-    document = render(manifests, node, options)
+    document = render(manifests, node, options, given)
     if output == "text":
         stdout.write("\n".join((*render_text(document), "")))
     else:
@@ -88,7 +98,14 @@ def _primary_family(options: Options) -> str:
     return "IPv4" if options.enable_ipv4 else "IPv6"
 
 
-def _notes(manifests: Manifests, options: Options) -> Iterator[str]:
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+
+
+def _notes(manifests: Manifests, node: str, options: Options, given: Given) -> Iterator[str]:
     if options.nodeport_bindon_all_ip or options.nodeport_addresses:
         yield (
             "note: NodePorts are shown at addresses that the Node lists; the agent goes by those "
@@ -101,20 +118,37 @@ def _notes(manifests: Manifests, options: Options) -> Iterator[str]:
                 f"note: Service {service.metadata.key} has no clusterIP; none is allocated here, "
                 "so it has no virtual server of that kind"
             )
+    if options.run_router:
+        yield from routing_notes(manifests, node, routing_settings(options), given)
 
 
-def render(manifests: Manifests, node_name: str, options: Options) -> dict[str, Any]:
+def render(
+    manifests: Manifests, node_name: str, options: Options, given: Given = NOTHING_GIVEN
+) -> dict[str, Any]:
     """The whole document, ready for JSON."""
     document: dict[str, Any] = {}
     problems = set(manifests.problems)
+    served: frozenset[Address] | None = None
     if options.run_service_proxy:
         desired, direct, more = _compile(manifests, node_name, proxy_options(options))
+        served = frozenset(
+            ip_address(packed)
+            for packed in (
+                *(vip.address for vip in desired.vips()),
+                *(server.address.address for server in direct.values()),
+            )
+        )
         document["virtual_servers"] = _virtual_servers(desired, direct)
         document["health_checks"] = _health_checks(desired)
         document["hairpins"] = _hairpins(desired)
         problems |= more
     if options.run_firewall:
         found, wrong = render_firewall(manifests, node_name, firewall_options(options))
+        document |= found
+        problems |= wrong
+    if options.run_router:
+        settings = routing_settings(options)
+        found, wrong = render_routing(manifests, node_name, settings, given, served)
         document |= found
         problems |= wrong
     document["problems"] = [
@@ -291,6 +325,7 @@ def render_text(document: dict[str, Any]) -> Iterator[str]:
         where = f"{hairpin['protocol']} {_place(hairpin)}"
         yield f"Hairpin of Service {hairpin['service']}: {where}"
     yield from text_of_firewall(document)
+    yield from text_of_routing(document)
     if document["problems"]:
         yield "Problems"
         for problem in document["problems"]:

@@ -10,6 +10,7 @@ import pytest
 
 from kube_router_py import render
 from kube_router_py.options import Options, parse
+from kube_router_py.render_bgp import NOTHING_GIVEN, Given
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "render"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
@@ -25,9 +26,10 @@ def run(
     flags: tuple[str, ...] = (),
     output: str = "json",
     stdin: str = "",
+    given: Given = NOTHING_GIVEN,
 ) -> tuple[int, str, str]:
     stdout = io.StringIO()
-    code = render.main(files, "node1", options(*flags), output, False, io.StringIO(stdin), stdout)
+    code = render.main(files, "node1", options(*flags), output, given, io.StringIO(stdin), stdout)
     return code, stdout.getvalue(), capsys.readouterr().err
 
 
@@ -201,7 +203,7 @@ def test_unreadable_files_are_exit_1(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_keys_of_a_switched_off_subsystem_are_absent(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--run-service-proxy=false", "--run-firewall=false")
+    flags = ("--run-service-proxy=false", "--run-firewall=false", "--run-router=false")
     _, document, _ = run(capsys, "-", stdin=json.dumps(SERVICE), flags=flags)
     assert json.loads(document) == {"problems": []}
     _, text, _ = run(capsys, "-", stdin=json.dumps(SERVICE), flags=flags, output="text")
@@ -212,7 +214,7 @@ def test_nothing_is_allocated_and_that_is_noted_on_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bare = {**SERVICE, "spec": {"ports": [{"port": 80}]}}
-    flags = ("--run-firewall=false",)
+    flags = ("--run-firewall=false", "--run-router=false")
     code, document, errors = run(capsys, "-", stdin=json.dumps(bare), flags=flags)
     assert code == 0
     assert json.loads(document) == {
@@ -231,6 +233,7 @@ def test_a_node_port_without_a_cluster_ip_is_rendered(
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": "node1"},
+        "spec": {"podCIDRs": ["10.244.1.0/24"]},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.168.1.1"}]},
     }
     spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}

@@ -48,7 +48,7 @@ from kube_router_py.old_policies import old_policies
 from kube_router_py.option_flag import LOADBALANCER
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
-from kube_router_py.part import Part
+from kube_router_py.part import Part, numbers
 from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
 from kube_router_py.proxy_part import ProxyPart
 from kube_router_py.routing_part import OpenRouting, RoutingPart
@@ -195,6 +195,7 @@ class Agent:
             return BackendChange(is_own).settled if takeover else lambda variant: None
 
         self.proxy: ProxyPart | None = None
+        self.routing: RoutingPart | None = None
         self._parts: list[Part] = []
         served = Served()
         if options.run_service_proxy:
@@ -212,12 +213,11 @@ class Agent:
                 )
             )
         if options.run_router and routing_ports is not None:
-            self._parts.append(
-                RoutingPart(
-                    *(options, self.cache, self.node, routing_ports),
-                    *(served if self.proxy else None, self._on_turn, self._on_dead),
-                )
+            self.routing = RoutingPart(
+                *(options, self.cache, self.node, routing_ports),
+                *(served if self.proxy else None, self._on_turn, self._on_dead),
             )
+            self._parts.append(self.routing)
         self.loops = [part.loop for part in self._parts]
         # In the order of the first part that needs them.
         self._kinds = tuple(dict.fromkeys(kind for part in self._parts for kind in part.kinds))
@@ -256,11 +256,10 @@ class Agent:
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
-                gauges=lambda: {
-                    name: value for part in self._parts for name, value in part.numbers().items()
-                },
+                gauges=lambda: numbers(self._parts),
                 writes=self.writes,
-                more=self.proxy.traffic if self.proxy else bytes,
+                traffic=self.proxy.traffic if self.proxy else bytes,
+                more=self.routing.sessions if self.routing else bytes,
             )
             if self.proxy:
                 self.proxy.observe_programming(metrics.on_programmed)

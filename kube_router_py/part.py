@@ -1,6 +1,6 @@
-"""What the agent asks of each of its parts (service proxy, firewall)."""
+"""What the agent asks of each of its parts (service proxy, firewall, route controller)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from kube_router_py.cluster.reflector import Reflector
@@ -39,3 +39,12 @@ class Part(Protocol):
 
     def writes(self) -> dict[str, int]:
         """Changes sent to the kernel since the agent started, by adapter."""
+
+
+def numbers(parts: Iterable[Part]) -> dict[str, float]:
+    """The values of all parts; what several count is added up."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.numbers().items():
+            total[name] = total.get(name, 0) + value
+    return total

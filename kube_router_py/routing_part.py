@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.reflector import Reflector
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
 # A turn is cheap; a Service and what the proxy says of it come one after the other.
+if TYPE_CHECKING:
+    from kube_router_py.observe.bgp import BgpPage
+
 _MIN_INTERVAL_S = 0.02
 # FRR's daemons of an earlier agent go on announcing Services: they are left as they are until the
 # proxy has said what it serves, but not for ever: without its turns it may serve nothing any more.
@@ -40,6 +44,8 @@ _SETTLE_S = 10.0
 OpenRouting = Callable[[Callable[[], None]], RoutingPorts]
 """Opens the adapters; is given what to call, in any thread, when FRR's daemons have ended."""
 
+# Less than a scrape waits, for each daemon that is asked.
+_SCRAPE_S = 2.0
 
 class RoutingPart:
     """A part of the agent (see ``part.Part``).
@@ -85,6 +91,8 @@ class RoutingPart:
         self.loop = Loop(
             self.controller,
             ready=lambda: cache.is_synced(KINDS) and self._may_announce(),
+        self._frr_dir = options.frr_dir
+        self._page: BgpPage | None = None
             min_interval_s=_MIN_INTERVAL_S,
             resync_interval_s=min(options.routes_sync_period, options.injected_routes_sync_period),
             on_turn=on_turn,
@@ -163,3 +171,13 @@ class RoutingPart:
         return {
             name: now.get(name, 0) + self._written.get(name, 0) for name in {*now, *self._written}
         }
+
+    def sessions(self) -> bytes:
+        """The sessions of BGP and BFD, in Prometheus' text format."""
+        if self._page is None:
+            from kube_router_py.kernel.frr import read_summary
+            from kube_router_py.observe.bgp import BgpPage
+
+            read = partial(read_summary, self._frr_dir, _SCRAPE_S)
+            self._page = BgpPage(read, lambda: self.controller.neighborhood)
+        return self._page.text()

@@ -5,6 +5,9 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from msgspec import structs
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import frr_summary
@@ -13,6 +16,7 @@ from kube_router_py.kernel.frr_process import Layout
 from kube_router_py.kernel.frr_vty import (
     UnsafeCommandError,
     VtyClient,
+    VtyLostError,
     VtyUnavailableError,
     is_one_command,
     masked,
@@ -84,6 +88,24 @@ class _Sockets:
         for client in self._clients.values():
             client.close()
         self._clients = {}
+
+
+def read_summary(directory: str, timeout_s: float) -> Summary:
+    """What ``Frr.summary`` tells, for any thread: over connections of its own to the daemons whose
+    control sockets are in ``directory``, whoever runs them.
+
+    Raises KernelError where zebra or bgpd does not answer; no bfdd means no BFD sessions.
+    """
+    sockets = _Sockets(lambda daemon: f"{directory}/{daemon}.vty", timeout_s)
+    try:
+        sockets.client("zebra").show("echo alive")
+        found = sockets.summary(("bgpd",))
+        with suppress(VtyUnavailableError, VtyLostError):
+            reply = sockets.client("bfdd").show(frr_summary.BFD)
+            return structs.replace(found, bfd=frr_summary.bfd_sessions(reply))
+        return found
+    finally:
+        sockets.close()
 
 
 class ManagedFrr:

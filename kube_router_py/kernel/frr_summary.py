@@ -78,10 +78,17 @@ def sessions(reply: CommandResult) -> tuple[tuple[SessionState, ...], Mapping[in
 
 def bfd_sessions(reply: CommandResult) -> tuple[BfdState, ...]:
     """BFD sessions by neighbor. Raises KernelError for what is no list of them."""
-    return tuple(
-        BfdState(each.peer, each.status, float(each.uptime) if each.status == "up" else 0.0)
-        for each in sorted(_decoded(reply, list[_BfdPeer]), key=lambda each: each.peer)
+    found = (
+        BfdState(_neighbor(each), each.status, float(each.uptime) if each.status == "up" else 0.0)
+        for each in _decoded(reply, list[_BfdPeer])
     )
+    return tuple(sorted(found, key=lambda each: each.neighbor))
+
+
+def _neighbor(peer: _BfdPeer) -> str:
+    """As bgpd has it: one behind an interface has its name, whatever its address there."""
+    is_local = peer.peer.lower().startswith("fe80:")
+    return peer.interface if is_local and peer.interface else peer.peer
 
 
 def _decoded(reply: CommandResult, kind: type[_Decoded]) -> _Decoded:

@@ -99,7 +99,8 @@ class BfdState(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """Sessions by neighbor and version; ``routes`` are the prefixes known, by version."""
+    """Sessions by neighbor and version; ``routes`` is the size of bgpd's table, by version (nodes
+    of a tree, of which some hold no prefix)."""
 
     sessions: tuple[SessionState, ...]
     bfd: tuple[BfdState, ...]

@@ -38,8 +38,8 @@ class Metrics:
 
     ``gauges`` gives further values at the moment of a scrape, by name without the prefix (those
     that end in ``_total`` are counters);
-    ``writes`` the number of changes sent to the kernel so far, by adapter; ``more`` what follows,
-    in Prometheus' text format.
+    ``writes`` the number of changes sent to the kernel so far, by adapter; ``traffic`` that of
+    Services and ``more`` what else follows, in Prometheus' text format.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class Metrics:
         loops: Sequence[HasStatus],
         gauges: Numbers,
         writes: Numbers,
-        more: Callable[[], bytes] = lambda: b"",
+        traffic: Callable[[], bytes] = bytes,
+        more: Callable[[], bytes] = bytes,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_Collector(version, cache, loops, gauges, writes))
-        self._more = more
+        self._traffic, self._more = traffic, more
         self._turn_seconds = Histogram(
             "kube_router_controller_turn_seconds",
             "Duration of turns, by loop; full: the kernel was read back",
@@ -74,6 +75,12 @@ class Metrics:
         self._iptables_sync = Histogram(
             "kube_router_controller_iptables_sync_time",
             "Duration of the firewall's turns in seconds",
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
+        self._routes_sync = Histogram(
+            "kube_router_controller_routes_sync_time",
+            "Duration of the route controller's turns in seconds",
             registry=self._registry,
             buckets=_BUCKETS,
         )
@@ -101,11 +108,14 @@ class Metrics:
             self._ipvs_sync.observe(turn.duration_s)
         elif turn.loop == "firewall":
             self._iptables_sync.observe(turn.duration_s)
+        elif turn.loop == "router":
+            self._routes_sync.observe(turn.duration_s)
 
     def page(self) -> Answer:
         with self._export.time():
-            more = self._more()
-        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry) + more)
+            traffic = self._traffic()
+        text = generate_latest(self._registry) + traffic + self._more()
+        return Answer(200, CONTENT_TYPE_LATEST, text)
 
 
 class _Collector(Collector):

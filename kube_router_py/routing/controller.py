@@ -37,6 +37,7 @@ from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.kernel.ports_frr import Frr
 from kube_router_py.loop import Loop, Outcome
 from kube_router_py.problem import Problem
+from kube_router_py.routing.compile import Neighborhood
 from kube_router_py.routing.drain import Stage
 from kube_router_py.routing.model import Address
 from kube_router_py.routing.pod_network import CniFile, PodNetwork
@@ -153,8 +154,14 @@ class RouteController:
         }
 
     @property
+            "frr_starts_total": speaker.starts if speaker else 0,
     def drain_cause(self) -> str:
         """Why this node is drained of Services; empty: it is not."""
+    @property
+    def neighborhood(self) -> Neighborhood | None:
+        """Who this node's neighbors were in the last turn. For any thread."""
+        return self._speaker.neighborhood if self._speaker else None
+
         return self._speaker.drain_cause if self._speaker else ""
 
     def open(self) -> None:

@@ -30,7 +30,8 @@ class Synced(Struct, frozen=True):
 
 
 class FrrSync:
-    """One set of daemons. ``drift`` counts commands that put right what others had changed."""
+    """One set of daemons. ``drift`` counts commands that put right what others had changed,
+    ``starts`` how often the daemons were started."""
 
     def __init__(self, frr: Frr, node_name: str) -> None:
         self._frr = frr
@@ -39,7 +40,7 @@ class FrrSync:
         self._wanted: FrrConfig | None = None
         # Whose file bfdd runs with, trusted or not.
         self._with_bfd: FrrConfig | None = None
-        self.drift = 0
+        self.drift = self.starts = 0
 
     def sync(self, wanted: FrrConfig, *, full: bool) -> Synced:
         """Make the daemons run ``wanted``; ``full``: ask them first what they run.
@@ -86,6 +87,7 @@ class FrrSync:
                     f"its file; see its log"
                 )
         self._applied = applied
+        self.starts += opened is Opened.STARTED
         return opened
 
     def _change(self, wanted: FrrConfig, *, is_repair: bool) -> tuple[Problem, ...]:

@@ -63,6 +63,8 @@ class Speaker:
         self._node: Node | None = None
         self._own: NodeView | None = None
         self._around: Neighborhood | None = None
+        # The last one that was made. For any thread.
+        self.neighborhood: Neighborhood | None = None
         self._drain_since_s: float | None = None
         self.drain_cause = ""
         # Told by whoever ends the agent; see ``drain``.
@@ -72,6 +74,11 @@ class Speaker:
     def drift(self) -> int:
         """Commands that put right what others had changed in FRR."""
         return self._sync.drift
+
+    @property
+    def starts(self) -> int:
+        """How often FRR's daemons had to be started."""
+        return self._sync.starts
 
     @property
     def announced(self) -> int:
@@ -124,6 +131,7 @@ class Speaker:
             reason = "is not among the objects of the API server: BGP is left as it is"
             return Spoken(is_settled=False, problems=(Problem(self._subject, "", reason),))
         around = self._around = self._around or self._look_around(self._own)
+        self.neighborhood = around
         self._services.follow_peers(around.peers)
         stage, wake_s, wrong = self._drain(now_s)
         config, found = compile_router(

@@ -57,6 +57,15 @@ def test_bfd_sessions_are_told() -> None:
     )
 
 
+def test_bfd_names_a_neighbor_behind_an_interface_as_bgp_does() -> None:
+    text = """[{"peer":"fe80::2","interface":"eth1","status":"up","uptime":1},
+     {"peer":"10.99.0.9","interface":"eth0","status":"up","uptime":2}]"""
+    assert frr_summary.bfd_sessions(reply(text)) == (
+        BfdState("10.99.0.9", "up", 2.0),
+        BfdState("eth1", "up", 1.0),
+    )
+
+
 @pytest.mark.parametrize("text", ["", "what", '{"ipv4Unicast":{"peers":[]}}'])
 def test_what_is_no_summary_is_an_error(text: str) -> None:
     with pytest.raises(KernelError):

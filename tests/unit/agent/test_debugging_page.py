@@ -10,18 +10,30 @@ from kube_router_py.cluster.objects import Node, Service
 from kube_router_py.firewall.controller import KINDS, Firewall
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.ipvs_decode import Traffic
+from kube_router_py.kernel.ports_frr import BfdState, SessionState, Summary
 from kube_router_py.loop import Loop
 from kube_router_py.loop_model import Controller, Outcome, Turn
+from kube_router_py.observe.bgp import BgpPage
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.metrics import Metrics
 from kube_router_py.observe.traffic import LABELS, TrafficPage
 from kube_router_py.proxy.model import VirtualServerKey
 from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.proxy.sysctls import sysctls
+from kube_router_py.routing.controller import RouteController
+from kube_router_py.routing.secrets import PasswordSources
+from kube_router_py.routing.settings import RoutingSettings
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "debugging.md").read_text()
 METRICS_PAGE = (DOCS / "metrics.md").read_text()
+
+
+ONE_SESSION = Summary(
+    (SessionState("192.0.2.1", 4, 65000, "Established", 1.0, 1, 1, 1, 0),),
+    (BfdState("192.0.2.1", "up", 1.0),),
+    {4: 2},
+)
 
 
 class OneServer:
@@ -79,9 +91,14 @@ def test_every_metric_is_explained_and_exists(parts):
             "refused_addresses": 0,
             "events_dropped_total": 0,
             **Firewall(Cache(KINDS), FirewallOptions(), "node1", fail).numbers,
+            **RouteController(
+                *(cache, RoutingSettings(), "node1", fail, fail),
+                PasswordSources(RoutingSettings(), "node1"),
+            ).numbers,
         },
         writes=lambda: {"ipvs": 0},
-        more=TrafficPage(OneServer, lambda key: ("default/web", key)).text,
+        traffic=TrafficPage(OneServer, lambda key: ("default/web", key)).text,
+        more=BgpPage(lambda: ONE_SESSION, lambda: None).text,
     )
     metrics.on_turn(Turn("service-proxy", 1.0, False, 1, 0))
     page = metrics.page().body.decode()

@@ -7,12 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.client import Client
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.errors import KernelError
+from kube_router_py.kernel import kube_router
+from kube_router_py.kernel.kube_proxy import Step
 from kube_router_py.kernel.overlay_monitor import OverlayMonitor
 from kube_router_py.kernel.overlay_ports import Overlay
+from kube_router_py.kernel.table_names import name_tables
 from kube_router_py.loop import Loop, Turn
+from kube_router_py.observe.event_writer import EventWriter
+from kube_router_py.observe.problem_events import SPACING_S, ProblemEvents
 from kube_router_py.options import Options
+from kube_router_py.router_takeover import RouterTakeover
 from kube_router_py.routing.cni import BRIDGE
 from kube_router_py.routing.controller import (
     DAEMONS,
@@ -27,25 +34,25 @@ from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import routing_settings
 from kube_router_py.served import Served
 
+if TYPE_CHECKING:
+    from kube_router_py.observe.bgp import BgpPage
+
 _log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
 # A turn is cheap; a Service and what the proxy says of it come one after the other.
-if TYPE_CHECKING:
-    from kube_router_py.observe.bgp import BgpPage
-
 _MIN_INTERVAL_S = 0.02
 # FRR's daemons of an earlier agent go on announcing Services: they are left as they are until the
 # proxy has said what it serves, but not for ever: without its turns it may serve nothing any more.
 _PROXY_S = 60.0
 _POLL_S = 0.05
 _SETTLE_S = 10.0
+# Less than a scrape waits, for each daemon that is asked.
+_SCRAPE_S = 2.0
 
 OpenRouting = Callable[[Callable[[], None]], RoutingPorts]
 """Opens the adapters; is given what to call, in any thread, when FRR's daemons have ended."""
 
-# Less than a scrape waits, for each daemon that is asked.
-_SCRAPE_S = 2.0
 
 class RoutingPart:
     """A part of the agent (see ``part.Part``).
@@ -61,6 +68,7 @@ class RoutingPart:
         self,
         options: Options,
         cache: Cache,
+        client: Client,
         node: str,
         open_ports: OpenRouting,
         served: Served | None,
@@ -68,6 +76,7 @@ class RoutingPart:
         on_dead: Callable[[str, str], None],
     ) -> None:
         settings = routing_settings(options)
+        takeover = RouterTakeover(self._left_by_kube_router)
         self._open_ports = open_ports
         self._ports: RoutingPorts | None = None
         self._written: dict[str, int] = {}
@@ -83,28 +92,40 @@ class RoutingPart:
             ),
             PasswordSources(settings, node),
             served,
+            takeover.follow,
         )
         self._settings, self._served = settings, served
+        self._on_turn = on_turn
+        self._events = ProblemEvents(EventWriter(cache, client, node, SPACING_S), node)
+        self._frr_dir = options.frr_dir
+        self._page: BgpPage | None = None
         self._waits_until: float | None = None
         if served is not None:
             served.on_change = lambda: self.loop.mark((SERVED,))
         self.loop = Loop(
             self.controller,
             ready=lambda: cache.is_synced(KINDS) and self._may_announce(),
-        self._frr_dir = options.frr_dir
-        self._page: BgpPage | None = None
             min_interval_s=_MIN_INTERVAL_S,
             resync_interval_s=min(options.routes_sync_period, options.injected_routes_sync_period),
-            on_turn=on_turn,
+            on_turn=self._after_turn,
             on_dead=on_dead,
         )
         self.controller.subscribe(cache, self.loop)
 
     def _open(self) -> RoutingPorts:
         written = self.writes()
+        try:
+            name_tables()
+        except KernelError as error:  # names are for people only
+            _log.warning("routing tables have no names reason=%r", str(error))
         self._ports = self._open_ports(lambda: self.loop.mark((DAEMONS,)))
         self._written = written
         return self._ports
+
+    def _left_by_kube_router(self) -> Iterator[Step]:
+        ports = self._ports
+        if ports is not None:
+            yield from kube_router.leftovers_of_router(ports.host.iptables.variant)
 
     def _watch(self, overlay: Overlay, links: Collection[str]) -> None:
         if self._monitor is not None:
@@ -156,11 +177,17 @@ class RoutingPart:
                 return
             time.sleep(_POLL_S)
 
+    def _after_turn(self, turn: Turn) -> None:
+        """In the loop's thread."""
+        self._events.follow(self.loop.status().problems)
+        self._on_turn(turn)
+
     def stop(self) -> None:
-        """Nothing ran beside the loop but what has ended."""
+        """End what ran beside the loop, which has ended."""
+        self._events.stop(_STOP_S)
 
     def numbers(self) -> dict[str, float]:
-        return self.controller.numbers
+        return {**self.controller.numbers, "events_dropped_total": self._events.dropped}
 
     def writes(self) -> dict[str, int]:
         ports = self._ports

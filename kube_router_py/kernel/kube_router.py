@@ -2,12 +2,14 @@
 
 Chains and sets of kube-router's service proxy that have the names of ours are taken over where they
 stand, addresses on kube-dummy-if as well. What has no name of ours is found here: rules in built-in
-chains, and the policy routing of its direct server return.
+chains, and the policy routing of its direct server return. Its tunnels and routes: see
+``overlay_links`` and ``overlay_routes``.
 
 kube-router marks packets to a service address with a mark of the whole 32 bits, and has a rule
-"all packets with this mark, table 78": only marks of such rules are taken for kube-router's. The
-rules of its router (table 77) and of its firewall (KUBE-ROUTER-INPUT, KUBE-POD-FW-, KUBE-NWPLCY-)
-stay: they do the work of parts that may go on running.
+"all packets with this mark, table 78": only marks of such rules are taken for kube-router's. What
+is its router's (table 77) stays until our route controller runs, and the rules of its firewall
+(KUBE-ROUTER-INPUT, KUBE-POD-FW-, KUBE-NWPLCY-) stay: they do the work of parts that may go on
+running.
 """
 
 import json
@@ -63,6 +65,19 @@ def direct_return(chains: Chains, marks: Iterable[int]) -> dict[str, tuple[str, 
     return {chain: tuple(rules) for chain, rules in marking.items() if rules}
 
 
+def pod_egress(chains: Chains) -> dict[str, tuple[str, ...]]:
+    """The rules in nat POSTROUTING by which kube-router masquerades what pods send out of the
+    cluster. Ours does so in a chain of its own."""
+    found = tuple(
+        rule
+        for rule in chains.get("POSTROUTING", ())
+        if "-j MASQUERADE" in rule
+        and "--match-set kube-router-pod-subnets src" in rule.replace("inet6:", "")
+        and "! --match-set kube-router-node-ips dst" in rule.replace("inet6:", "")
+    )
+    return {"POSTROUTING": found} if found else {}
+
+
 def _mark_of(rule: str) -> int | None:
     """The mark that a rule for one address writes over all 32 bits; None for other rules."""
     if _after(rule, "-j") != "MARK" or not _after(rule, "-d") or not _after(rule, "--dport"):
@@ -97,6 +112,12 @@ def leftovers(variant: str) -> Iterator[Step]:
                 lambda chains, marks=marks: direct_return(chains, marks),  # type: ignore[misc]
             )
         yield from _policy_routing(family)
+
+
+def leftovers_of_router(variant: str) -> Iterator[Step]:
+    """As ``leftovers``, of the part that made routes; provided that ours makes them by now."""
+    for family in _FAMILIES:
+        yield from _rules(variant, family, "nat", "masquerading of pods", pod_egress)
 
 
 def _rules(

@@ -102,7 +102,8 @@ class RouteController:
     """See the module docstring. Everything but ``subscribe`` runs in the loop's thread.
 
     ``make_network``: a new ``PodNetwork`` that has seen nothing. ``programmed`` tells which
-    addresses this node's service proxy serves; None: it does not run here.
+    addresses this node's service proxy serves; None: it does not run here. ``after_full`` is called
+    when a full turn has made everything stand.
     """
 
     name = "router"
@@ -116,6 +117,7 @@ class RouteController:
         make_network: Callable[[], PodNetwork],
         passwords: PasswordSources,
         programmed: Programmed | None = None,
+        after_full: Callable[[PodNetwork, RoutingPorts], None] = lambda network, ports: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
@@ -125,6 +127,7 @@ class RouteController:
         self._make_network = make_network
         self._passwords = passwords
         self._programmed = programmed
+        self._after_full = after_full
         self._clock = clock
         self._ports: RoutingPorts | None = None
         self._network: PodNetwork | None = None
@@ -151,17 +154,17 @@ class RouteController:
         return {
             "controller_bgp_advertised_services": speaker.announced if speaker else 0,
             "controller_bgp_drift_total": speaker.drift if speaker else 0,
+            "frr_starts_total": speaker.starts if speaker else 0,
         }
 
-    @property
-            "frr_starts_total": speaker.starts if speaker else 0,
-    def drain_cause(self) -> str:
-        """Why this node is drained of Services; empty: it is not."""
     @property
     def neighborhood(self) -> Neighborhood | None:
         """Who this node's neighbors were in the last turn. For any thread."""
         return self._speaker.neighborhood if self._speaker else None
 
+    @property
+    def drain_cause(self) -> str:
+        """Why this node is drained of Services; empty: it is not."""
         return self._speaker.drain_cause if self._speaker else ""
 
     def open(self) -> None:
@@ -200,6 +203,8 @@ class RouteController:
         if self._programmed is not None:
             self._programmed.pass_on()
         self.is_drained = spoken.is_settled and spoken.stage is Stage.WITHDRAWN
+        if full and network.is_settled and spoken.is_settled:
+            self._after_full(network, ports)
         failed: set[Hashable] = {*self._broken}
         if not network.is_settled:
             failed.add(LINKS)

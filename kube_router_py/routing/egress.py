@@ -15,7 +15,7 @@ come first, has chosen a source. Pure.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 
 from kube_router_py.cluster.node import NodeView
 from kube_router_py.kernel.ports import IpsetSpec, Jump, SetChange, TableRules
@@ -95,19 +95,6 @@ def compile_forward(node_links: Iterable[str], *, is_needed: bool) -> TableRules
         *(f"-o {link} -j ACCEPT" for link in sorted({*node_links} - {BRIDGE})),
     )
     return TableRules({FORWARD: rules}, (Jump("FORWARD", f"-j {FORWARD}", "last"),))
-
-
-def left_by_kube_router(chains: Mapping[str, Collection[str]]) -> dict[str, tuple[str, ...]]:
-    """kube-router's own rule in nat POSTROUTING, which ours replaces; by chain. ``chains`` as
-    iptables-save prints them, rules without ``-A CHAIN``."""
-    found = tuple(
-        rule
-        for rule in chains.get("POSTROUTING", ())
-        if "-j MASQUERADE" in rule
-        and f"--match-set {_POD_SUBNETS} src" in rule.replace("inet6:", "")
-        and f"! --match-set {_NODE_IPS} dst" in rule.replace("inet6:", "")
-    )
-    return {"POSTROUTING": found} if found else {}
 
 
 class ClusterSets:

@@ -23,7 +23,7 @@ from kube_router_py.routing.egress import (
     compile_forward,
     is_own_chain,
 )
-from kube_router_py.routing.model import Address
+from kube_router_py.routing.model import Address, Network
 from kube_router_py.routing.mtu import pod_mtu
 from kube_router_py.routing.overlay import NodeLinks, compile_overlay, node_links
 from kube_router_py.routing.overlay_apply import apply_overlay
@@ -147,6 +147,12 @@ class PodNetwork:
             self._on_overlay(standing, self.around.names)
         self._failed, self._told = tuple(failed), tuple(told)
         self._is_stale = False
+
+    def pods_behind(self, neighbors: Collection[str]) -> Iterator[Network]:
+        """The pod CIDRs of nodes one of whose addresses is among these."""
+        for name, view in self._views.items():
+            if name != self._node_name and any(str(it) in neighbors for it in view.addresses):
+                yield from view.pod_cidrs
 
     # --- steps --------------------------------------------------------------------------------
 

@@ -27,10 +27,13 @@ from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kernel.cni_file import CniFile
 from kube_router_py.kernel.frr import ManagedFrr
 from kube_router_py.kernel.host import open_host
+from kube_router_py.kernel.iptables_variant import variant_of
+from kube_router_py.kernel.kube_router import leftovers_of_router
 from kube_router_py.kernel.overlay_links import NetlinkOverlayLinks
 from kube_router_py.kernel.overlay_ports import OverlayPorts
 from kube_router_py.kernel.overlay_routes import NetlinkOverlayRoutes
 from kube_router_py.kernel.ports_frr import Boot
+from kube_router_py.router_takeover import RouterTakeover
 from kube_router_py.routing.controller import DAEMONS, RouteController, RoutingPorts
 from kube_router_py.routing.model import GracefulRestart
 from kube_router_py.routing.pod_network import PodNetwork
@@ -211,6 +214,7 @@ class Agent:
             self._open,
             lambda: PodNetwork(self.settings, self._name, has_firewall=False),
             PasswordSources(self.settings, self._name),
+            after_full=RouterTakeover(lambda: leftovers_of_router(variant_of("nft"))).follow,
         )
         self.controller.subscribe(self.cache, self)  # type: ignore[arg-type]
         for each in NODES:
@@ -406,3 +410,44 @@ def test_a_killed_bgpd_costs_neither_routes_nor_packets(world: World, lab: Any) 
         assert world.pings(1, "10.244.2.5")
         assert here.deleted() == []
         assert there.deleted() == []
+
+
+def _kube_router_was_here(lab: Any, near: str, pods: str) -> None:
+    sets = ("kube-router-pod-subnets", "hash:net"), ("kube-router-node-ips", "hash:ip")
+    for name, kind in sets:
+        lab.sh(f"ipset create {name} {kind} family inet timeout 0")
+    lab.sh(
+        "ipset add kube-router-pod-subnets 10.244.0.0/16 timeout 0",
+        "iptables-nft -t nat -A POSTROUTING -m set --match-set kube-router-pod-subnets src"
+        " -m set ! --match-set kube-router-pod-subnets dst"
+        " -m set ! --match-set kube-router-node-ips dst -j MASQUERADE",
+        "iptables-nft -t nat -A POSTROUTING -s 172.31.0.0/16 -j MASQUERADE",
+        f"ip route add {pods} via {near} proto 17",
+        f"ip route add 172.31.0.0/16 via {near} proto 17",
+    )
+
+
+def test_what_kube_router_left_goes_when_its_successor_stands(world: World, lab: Any) -> None:
+    own = world.agents[1]
+    world.nodes[1].run(_kube_router_was_here, lab, NODES[2], "10.244.2.0/24")
+    with ExitStack() as stack:
+        _echo(world.pods[2], stack)
+        _echo(world.client, stack)
+        own.turn()
+        left = world.learned(world.nodes[1], "17")
+        assert left["10.244.2.0/24"] == [NODES[2]]  # node2 has not spoken yet
+        world.turn()
+
+        def is_taken_over() -> bool:
+            own.turn(full=True)
+            return world.learned(world.nodes[1]).get("10.244.2.0/24") == [NODES[2]]
+
+        lab.until(is_taken_over, "FRR has the route")
+        assert world.learned(world.nodes[1], "17") == {"172.31.0.0/16": [NODES[2]]}
+        lab.until(
+            lambda: world.pods[1].run(_answers, "10.244.2.5") == "10.244.1.5", "pod1 reaches pod2"
+        )
+        lab.until(lambda: world.pods[1].run(_answers, CLIENT) == NODES[1], "pod1 to the client")
+    rules = world.nodes[1].run(lab.sh, "iptables-nft-save -t nat")
+    assert "-A POSTROUTING -s 172.31.0.0/16 -j MASQUERADE" in rules
+    assert "-A POSTROUTING -m set" not in rules

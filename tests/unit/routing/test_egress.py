@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kube_router_py.cluster.node import node_view
+from kube_router_py.kernel.kube_router import pod_egress
 from kube_router_py.kernel.ports import Jump, SetChange
 from kube_router_py.routing.egress import (
     CHAIN,
@@ -15,7 +16,6 @@ from kube_router_py.routing.egress import (
     compile_egress,
     compile_forward,
     is_own_chain,
-    left_by_kube_router,
     node_ips,
     owned_rules,
     owned_sets,
@@ -82,8 +82,8 @@ def test_kube_routers_own_rule_is_recognised() -> None:
         "-m set --match-set kube-router-pod-subnets src -j MASQUERADE",
     )
     chains = {"POSTROUTING": (others[0], theirs, *others[1:]), "OUTPUT": (theirs,)}
-    assert left_by_kube_router(chains) == {"POSTROUTING": (theirs,)}
-    assert left_by_kube_router({"POSTROUTING": others}) == {}
+    assert pod_egress(chains) == {"POSTROUTING": (theirs,)}
+    assert pod_egress({"POSTROUTING": others}) == {}
 
 
 def view(make: Any, *arguments: Any, **spec: Any) -> Any:

@@ -93,7 +93,7 @@ class World:
             lambda: PodNetwork(self.settings, "node1", has_firewall=has_firewall),
             PasswordSources(self.settings, "node1"),
             self.served if self.settings.has_proxy else None,
-            lambda: self.now_s,
+            clock=lambda: self.now_s,
         )
         self.marked: set[Any] = set()
         self.controller.subscribe(self.cache, self)  # type: ignore[arg-type]

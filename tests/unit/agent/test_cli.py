@@ -52,6 +52,7 @@ def test_the_version_goes_to_stdout_and_nothing_else_happens(argument, capsys):
         (["--help"], "--ipvs-sync-period"),
         (["-h"], "Service proxy"),
         (["render", "--help"], "--node=NAME"),
+        (["render", "--help"], "--show-secrets"),
         (["cleanup", "-h"], "--excluded-cidrs"),
     ],
 )
@@ -76,6 +77,8 @@ def test_help_goes_to_stdout(argv, word, capsys):
         (["render", "-f", "x", "--node"], ["--node needs a value"]),
         (["render", "--show-secrets=no", "-f", "x", "--node=n"], ["takes no value"]),
         (["render", "-f", "x", "--node=n", "stray"], ["'stray'"]),
+        (["render", "-f", "x", "--node=n", "--link=10.0.0.1"], ["--link '10.0.0.1'", "/24"]),
+        (["render", "-f", "x", "--node=n", "--link-mtu=9k"], ["--link-mtu '9k'", "1500"]),
     ],
 )
 def test_mistakes_exit_with_2_and_go_to_stderr(argv, words, capsys):
@@ -134,6 +137,43 @@ def test_render_takes_agent_flags_among_its_own(tmp_path, capsys):
     argv += ["--kubeconfig=/on/the/node/only"]
     assert cli.main([*argv, "--hairpin-mode", "-o", "json"]) == 0
     assert '"10.96.0.10"' in capsys.readouterr().out
+
+
+def test_render_is_told_of_links_and_whose_secrets_to_show(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "nodes.yaml"
+    file.write_text(
+        """
+apiVersion: v1
+kind: Node
+metadata:
+  name: n1
+  annotations:
+    kube-router.io/peers: |
+      - {remoteip: 192.0.2.1, remoteasn: 65000, passwordsecretref: {name: bgp, key: tor}}
+spec: {podCIDRs: [10.244.1.0/24]}
+status: {addresses: [{type: InternalIP, address: 10.0.1.1}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2}
+spec: {podCIDRs: [10.244.2.0/24]}
+status: {addresses: [{type: InternalIP, address: 10.0.2.1}]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: bgp, namespace: network}
+stringData: {tor: hunter2}
+"""
+    )
+    argv = ["render", "-f", str(file), "--node=n1", "--link", "10.0.1.1/16", "--link-mtu=9000"]
+    monkeypatch.setenv("POD_NAMESPACE", "network")
+    assert cli.main(argv) == 0
+    told = capsys.readouterr()
+    assert "hunter2" not in told.out + told.err
+    assert "10.244.2.0/24 via 10.0.2.1" in told.out
+    assert '"mtu": 8980' in told.out
+    assert cli.main([*argv, "--show-secrets"]) == 0
+    assert "neighbor 192.0.2.1 password hunter2" in capsys.readouterr().out
 
 
 def test_render_of_a_missing_file_exits_with_1(tmp_path, capsys):

@@ -230,8 +230,9 @@ def write_file(layout: Layout, daemon: str, text: str, owner: tuple[int, int]) -
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(passing, flags, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
-            os.fchown(file.fileno(), *owner)
+            # The mode first: of another user's file it takes CAP_FOWNER.
             os.fchmod(file.fileno(), 0o640)
+            os.fchown(file.fileno(), *owner)
         os.replace(passing, path)
     except OSError as error:
         raise KernelError(f"{path} cannot be written: {error}", error.errno or 0) from error

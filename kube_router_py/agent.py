@@ -214,7 +214,7 @@ class Agent:
             )
         if options.run_router and routing_ports is not None:
             self.routing = RoutingPart(
-                *(options, self.cache, self.node, routing_ports),
+                *(options, self.cache, self.client, self.node, routing_ports),
                 *(served if self.proxy else None, self._on_turn, self._on_dead),
             )
             self._parts.append(self.routing)

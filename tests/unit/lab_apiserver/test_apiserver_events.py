@@ -1,4 +1,4 @@
-"""The agents' Events about refused addresses, as the server takes them and kubectl shows them."""
+"""The agents' Events, as the server takes them and kubectl shows them."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,10 @@ from typing import Any
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import connect
-from kube_router_py.cluster.objects import ObjectMeta, Service
+from kube_router_py.cluster.objects import Node, ObjectMeta, Service
+from kube_router_py.observe.event_writer import EventWriter
 from kube_router_py.observe.events import RefusedAddresses
+from kube_router_py.observe.problem_events import ProblemEvents
 from kube_router_py.options import parse
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.compile import CompiledService
@@ -58,3 +60,26 @@ def test_all_nodes_together_make_one_event_of_each_address(
     assert (event["type"], event["source"]["host"]) == ("Warning", "node1")
     assert "AddressRefused" in kubectl("get", "events")
     assert "192.0.2.1 is refused" in kubectl("describe", "service", "web")
+
+
+def test_what_is_wrong_with_a_node_is_told_of_the_node(
+    cluster: Any, kubectl: Any, until: Callable[[Callable[[], Any], str], Any]
+) -> None:
+    client = connect(parse([f"--kubeconfig={cluster.kubeconfig}"], {}), {})
+    name = "node1"
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+    kubectl("apply", "-f", "-", stdin=json.dumps(node))
+    meta = kubectl.json("node", name)["metadata"]
+    cache = Cache((Node,))
+    cache.put(Node, Node(ObjectMeta(name, "", meta["uid"], meta["resourceVersion"])))
+    writer = EventWriter(cache, client, name, 0.0)
+    try:
+        ProblemEvents(writer, name).follow(
+            (Problem(f"Node {name}", "metadata.annotations[a]", "'x' is no number"),)
+        )
+        until(lambda: writer.written == 1, "the Event")
+        writer.stop(60.0)
+    finally:
+        client.close()
+    assert "BadRoutingAnnotation" in kubectl("get", "events", "-n", "default")
+    assert "metadata.annotations[a]: 'x' is no number" in kubectl("describe", "node", name)

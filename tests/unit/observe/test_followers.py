@@ -14,7 +14,8 @@ from kube_router_py.cluster.client import RefusedError
 from kube_router_py.cluster.objects import EndpointSlice, ObjectMeta, Service
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ipvs_decode import Traffic
-from kube_router_py.observe.events import RefusedAddresses, service_event
+from kube_router_py.observe.event_writer import Tiding, event_about
+from kube_router_py.observe.events import REASON, RefusedAddresses
 from kube_router_py.observe.programming import ANNOTATION, ProgrammingLatency
 from kube_router_py.observe.traffic import TrafficPage
 from kube_router_py.problem import Problem
@@ -91,7 +92,8 @@ def test_the_name_of_an_event_is_the_same_on_every_node() -> None:
     problem = Problem("Service default/a", "spec.externalIPs[0]", "no")
 
     def name(service: Service, problem: Problem, node: str) -> str:
-        return str(service_event(service, problem, node, now)["metadata"]["name"])
+        tiding = Tiding(Service, service.metadata.key, REASON, problem)
+        return str(event_about(service.metadata, tiding, node, now)["metadata"]["name"])
 
     first = name(service("a"), problem, "node1")
     assert first == name(service("a"), problem, "node2")

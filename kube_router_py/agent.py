@@ -75,7 +75,6 @@ _WITHOUT_EFFECT = frozenset(
         "enable-pprof",
         "service-node-port-range",
         "use-nftables-for-netpol",
-        "disable-source-dest-check",
         "gobgp-admin-address",
         "gobgp-admin-port",
     )
@@ -198,8 +197,8 @@ class Agent:
         self.routing: RoutingPart | None = None
         self._parts: list[Part] = []
         served = Served()
+        namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
         if options.run_service_proxy:
-            namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
             self.proxy = ProxyPart(
                 *(options, self.cache, self.client, self.node, namespace, ports, takeover),
                 *(self._on_turn, self._on_dead, changed(is_proxy_chain), served),
@@ -214,7 +213,7 @@ class Agent:
             )
         if options.run_router and routing_ports is not None:
             self.routing = RoutingPart(
-                *(options, self.cache, self.client, self.node, routing_ports),
+                *(options, self.cache, self.client, self.node, namespace, routing_ports),
                 *(served if self.proxy else None, self._on_turn, self._on_dead),
             )
             self._parts.append(self.routing)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.client import Client
+from kube_router_py.cluster.objects import Node
 from kube_router_py.cluster.reflector import Reflector
+from kube_router_py.cluster.secrets import read_entry
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import kube_router
 from kube_router_py.kernel.kube_proxy import Step
@@ -33,6 +35,7 @@ from kube_router_py.routing.pod_network import PodNetwork
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import routing_settings
 from kube_router_py.served import Served
+from kube_router_py.source_dest_check import Once
 
 if TYPE_CHECKING:
     from kube_router_py.observe.bgp import BgpPage
@@ -57,7 +60,8 @@ OpenRouting = Callable[[Callable[[], None]], RoutingPorts]
 class RoutingPart:
     """A part of the agent (see ``part.Part``).
 
-    ``served``: the addresses that this node's service proxy serves; None: it does not run here.
+    ``namespace`` is the agent's own, with the Secrets that annotations name. ``served``: the
+    addresses that this node's service proxy serves; None: it does not run here.
     """
 
     kinds: tuple[type, ...] = KINDS
@@ -70,6 +74,7 @@ class RoutingPart:
         cache: Cache,
         client: Client,
         node: str,
+        namespace: str,
         open_ports: OpenRouting,
         served: Served | None,
         on_turn: Callable[[Turn], None],
@@ -90,7 +95,9 @@ class RoutingPart:
             lambda: PodNetwork(
                 settings, node, has_firewall=options.run_firewall, on_overlay=self._watch
             ),
-            PasswordSources(settings, node),
+            PasswordSources(
+                settings, node, lambda ref: read_entry(client, namespace, ref.name, ref.key)
+            ),
             served,
             takeover.follow,
         )
@@ -111,6 +118,8 @@ class RoutingPart:
             on_dead=on_dead,
         )
         self.controller.subscribe(cache, self.loop)
+        if options.disable_source_dest_check:
+            _switch_off_source_dest_check(cache, node)
 
     def _open(self) -> RoutingPorts:
         written = self.writes()
@@ -208,3 +217,13 @@ class RoutingPart:
             read = partial(read_summary, self._frr_dir, _SCRAPE_S)
             self._page = BgpPage(read, lambda: self.controller.neighborhood)
         return self._page.text()
+
+
+def _switch_off_source_dest_check(cache: Cache, node: str) -> None:
+    once = Once()
+
+    def notify(event: Event) -> None:
+        if event.key == node and isinstance(event.new, Node):
+            once.follow(event.new.spec.provider_id or "")
+
+    cache.subscribe((Node,), notify)

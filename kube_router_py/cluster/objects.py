@@ -285,6 +285,14 @@ class NetworkPolicy(ApiStruct, frozen=True):
     spec: NetworkPolicySpec = NetworkPolicySpec()
 
 
+# --- v1 Secret: asked for one by one (see ``secrets``) -------------------------------------------
+
+
+class Secret(ApiStruct, frozen=True):
+    metadata: ObjectMeta = ObjectMeta()
+    data: dict[str, str] | None = None
+
+
 # --- coordination.k8s.io/v1 Lease --------------------------------------------------------------
 
 

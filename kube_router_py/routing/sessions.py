@@ -6,7 +6,8 @@ reflects for those that are clients. Cluster ids are not compared, as in kube-ro
 
 Differences from kube-router: there is one session for each address family that both nodes have
 (there: one, over the primary addresses, for both); the neighbor has to be in our AS (there, with
-full mesh, any is taken); graceful restart is always on, BFD with ``--enable-node-bfd``; nothing is
+full mesh, any is taken); graceful restart is always on, the hold time is 30 s
+(90), BFD with ``--enable-node-bfd``; nothing is
 learned but Pod CIDRs of known nodes; a node that is no client does not call those that are, since
 they would not answer; and all of it follows the Nodes, where there a restart is needed.
 """
@@ -32,6 +33,9 @@ from kube_router_py.routing.settings import RoutingSettings
 
 # What a description holds of a node's name (FRR: 80 characters in all).
 _NAME_SHOWN = 63
+# FRR's own 9 s end sessions of a node that is merely busy; kube-router's 90 s lose what is sent to
+# a dead one for a minute and a half. --enable-node-bfd is for those who want it in a second.
+_HOLD_S = 30
 
 
 def node_neighbors(
@@ -71,6 +75,7 @@ def node_neighbors(
                 versions=(version,),
                 port=settings.port,
                 local_address=own.address_of(version),
+                hold_s=_HOLD_S,
                 bfd=bfd,
                 graceful_restart=True,
                 # Nobody but a server holds sessions with clients.

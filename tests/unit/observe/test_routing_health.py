@@ -103,6 +103,7 @@ class World:
             self.cache,
             self.api,  # type: ignore[arg-type]
             "node1",
+            "kube-system",
             self._open,
             None,
             lambda turn: None,

@@ -49,7 +49,8 @@ def node_neighbors(
     bfd, problems = flag_bfd(settings) if settings.node_bfd else (None, [])
     versions = usable_versions(own, settings)
     has_servers = any(map(_is_server, nodes))
-    everyone = {v: accepted((own, *nodes), v) for v in versions} if has_servers else {}
+    mine = own.pod_networks
+    everyone = {v: accepted((own, *nodes), v, mine) for v in versions} if has_servers else {}
     # By address: a session with one of ours cannot be, and one address is one node.
     owners = dict.fromkeys(own.addresses, own.name)
     found: list[Neighbor] = []
@@ -80,7 +81,7 @@ def node_neighbors(
                 graceful_restart=True,
                 # Nobody but a server holds sessions with clients.
                 reflector_client=node.reflector is not None and not _is_server(node),
-                accept=everyone[version] if _is_server(node) else accepted((node,), version),
+                accept=everyone[version] if _is_server(node) else accepted((node,), version, mine),
                 description=_description(node.name),
             )
             found.append(Neighbor(address=address, session=session))
@@ -94,15 +95,19 @@ def node_neighbors(
     return tuple(sorted(found, key=lambda each: each.key)), problems
 
 
-def accepted(nodes: Sequence[Member], version: Version) -> tuple[PrefixRange, ...]:
+def accepted(
+    nodes: Sequence[Member], version: Version, mine: Iterable[Network] = ()
+) -> tuple[PrefixRange, ...]:
     """The Pod CIDRs of these nodes and no other prefixes, as few as can be, sorted.
 
-    Neighboring CIDRs of one length become one range that holds the prefixes of that length.
+    Neighboring CIDRs of one length become one range that holds the prefixes of that length. What is
+    a part of one of ``mine`` is left out: it would lead packets to this node's pods elsewhere.
     """
+    own = [each for each in mine if each.version == version]
     by_length: dict[int, list[Network]] = defaultdict(list)
     for node in nodes:
         for network in node.pod_networks:
-            if network.version == version:
+            if network.version == version and not any(_is_part(network, of=it) for it in own):
                 by_length[network.prefixlen].append(network)
     ranges = (
         PrefixRange(network, length, length)
@@ -110,6 +115,11 @@ def accepted(nodes: Sequence[Member], version: Version) -> tuple[PrefixRange, ..
         for network in collapse(networks, version)
     )
     return tuple(sorted(ranges, key=range_order))
+
+
+def _is_part(network: Network, *, of: Network) -> bool:
+    """Longer than the other prefix, and inside."""
+    return network.prefixlen > of.prefixlen and network.network_address in of
 
 
 def _is_peer(own: Member, node: Member) -> bool:

@@ -228,6 +228,16 @@ def test_from_a_node_without_pod_cidrs_nothing_is_learned() -> None:
     assert [each.session.accept for each in neighbors] == [(), ()]
 
 
+def test_what_is_a_part_of_our_pod_cidr_is_not_learned() -> None:
+    claimed = ip_network("10.244.1.128/25"), ip_network("10.244.9.0/24")
+    greedy = node(2, pod_networks=claimed, reflector=SERVER)
+    ((v4, _), _) = node_neighbors(node(1), [greedy], DUAL)
+    assert v4.session.accept == prefixes("10.244.1.0/24", "10.244.9.0/24")
+    plain = node(2, pod_networks=claimed)
+    ((v4, _), _) = node_neighbors(node(1), [plain], DUAL)
+    assert v4.session.accept == prefixes("10.244.9.0/24")
+
+
 def test_neighboring_pod_cidrs_are_one_range() -> None:
     nodes = [
         Member(name=f"n{n}", pod_networks=(ip_network((0x0AF40000 + n * 256, 24)),))

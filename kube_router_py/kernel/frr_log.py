@@ -19,8 +19,8 @@ _READ_BYTES = 1 << 18
 # the first code is that of the message, the second that of an error.
 _LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d+)? [A-Z]+: (?:\[[A-Z0-9-]+\])?")
 _ERROR = re.compile(r"\[EC \d+\] ?")
-# An error to zebra, and nothing that concerns us.
-_HARMLESS = re.compile(r"Disabling MPLS support")
+# Errors to zebra, and nothing that concerns us: that a daemon has ended is told by who ended it.
+_HARMLESS = re.compile(r"Disabling MPLS support|Client '\w+' encountered an error")
 
 
 class DaemonLog:

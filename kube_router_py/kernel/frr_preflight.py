@@ -19,6 +19,12 @@ from kube_router_py.kernel.ports_frr import Boot
 
 _VTY_GROUP = "frrvty"
 _SOCKET_PATH_MAX = 107
+_ADVICE = {
+    errno.EADDRINUSE: "; end what listens there (ss -ltnp: kube-router, BIRD, another FRR), or "
+    "choose another port, --bgp-port",
+    errno.EADDRNOTAVAIL: "; the node has no such address: give it one, or say where to listen by "
+    "the annotation kube-router.io/bgp-local-addresses",
+}
 # capabilities(7): zebra and bgpd exit where one of the first four lacks (bgpd alone needs the
 # first), the others are for becoming another user, for its files and for signals to it.
 _NEEDED = {
@@ -78,7 +84,8 @@ def check_listening(boot: Boot, own_port: int | None) -> None:
             if error.errno == errno.EAFNOSUPPORT and not boot.listen:
                 continue  # a node without IPv6 listens on IPv4
             raise KernelError(
-                f"bgpd cannot listen on {address} port {boot.port}: {error.strerror}",
+                f"bgpd cannot listen on {address} port {boot.port}: {error.strerror}"
+                f"{_ADVICE.get(error.errno or 0, '')}",
                 error.errno or 0,
             ) from error
 

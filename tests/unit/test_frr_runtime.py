@@ -138,6 +138,8 @@ def test_logs_are_forwarded_by_line_once_and_without_keys(
     write("WNK-NWT5S][EC 100663304] No such command on config line 8: password a b\nprivs_init\n")
     assert log.forward() == ["No such command on config line 8: password ***", "privs_init"]
     write("2026/11/21 12:42:06.123 BGP: [M59KS-A3ZXZ] %ADJCHANGE: neighbor 10.99.0.9 Up\n")
+    # What zebra says when another one ends, which is told of elsewhere.
+    write("2026/11/21 12:42:07 ZEBRA: [X-Y][EC 4043309121] Client 'bgp' encountered an error and\n")
     log.forward()
     assert log.forward() == []
     assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
@@ -145,6 +147,7 @@ def test_logs_are_forwarded_by_line_once_and_without_keys(
         ("WARNING", "bgpd: No such command on config line 8: password ***"),
         ("DEBUG", "bgpd: privs_init"),
         ("INFO", "bgpd: %ADJCHANGE: neighbor 10.99.0.9 Up"),
+        ("DEBUG", "bgpd: Client 'bgp' encountered an error and"),
     ]
 
 

@@ -482,6 +482,22 @@ def test_stop_takes_the_routes_back(lab: Any, pair: Any) -> None:
         lab.until(lambda: pair.learned(pair.router) == set(), "the peer has no route left")
 
 
+def test_learned_routes_come_back_after_a_foreign_flush_and_a_flap(lab: Any, pair: Any) -> None:
+    pair.open_router()
+    with closing(Agent(pair)) as agent:
+        agent.run("open", lab.boot("node"))
+        pair.await_routes()
+        pair.node.run(lab.sh, "ip route flush proto bgp")
+        lab.until(lambda: lab.OUTSIDE in pair.learned(pair.node), "zebra puts its route again")
+        # Not even the session ends.
+        (session,) = agent.run("summary").sessions
+        assert (session.established, session.dropped) == (1, 0)
+        pair.node.run(lab.sh, "ip link set eth0 down")
+        lab.until(lambda: pair.learned(pair.node) == set(), "the kernel drops what led there")
+        pair.node.run(lab.sh, "ip link set eth0 up")
+        pair.await_routes()
+
+
 def test_a_bad_line_of_a_file_costs_that_line_and_tells_no_key(
     lab: Any, pair: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

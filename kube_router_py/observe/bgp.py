@@ -1,8 +1,8 @@
 """BGP and BFD sessions as FRR tells of them, read when somebody asks for the metrics.
 
 ``bgp_peer_info`` has kube-router's name and labels. A scrape asks FRR over connections of its own,
-which takes about a millisecond, once for scrapes that follow each other closely; where FRR does not
-answer there are no sessions, and ``frr_up`` says so. Series: six for each neighbor and family, two
+which takes a few milliseconds, once for scrapes that follow each other closely; where FRR does not
+answer there are no sessions, and ``frr_up`` says so. Series: six for each neighbor and family, one
 for each neighbor, two for each BFD session.
 """
 

@@ -4,13 +4,18 @@ import queue
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import msgspec
 import pytest
 
+from kube_router_py.agent import Agent
 from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.client import Client
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import fake, ports
@@ -21,6 +26,7 @@ from kube_router_py.kernel.ports import NodeAddress
 from kube_router_py.kernel.ports_frr import Boot, Opened
 from kube_router_py.observe.health import Health
 from kube_router_py.options import parse
+from kube_router_py.part import numbers
 from kube_router_py.routing.controller import RoutingPorts
 from kube_router_py.routing.model import Role
 from kube_router_py.routing_part import RoutingPart
@@ -225,3 +231,59 @@ def test_neighbors_are_known_to_the_metrics_by_their_role(world: World) -> None:
     ]
     # No FRR answers where the flag says that it is.
     assert b"\nkube_router_frr_up 0\n" in world.part.sessions()
+
+
+class NoCredentials:
+    addresses = ("http://192.0.2.1:6443",)
+
+    def configurations(self) -> tuple[Any, ...]:
+        return ()
+
+    def reload(self) -> None: ...
+
+
+def test_the_agent_serves_sessions_and_adds_up_what_its_parts_count(tmp_path: Path) -> None:
+    def no_host(*ignored: Any) -> Any:
+        raise KernelError("no host here")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    flags = (
+        *("--run-router=true", "--health-port=0", "--healthz-bind-address="),
+        *("--metrics-addr=127.0.0.1", f"--metrics-port={port}", f"--frr-dir={tmp_path}"),
+    )
+    agent = Agent(
+        parse([*flags], {}),
+        {"NODE_NAME": "node1"},
+        no_host,
+        client=Client(NoCredentials()),  # type: ignore[arg-type]
+        routing_ports=no_host,
+    )
+    (server,) = agent.servers
+    server.start()
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_TIMEOUT_S) as answer:
+            text = answer.read().decode()
+    finally:
+        server.stop()
+    for line in (
+        "kube_router_frr_up 0",
+        "kube_router_frr_starts_total 0.0",
+        "kube_router_controller_bgp_advertised_services 0.0",
+        # Of both the service proxy and the route controller.
+        "kube_router_events_dropped_total 0.0",
+    ):
+        assert text.count(f"\n{line}\n") == 1, line
+    assert "# TYPE kube_router_service_cps gauge" in text
+    for part in (agent.proxy, agent.routing):
+        assert part is not None
+        assert part.numbers()["events_dropped_total"] == 0
+
+
+def test_what_several_parts_count_is_added_up() -> None:
+    class Counting:
+        def __init__(self, **numbers: float) -> None:
+            self.numbers = lambda: numbers
+
+    parts: list[Any] = [Counting(events_dropped_total=2, a=1), Counting(events_dropped_total=3)]
+    assert numbers(parts) == {"events_dropped_total": 5, "a": 1}

@@ -1,7 +1,9 @@
 """Metrics of BGP and BFD sessions, scraped beside a real FRR that somebody else is busy with."""
 
 import itertools
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -37,7 +39,7 @@ def pair(lab: Any) -> Iterator[Any]:
 class Scrapes:
     """Pages as Prometheus gets them; none is an old one."""
 
-    def __init__(self, lab: Any, directory: str) -> None:
+    def __init__(self, lab: Any, directory: str, timeout_s: float = _SCRAPE_S) -> None:
         session = Session(role=Role.EXTERNAL, remote_as=lab.ROUTER_AS, versions=(4,))
         around = Neighborhood(
             own=Member(name="node1"),
@@ -45,7 +47,7 @@ class Scrapes:
         )
         clock = itertools.count(0, 10)
         self._page = BgpPage(
-            partial(read_summary, directory, _SCRAPE_S), lambda: around, lambda: float(next(clock))
+            partial(read_summary, directory, timeout_s), lambda: around, lambda: float(next(clock))
         )
 
     def values(self) -> dict[str, float]:
@@ -96,6 +98,14 @@ def test_a_session_is_followed_from_its_start_to_the_end_of_frr(
             done = pair.node.run(near.apply, changes)
             assert not any(each.is_failed for each in done["bgpd"])
             assert scrapes.values()["frr_up"] == 1
+        # A bgpd that hangs costs a scrape no more than its patience.
+        hung = lab.pid_of(pair.layout, "bgpd")
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            assert Scrapes(lab, pair.layout.run_dir, 0.5).values() == {"frr_up": 0}
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        assert scrapes.values()["frr_up"] == 1
         pair.router.run(pair.far.stop)
         values = lab.until(
             lambda: (

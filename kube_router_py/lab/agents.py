@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 OVERLAY = Path("manifests/overlays/service-proxy-firewall")
+ROUTING = Path("manifests/overlays/all")
 HEALTH_PORT = 20244
 STOP_GRACE_S = 30.0
 PROBE_TIMEOUT_S = 5.0
@@ -57,9 +58,9 @@ class Deployment:
         }
 
     @classmethod
-    def read(cls) -> Deployment:
+    def read(cls, overlay: Path) -> Deployment:
         """From this checkout's manifests. Raises LabError."""
-        directory = PROJECT / OVERLAY
+        directory = PROJECT / overlay
         if not directory.is_dir():
             raise LabError(
                 f"{directory} not found: the lab runs the agent as the manifests of a source "

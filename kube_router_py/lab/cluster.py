@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from kube_router_py.lab.kubelet import Kubelet
 from kube_router_py.lab.manifests import read_files
 from kube_router_py.lab.netns import Namespaces
 from kube_router_py.lab.pod_status import READY_ANNOTATION
+from kube_router_py.lab.router import Router, check_programs
 from kube_router_py.lab.scheduler import Scheduler
 
 Object = dict[str, Any]
@@ -46,7 +48,8 @@ WAIT_DEADLINE_S = 120.0
 class LabOptions:
     """What the user asked for; ``files`` are absolute. ``with_agents`` is off in unit tests.
 
-    ``apiserver``: lab or real.
+    ``apiserver``: lab or real. ``router``: frr, gobgp, bird, or none: then nobody speaks BGP, and
+    the lab itself lays the routes to pods.
     """
 
     files: tuple[Path, ...] = ()
@@ -55,6 +58,8 @@ class LabOptions:
     agent_args: tuple[str, ...] = ()
     with_agents: bool = True
     apiserver: str = "lab"
+    router: str = "none"
+    subnets: int = 1
 
 
 class Lab:
@@ -63,8 +68,14 @@ class Lab:
     def __init__(self, options: LabOptions, directory: Path, progress: Callable[[str], None]):
         self.options = options
         self.directory = directory
-        self.topology = fabric.compile_topology(options.nodes, options.ip_family)
+        self.topology = fabric.compile_topology(
+            options.nodes,
+            options.ip_family,
+            subnets=options.subnets,
+            has_bgp=options.router != "none",
+        )
         self.namespaces = Namespaces(state.NETNS_DIRECTORY)
+        self._router: Router | None = None
         self.kubelets: list[Kubelet] = []
         self.agents = Agents([])
         self._progress = progress
@@ -89,7 +100,8 @@ class Lab:
 
     async def start(self) -> None:
         files = read_files(self.options.files)
-        deployment = lab_agents.Deployment.read() if self.options.with_agents else None
+        overlay = lab_agents.ROUTING if self.topology.has_bgp else lab_agents.OVERLAY
+        deployment = lab_agents.Deployment.read(overlay) if self.options.with_agents else None
         address = self.topology.host(fabric.APISERVER).address(self.topology.families[0])
         assert address is not None
         building = asyncio.ensure_future(self.namespaces.call(self._build_fabric))
@@ -98,6 +110,8 @@ class Lab:
         await building
         if self.options.with_agents:
             await self._check_ipvs_is_empty()
+        if self.topology.has_bgp:
+            await self.namespaces.call(self._start_router)
         self._backend = backend
         url = await backend.open(time.monotonic() + START_DEADLINE_S)
         backend.write_kubeconfig(self.directory / "kubeconfig")
@@ -124,6 +138,7 @@ class Lab:
         if deployment is not None:
             revision = await backend.wait_applied(self.agents, deadline)
             self._progress(f"every agent has applied revision {revision}")
+            await self._wait_learned(deadline)
             self._publish_daemon_set(deployment.daemon_set)
 
     def _make_backend(self, deployment: lab_agents.Deployment | None) -> Backend:
@@ -139,6 +154,27 @@ class Lab:
             f"{len(self.topology.nodes)} nodes, router and client wired "
             f"in {time.monotonic() - began:.1f} s"
         )
+
+    def _start_router(self) -> None:
+        kind = self.options.router
+        check_programs(kind)
+        self._router = Router(
+            kind, self.topology, self.namespaces, self.directory / "router", self._logs
+        )
+        self._router.start()
+        self._progress(f"the router outside runs {kind}")
+
+    async def _wait_learned(self, deadline: float) -> None:
+        """Until the router has been told of every node's pods."""
+        router = self._router
+        if router is None:
+            return
+        wanted = {cidr for node in self.topology.nodes for cidr in node.pod_cidrs}
+        while missing := wanted - await self.namespaces.call(router.learned):
+            if time.monotonic() > deadline:
+                raise LabError(f"the router has not learned of {', '.join(sorted(missing))}")
+            await asyncio.sleep(0.2)
+        self._progress(f"the router has learned of the pods of {len(self.topology.nodes)} nodes")
 
     async def _check_ipvs_is_empty(self) -> None:
         """The agents must come up without IPVS; a lab that cannot show that is no proof."""
@@ -168,9 +204,10 @@ class Lab:
         directory = self.directory / "nodes" / node.name
         configuration = directory / "root" / "etc" / "cni" / "net.d"
         configuration.mkdir(parents=True)
-        network = render_network(node.pod_cidrs, directory / "cni-data")
-        (configuration / "10-kuberouter.conflist").write_text(_to_json(network))
-        wiring = Wiring(self.namespaces, node.name, configuration)
+        if not self.topology.has_bgp:  # else the agent writes it
+            network = render_network(node.pod_cidrs)
+            (configuration / "10-kuberouter.conflist").write_text(_to_json(network))
+        wiring = Wiring(self.namespaces, node.name, configuration, directory / "cni-data")
         return Kubelet(self.store, node, self.namespaces, wiring, self._logs)
 
     def _compile_agents(
@@ -190,7 +227,7 @@ class Lab:
                 api_port=API_PORT,
                 service_host=str(ip_network(self.topology.service_cidrs[0])[1]),
                 credentials=(token, certificate),
-                extra_args=(*self.topology.agent_args(), *self.options.agent_args),
+                extra_args=(*self.topology.agent_args(node), *self.options.agent_args),
             )
             log = self._logs / f"agent-{node.name}.log"
             found.append(Agent(node, spec, directory, self.namespaces, log))
@@ -281,6 +318,8 @@ class Lab:
         await asyncio.gather(*(kubelet.close() for kubelet in self.kubelets))
         if self._backend is not None:
             await self._backend.close()
+        if self._router is not None:
+            self._router.close()
         self.namespaces.close()
 
     def environment(self) -> dict[str, str]:
@@ -290,6 +329,12 @@ class Lab:
             "KUBECACHEDIR": str(self.directory / "kubectl-cache"),
             state.VARIABLE: str(self.directory),
             "LAB_LOGS": str(self._logs),
+            "LAB_ROUTER": self.options.router,
+            **(
+                {}
+                if self._router is None
+                else {"LAB_ROUTER_SHOW": shlex.join(self._router.plan.show)}
+            ),
             **self.topology.environment(),
         }
 

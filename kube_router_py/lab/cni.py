@@ -32,8 +32,8 @@ def plugin_directory() -> Path:
     )
 
 
-def render_network(pod_cidrs: Sequence[str], data_directory: Path) -> Object:
-    """A node's network configuration list. Pure."""
+def render_network(pod_cidrs: Sequence[str]) -> Object:
+    """A node's network configuration list, where its agent does not write one. Pure."""
     return {
         "cniVersion": "1.0.0",
         "name": "lab",
@@ -46,7 +46,6 @@ def render_network(pod_cidrs: Sequence[str], data_directory: Path) -> Object:
                 "ipam": {
                     "type": "host-local",
                     "ranges": [[{"subnet": cidr}] for cidr in pod_cidrs],
-                    "dataDir": str(data_directory),
                 },
             },
             {"type": "portmap", "capabilities": {"portMappings": True}},
@@ -54,9 +53,13 @@ def render_network(pod_cidrs: Sequence[str], data_directory: Path) -> Object:
     }
 
 
+def _configurations(directory: Path) -> list[Path]:
+    return sorted([*directory.glob("*.conflist"), *directory.glob("*.conf")])
+
+
 def read_network(directory: Path) -> Object:
     """The first configuration in ``directory`` by name. Raises LabError."""
-    files = sorted([*directory.glob("*.conflist"), *directory.glob("*.conf")])
+    files = _configurations(directory)
     if not files:
         raise LabError(f"no CNI configuration in {directory}")
     try:
@@ -69,13 +72,22 @@ def read_network(directory: Path) -> Object:
 
 
 class Wiring:
-    """ADD and DEL of one node's pods; every method blocks and belongs into the thread pool."""
+    """ADD and DEL of one node's pods; every method blocks and belongs into the thread pool.
 
-    def __init__(self, namespaces: Namespaces, node: str, configuration: Path) -> None:
+    ``data``: what host-local has at its usual place on a machine that is one node only.
+    """
+
+    def __init__(self, namespaces: Namespaces, node: str, configuration: Path, data: Path) -> None:
         self._namespaces = namespaces
         self._node = node
         self._configuration = configuration
+        self._data = data
         self._plugins = plugin_directory()
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether the node has a network for its pods yet."""
+        return bool(_configurations(self._configuration))
 
     def add(self, container: str, netns: Path, host_ports: Sequence[Object]) -> list[str]:
         """Connect a namespace; returns its addresses. Raises LabError."""
@@ -83,7 +95,7 @@ class Wiring:
         result: Object | None = None
         for plugin in network["plugins"]:
             if self._is_needed(plugin, host_ports):
-                conf = _plugin_conf(network, plugin, host_ports, result)
+                conf = _plugin_conf(network, plugin, host_ports, result, self._data)
                 result = json.loads(self._call("ADD", container, netns, conf))
         addresses = (result or {}).get("ips") or []
         return [str(entry["address"]).split("/")[0] for entry in addresses]
@@ -93,7 +105,7 @@ class Wiring:
         network = read_network(self._configuration)
         for plugin in reversed(network["plugins"]):
             if self._is_needed(plugin, host_ports):
-                conf = _plugin_conf(network, plugin, host_ports, None)
+                conf = _plugin_conf(network, plugin, host_ports, None, self._data)
                 self._call("DEL", container, netns, conf)
 
     @staticmethod
@@ -118,12 +130,18 @@ class Wiring:
 
 
 def _plugin_conf(
-    network: Object, plugin: Object, host_ports: Sequence[Object], previous: Object | None
+    network: Object,
+    plugin: Object,
+    host_ports: Sequence[Object],
+    previous: Object | None,
+    data: Path,
 ) -> Object:
     conf = {**plugin, "cniVersion": network["cniVersion"], "name": network["name"]}
     capabilities = conf.pop("capabilities", {})
     if capabilities.get("portMappings"):
         conf["runtimeConfig"] = {"portMappings": list(host_ports)}
+    if "ipam" in conf:
+        conf["ipam"] = {"dataDir": str(data), **conf["ipam"]}
     if previous is not None:
         conf["prevResult"] = previous
     return conf

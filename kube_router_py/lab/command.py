@@ -15,6 +15,7 @@ from kube_router_py.errors import KubeRouterError
 from kube_router_py.lab import front, state, vm
 from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.fabric import FAMILIES, MAX_NODES
+from kube_router_py.lab.router import KINDS as ROUTERS
 
 PROGRAM = "kube-router-py lab"
 INSIDE_VM = "KUBE_ROUTER_LAB_VM"
@@ -81,6 +82,19 @@ def _parser() -> argparse.ArgumentParser:
         help="manifests to apply before COMMAND starts; may be repeated",
     )
     parser.add_argument("--nodes", type=int, default=2, metavar="N", help="nodes (default: 2)")
+    parser.add_argument(
+        "--router",
+        choices=("none", *ROUTERS),
+        default="none",
+        help="have the agents route, with a BGP router outside; none: the lab lays the routes",
+    )
+    parser.add_argument(
+        "--subnets",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: some nodes are behind the router (with --router; default: 1)",
+    )
     parser.add_argument("--ip-family", choices=sorted(FAMILIES), default="ipv4")
     parser.add_argument(
         "--agent-arg",
@@ -112,6 +126,10 @@ def _start(argv: Sequence[str]) -> int:
     given = parser.parse_args(words)
     if not 1 <= given.nodes <= MAX_NODES:
         parser.error(f"--nodes {given.nodes}: the lab has 1 to {MAX_NODES} nodes")
+    if given.subnets > 1 and given.router == "none":
+        parser.error("--subnets 2: without --router nodes of two subnets have no routes")
+    if given.subnets > given.nodes:
+        parser.error(f"--subnets {given.subnets}: there is no node for each of them")
     if command == []:
         parser.error("nothing follows --: give a command, or leave the -- away")
     if given.apiserver == "real":
@@ -228,6 +246,8 @@ def _run(
         ip_family=given.ip_family,
         agent_args=tuple(given.agent_arg),
         apiserver=given.apiserver,
+        router=given.router,
+        subnets=given.subnets,
     )
     names = [f"node{number}" for number in range(1, given.nodes + 1)]
     if mode == "tour" and not options.files:

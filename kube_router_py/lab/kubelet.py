@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 POD_SERVER = Path(__file__).with_name("pod_server.py")
 RESTART_S = 1.0
+NETWORK_POLL_S = 0.2
 
 
 class PodRun:
@@ -170,6 +171,7 @@ class Kubelet:
         while not run.ending.is_set():
             try:
                 if not run.addresses:
+                    await self._await_network(run)
                     await self._wire(run)
                 await self._serve(run)
             except (LabError, OSError) as error:
@@ -228,7 +230,14 @@ class Kubelet:
             said = log.read_text(errors="replace").strip().rpartition("\n")[2]
             raise LabError(f"its server ended with code {code}: {said}")
 
+    async def _await_network(self, run: PodRun) -> None:
+        """As a kubelet whose runtime has no CNI configuration yet (NetworkNotReady)."""
+        while not (run.uses_host_network or self._wiring.is_configured or run.ending.is_set()):
+            await asyncio.sleep(NETWORK_POLL_S)
+
     async def _wire(self, run: PodRun) -> None:
+        if run.ending.is_set():
+            return
         if run.uses_host_network:
             run.addresses = list(self._node.addresses)
             return

@@ -166,6 +166,7 @@ CASES: dict[str, RouterConfig] = {
         neighbors=(
             node("10.9.0.2", "10.244.2.0/24", bfd=Bfd()),
             node("10.9.0.3", "10.244.3.0/24", bfd=Bfd(3, 300, 300)),
+            outside("10.9.0.251", bfd=Bfd(3, 300, 300), ttl_security=3),
             outside("10.9.0.252", bfd=Bfd(3, 300, 300)),
             outside("10.9.0.253", bfd=Bfd(5, 100, 250)),
             outside("10.9.0.254", bfd=Bfd(5, 100, 250), multihop=3),

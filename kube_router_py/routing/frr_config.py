@@ -313,7 +313,8 @@ def _bfd_ttl(config: RouterConfig, session: Session) -> int:
     """The least TTL of packets of sessions over several hops (RFC 5883); others need 255."""
     if is_internal(session, config.asn):
         return 1  # how many routers are between nodes is not known
-    return min(max(_HOPS_MAX + 1 - session.multihop, 1), _BFD_TTL)
+    hops = max(session.multihop, session.ttl_security)
+    return min(max(_HOPS_MAX + 1 - hops, 1), _BFD_TTL)
 
 
 def _zebra(config: RouterConfig) -> dict[Path, list[str]]:

@@ -447,38 +447,40 @@ def test_neighbors_may_come_by_themselves(world: World, lab: Any, peers: Any, ki
     assert {each.neighbor for each in world.sessions() if each.is_established} == {OUTER[0]}
 
 
-def test_bfd_and_ttl_security_with_bird(world: World, lab: Any, peers: Any) -> None:
-    link = peers.Link(NODE[0], OUTER[0], OWN_AS, password=PASSWORD, has_gtsm=True, has_bfd=True)
-    # With GTSM, FRR does BFD as over several hops (RFC 5883, port 4784), also to its own link.
-    link = link._replace(has_restart=False, hops=1)
+# What our side says, and how far away BIRD takes us to be (0: direct). With GTSM, FRR does BFD as
+# over several hops (RFC 5883, port 4784), also on its own link. Over several hops it drops BFD that
+# may have come further than ``multihop``, and BIRD's has a TTL of 64.
+@pytest.mark.parametrize(
+    ("more", "hops"),
+    [("", 0), (", gtsm: true", 1), (", multihop: 255", 2)],
+    ids=["direct", "gtsm", "multihop"],
+)
+def test_bfd_with_bird(world: World, lab: Any, peers: Any, more: str, hops: int) -> None:
+    link = peers.Link(
+        NODE[0],
+        OUTER[0],
+        OWN_AS,
+        password=PASSWORD,
+        hops=hops,
+        has_gtsm="gtsm" in more,
+        has_bfd=True,
+        has_restart=False,
+    )
     outer = world.peer(peers.KINDS["bird"], "outer", OUTER_AS, OUTER, link)
-    # What this one sends may have come from afar.
-    far = peers.Link(NODE[0], INNER[0], OWN_AS, password=PASSWORD)
-    inner = world.peer(peers.KINDS["bird"], "inner", OUTER_AS, INNER, far)
-    for each in (outer, inner):
-        each.start(lab.until)
+    outer.start(lab.until)
     # Not so fast that a machine busy with other things loses a session.
     times = "detection_multiplier: 5, desired_min_tx_interval: 500, required_min_rx_interval: 500"
-    named = (
-        router(OUTER[0], OUTER_AS, more=f", gtsm: true, bfd: {{enabled: true, {times}}}"),
-        router(INNER[0], OUTER_AS, more=", gtsm: true"),
-    )
-    world.put(node(1, {"peers": f"[{', '.join(named)}]"}), service("web", 10))
-    lab.until(outer.is_established, "the session is up")
+    named = router(OUTER[0], OUTER_AS, more=f"{more}, bfd: {{enabled: true, {times}}}")
+    world.put(node(1, {"peers": f"[{named}]"}), service("web", 10))
+    world.await_sessions(outer)
     world.await_heard(outer, PODS | WEB)
-    lab.until(lambda: "Up" in outer.ask("show", "bfd", "sessions"), "BIRD sees BFD up")
+    lab.until(lambda: " Up " in outer.ask("show", "bfd", "sessions"), "BIRD sees BFD up")
 
     def bfd() -> list[tuple[str, str]]:
         found = world.box.run(world.frr.summary).bfd
         return [(each.neighbor, each.state) for each in found]
 
     lab.until(lambda: bfd() == [(OUTER[0], "up")], "FRR sees BFD up")
-    lab.until(
-        lambda: world.box.run(peers.tcp_counter, "TCPMinTTLDrop") > 1, "what is far is refused"
-    )
-    # Of a session that it has accepted, FRR has heard the first word before it looks at the TTL.
-    assert {each.neighbor for each in world.sessions() if each.is_established} == {OUTER[0]}
-    assert inner.heard() == {}
 
     # Nothing comes through any more, while the link stays up. By the hold time, 90 s, neither
     # side would know yet.
@@ -486,3 +488,25 @@ def test_bfd_and_ttl_security_with_bird(world: World, lab: Any, peers: Any) -> N
     lab.until(lambda: not outer.is_established(), "BIRD knows", 30.0)
     lab.until(lambda: not any(each.is_established for each in world.sessions()), "FRR knows", 30.0)
     assert "BFD session down" in outer.protocol(link)
+
+
+def test_ttl_security_with_bird(world: World, lab: Any, peers: Any) -> None:
+    near, far = (
+        peers.Link(NODE[0], own[0], OWN_AS, password=PASSWORD, has_gtsm=has_gtsm)
+        # What the other one sends may have come from afar.
+        for own, has_gtsm in ((OUTER, True), (INNER, False))
+    )
+    outer = world.peer(peers.KINDS["bird"], "outer", OUTER_AS, OUTER, near)
+    inner = world.peer(peers.KINDS["bird"], "inner", OUTER_AS, INNER, far)
+    for each in (outer, inner):
+        each.start(lab.until)
+    named = [router(own[0], OUTER_AS, more=", gtsm: true") for own in (OUTER, INNER)]
+    world.put(node(1, {"peers": f"[{', '.join(named)}]"}), service("web", 10))
+    lab.until(outer.is_established, "the session is up")
+    world.await_heard(outer, PODS | WEB)
+    lab.until(
+        lambda: world.box.run(peers.tcp_counter, "TCPMinTTLDrop") > 1, "what is far is refused"
+    )
+    # Of a session that it has accepted, FRR has heard the first word before it looks at the TTL.
+    assert {each.neighbor for each in world.sessions() if each.is_established} == {OUTER[0]}
+    assert inner.heard() == {}

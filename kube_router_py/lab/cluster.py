@@ -76,6 +76,7 @@ class Lab:
         )
         self.namespaces = Namespaces(state.NETNS_DIRECTORY)
         self._router: Router | None = None
+        self._following: asyncio.Task[None] | None = None
         self.kubelets: list[Kubelet] = []
         self.agents = Agents([])
         self._progress = progress
@@ -112,6 +113,8 @@ class Lab:
             await self._check_ipvs_is_empty()
         if self.topology.has_bgp:
             await self.namespaces.call(self._start_router)
+            assert self._router is not None
+            self._following = asyncio.create_task(self._router.follow())
         self._backend = backend
         url = await backend.open(time.monotonic() + START_DEADLINE_S)
         backend.write_kubeconfig(self.directory / "kubeconfig")
@@ -318,6 +321,9 @@ class Lab:
         await asyncio.gather(*(kubelet.close() for kubelet in self.kubelets))
         if self._backend is not None:
             await self._backend.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         if self._router is not None:
             self._router.close()
         self.namespaces.close()

@@ -1,10 +1,11 @@
 """The router outside: FRR, GoBGP or BIRD in the namespace ``router``, a BGP neighbor of every node.
 
 It learns pods and Services, puts both into its kernel with as many ways side by side as there are,
-and announces the client's network. GoBGP installs no routes itself: FRR's zebra does so beneath it,
-as GoBGP's own documentation has it (lib/zebra).
+and announces the client's network. GoBGP installs no routes itself: ``gobgp`` does.
 """
 
+import asyncio
+import logging
 import os
 import pwd
 import shutil
@@ -16,7 +17,10 @@ from pathlib import Path
 
 from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.fabric import CLUSTER_ASN, OUTSIDE_NETS, ROUTER, ROUTER_ASN, Topology
+from kube_router_py.lab.gobgp import POLL_S, GobgpRoutes
 from kube_router_py.lab.netns import Namespaces
+
+_log = logging.getLogger(__name__)
 
 KINDS = ("frr", "gobgp", "bird")
 FRR = "/usr/lib/frr"
@@ -70,18 +74,16 @@ def compile_router(kind: str, topology: Topology, directory: str) -> RouterPlan:
             ),
             ("birdc", "-s", f"{directory}/bird.ctl", "show", "protocols"),
         )
-    zebra = _frr_daemon("zebra", directory)
     if kind == "gobgp":
-        text = _gobgp(peers, networks, router_id, f"{directory}/zserv.api")
         argv = ("gobgpd", "-f", f"{directory}/gobgpd.toml", "-t", "toml", "--pprof-disable")
         return RouterPlan(
-            (("zebra.conf", ""), ("gobgpd.toml", text)),
-            (zebra, Daemon("gobgpd", (*argv, "--api-hosts", "127.0.0.1:50051"))),
+            (("gobgpd.toml", _gobgp(peers, router_id)),),
+            (Daemon("gobgpd", (*argv, "--api-hosts", "127.0.0.1:50051")),),
             ("gobgp", "neighbor"),
         )
     return RouterPlan(
         (("zebra.conf", ""), ("bgpd.conf", _frr(peers, networks, router_id))),
-        (zebra, _frr_daemon("bgpd", directory)),
+        (_frr_daemon("zebra", directory), _frr_daemon("bgpd", directory)),
         ("vtysh", "--vty_socket", directory, "-c", "show bgp summary"),
     )
 
@@ -151,22 +153,12 @@ def _bird(peers: Sequence[tuple[str, str]], networks: Sequence[str], router_id: 
     return "".join(f"{line}\n" for line in lines)
 
 
-def _gobgp(
-    peers: Sequence[tuple[str, str]], networks: Sequence[str], router_id: str, zebra: str
-) -> str:
-    families = ["ipv6" if _is_6(network) else "ipv4" for network in networks]
+def _gobgp(peers: Sequence[tuple[str, str]], router_id: str) -> str:
     lines = [
         *("[global.config]", f"  as = {ROUTER_ASN}", f'  router-id = "{router_id}"'),
-        *("[global.use-multiple-paths.config]", "  enabled = true"),
-        *("[zebra.config]", "  enabled = true", f'  url = "unix:{zebra}"'),
-        *("  version = 6", '  software-name = "frr8.2"'),
-        # The client's network; nodes reach the router's other addresses without it.
-        '  redistribute-route-type-list = ["connect"]',
     ]
     for _, address in peers:
         family = "ipv6" if _is_6(address) else "ipv4"
-        if family not in families:
-            continue
         lines += [
             "[[neighbors]]",
             "  [neighbors.config]",
@@ -192,7 +184,7 @@ def check_programs(kind: str) -> None:
     """Raises LabError, with the remedy, where a program of this kind of router is missing."""
     wanted = {
         "frr": (f"{FRR}/zebra", f"{FRR}/bgpd"),
-        "gobgp": (f"{FRR}/zebra", "gobgpd"),
+        "gobgp": ("gobgpd", "gobgp"),
         "bird": ("bird",),
     }[kind]
     # The agents run FRR, whatever the router is.
@@ -212,6 +204,17 @@ class Router:
         self._namespaces = namespaces
         self._logs = logs
         self._processes: list[subprocess.Popen[bytes]] = []
+        networks = [str(OUTSIDE_NETS[family]) for family in topology.families]
+        self._routes = GobgpRoutes(namespaces, ROUTER, networks) if kind == "gobgp" else None
+
+    async def follow(self) -> None:
+        """Lay the routes of a router that does not do so itself, until cancelled."""
+        while self._routes is not None:
+            try:
+                await self._namespaces.call(self._routes.turn)
+            except LabError as error:
+                _log.warning("router: %s", error)  # it is not up yet, or an address is not
+            await asyncio.sleep(POLL_S)
 
     def start(self) -> None:
         """Start the daemons one after the other. Raises LabError with what they said."""

@@ -12,6 +12,7 @@ from msgspec import structs
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import frr_summary
 from kube_router_py.kernel.frr_daemons import FrrDaemons, Patience
+from kube_router_py.kernel.frr_preflight import check_version
 from kube_router_py.kernel.frr_process import Layout
 from kube_router_py.kernel.frr_vty import (
     UnsafeCommandError,
@@ -182,11 +183,14 @@ class ExternalFrr:
 
     def _read(self, daemons: Sequence[str]) -> dict[str, str]:
         try:
-            return self._sockets.running(daemons)
+            found = self._sockets.running(daemons)
         except VtyUnavailableError as error:
             raise DaemonsDownError(
                 f"FRR does not run: {error}; start its daemons with --vty_socket {self._directory}"
             ) from error
+        for text in found.values():
+            check_version(text)
+        return found
 
     def apply(self, commands: Mapping[str, Sequence[str]]) -> dict[str, tuple[CommandResult, ...]]:
         return self._sockets.apply(commands, self._used)

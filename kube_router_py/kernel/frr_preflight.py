@@ -8,6 +8,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
@@ -16,9 +17,13 @@ from pathlib import Path
 from kube_router_py.errors import KernelError, PreflightError
 from kube_router_py.kernel.frr_process import USER, Layout
 from kube_router_py.kernel.ports_frr import Boot
+from kube_router_py.kernel.program import run
 
 _VTY_GROUP = "frrvty"
 _SOCKET_PATH_MAX = 107
+_VERSION = re.compile(r"^(?:zebra|frr) version (\d+)\.(\d+)", re.MULTILINE)
+_VERSION_S = 30.0
+_TOO_NEW = 10
 _ADVICE = {
     errno.EADDRINUSE: "; end what listens there (ss -ltnp: kube-router, BIRD, another FRR), or "
     "choose another port, --bgp-port",
@@ -51,6 +56,7 @@ def prepare(layout: Layout, daemons: Iterable[str]) -> tuple[int, int]:
                 f"{layout.programs}/{daemon} is not there: install the package frr, or let "
                 "--frr-mode=external use daemons that run elsewhere"
             )
+    check_version(run([f"{layout.programs}/zebra", "--version"], timeout_s=_VERSION_S).stdout)
     owner = _owner()
     lacking = lacking_capabilities(Path("/proc/thread-self/status").read_text())
     if lacking:
@@ -60,6 +66,20 @@ def prepare(layout: Layout, daemons: Iterable[str]) -> tuple[int, int]:
         )
     _make_directory(layout.run_dir, owner)
     return owner
+
+
+def check_version(said: str) -> None:
+    """``said`` by a daemon of itself: ``zebra version 8.4.4``, ``frr version 8.4.4``.
+
+    From 10 on zebra takes part of its configuration from another daemon, mgmtd, and nothing of that
+    from us; what runs would never be what is wanted. Raises PreflightError.
+    """
+    found = _VERSION.search(said)
+    if found is not None and int(found[1]) >= _TOO_NEW:
+        raise PreflightError(
+            f"FRR {found[1]}.{found[2]} is not supported: its zebra is configured through mgmtd; "
+            "run FRR 8.4 (Debian 12, as in the image of this agent)"
+        )
 
 
 def check_listening(boot: Boot, own_port: int | None) -> None:

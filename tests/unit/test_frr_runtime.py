@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kube_router_py.errors import KernelError
+from kube_router_py.errors import KernelError, PreflightError
 from kube_router_py.kernel import frr_summary
 from kube_router_py.kernel.frr_detection import detection_s
 from kube_router_py.kernel.frr_log import DaemonLog
-from kube_router_py.kernel.frr_preflight import lacking_capabilities
+from kube_router_py.kernel.frr_preflight import check_version, lacking_capabilities
 from kube_router_py.kernel.frr_process import Layout, cut_log, start, survivors
 from kube_router_py.kernel.ports_frr import BfdState, Boot, CommandResult, SessionState
 
@@ -190,3 +190,14 @@ def test_a_log_that_is_a_link_is_not_cut(tmp_path: Path) -> None:
     assert (tmp_path / "zebra.log").read_text() == ""
     cut_log(layout, "bfdd")
     assert not (tmp_path / "bfdd.log").exists()
+
+
+@pytest.mark.parametrize("said", ["zebra version 8.4.4\nCopyright", "!\nfrr version 9.1\n", ""])
+def test_versions_of_frr_that_may_do(said: str) -> None:
+    check_version(said)
+
+
+@pytest.mark.parametrize("said", ["zebra version 10.3", "Building...\n!\nfrr version 10.0.1\n!"])
+def test_versions_of_frr_that_take_their_configuration_from_elsewhere(said: str) -> None:
+    with pytest.raises(PreflightError, match=r"FRR 10\..* is not supported: .*; run FRR 8.4"):
+        check_version(said)

@@ -292,7 +292,7 @@ class Loop:
             self._resync_at = now + self._resync_interval_s
             self._retry_at = None
         else:
-            self._failed = (self._failed - keys) | outcome.failed
+            self._failed = (self._failed - keys - outcome.settled) | outcome.failed
         if outcome.wake_after_s is not None:
             wake_at = now + max(outcome.wake_after_s, self._min_interval_s)
             self._wake_at = wake_at if self._wake_at is None else min(self._wake_at, wake_at)

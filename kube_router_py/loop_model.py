@@ -16,11 +16,13 @@ class Outcome(Struct, frozen=True):
     ``failed``: keys to try again; they may name more than was asked for. ``problems``: everything
     that is wrong with objects now, not only with those of this turn. ``wake_after_s``: call again
     after so many seconds even if nothing changes (draining); an earlier wake-up may come.
+    ``settled``: keys that are in order unless they are ``failed``, also if nobody asked for them.
     """
 
     failed: frozenset[Hashable] = frozenset()
     problems: tuple[Problem, ...] = ()
     wake_after_s: float | None = None
+    settled: frozenset[Hashable] = frozenset()
 
 
 class Controller(Protocol):

@@ -211,7 +211,12 @@ class RouteController:
         if not spoken.is_settled:
             failed.add(DAEMONS)
         problems = {*self._broken.values(), *network.problems, *spoken.problems}
-        return Outcome(frozenset(failed), tuple(sorted(problems)), spoken.wake_after_s)
+        return Outcome(
+            frozenset(failed),
+            tuple(sorted(problems)),
+            spoken.wake_after_s,
+            settled=frozenset((LINKS, DAEMONS)),
+        )
 
     def _all_keys(self, speaker: Speaker) -> set[Key]:
         nodes = {*self._nodes, *(each.metadata.name for each in self._cache.list(Node))}

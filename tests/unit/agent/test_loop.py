@@ -190,6 +190,19 @@ def test_new_keys_do_not_wait_for_a_failing_one_nor_carry_it():
     assert controller.turns[-1] == ({"a"}, True)
 
 
+def test_a_failing_key_that_is_found_in_order_is_healed():
+    controller, clock, loop = started()
+    failing = frozenset("ab")
+    controller.answers = [Outcome(failed=failing, settled=failing), Outcome(settled=frozenset("a"))]
+    loop.mark("ab")
+    loop.turn_if_due()
+    loop.mark("c")
+    clock.advance(1)
+    loop.turn_if_due()
+    assert controller.turns[-1] == ({"c"}, False)
+    assert (loop.status().dirty, loop.status().settled) == (1, False)  # b waits for its retry
+
+
 def test_a_failing_key_that_is_marked_and_succeeds_is_healed():
     controller, clock, loop = started()
     controller.answers = [Outcome(failed=frozenset("a"))]

@@ -1,8 +1,9 @@
 """The pod network of this node: bridge, CNI file, forwarding, egress and tunnels, as Nodes say.
 
-Each of them is a step; one that fails is told and stops no other. What depends on Nodes alone is
-compared with the kernel when a Node changes, when the kernel tells of a change, and in full turns;
-the two sets that every node's egress rule looks into follow Nodes entry by entry.
+Each of them is a step; one that fails is told and stops no other. All is compared with the kernel
+when this Node changes, when the kernel tells of a change, and in full turns. Another Node costs its
+entries in the two sets that every node's egress rule looks into and, if it is reached through a
+tunnel, a look at tunnels and routes.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -25,8 +26,9 @@ from kube_router_py.routing.egress import (
 )
 from kube_router_py.routing.model import Address, Network
 from kube_router_py.routing.mtu import pod_mtu
-from kube_router_py.routing.overlay import NodeLinks, compile_overlay, node_links
+from kube_router_py.routing.overlay import NodeLinks, node_links
 from kube_router_py.routing.overlay_apply import apply_overlay
+from kube_router_py.routing.overlay_nodes import OverlayNodes
 from kube_router_py.routing.pod_cidrs import with_pod_cidrs
 from kube_router_py.routing.settings import RoutingSettings
 
@@ -79,16 +81,22 @@ class PodNetwork:
         self._own: NodeView | None = None
         self._sets = ClusterSets(settings.versions)
         self._wrong: dict[str, tuple[Problem, ...]] = {}
+        self._tunnels = OverlayNodes(settings)
+        # What was made to stand, and on which links; None: nothing that is known to.
+        self._standing: tuple[Overlay, frozenset[str]] | None = None
         self._is_stale = True
+        self._is_own_stale = True
         self._failed: tuple[Problem, ...] = ()
         self._told: tuple[Problem, ...] = ()
+        self._told_of_tunnels: tuple[Problem, ...] = ()
         self.around = Surroundings()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """All that is wrong now: with Nodes, and with what could not be done."""
         wrong = {each for found in self._wrong.values() for each in found}
-        return tuple(sorted({*wrong, *self._sets.problems, *self._told, *self._failed}))
+        told = {*self._told, *self._told_of_tunnels}
+        return tuple(sorted({*wrong, *self._sets.problems, *told, *self._failed}))
 
     @property
     def is_settled(self) -> bool:
@@ -101,6 +109,7 @@ class PodNetwork:
             if name != self._node_name and self._views.pop(name, None) is not None:
                 self._wrong.pop(name, None)
                 self._sets.remove(name)
+                self._tunnels.remove(name)
                 self._is_stale = True
             return
         view, wrong = with_pod_cidrs(view)
@@ -114,6 +123,9 @@ class PodNetwork:
         self._is_stale = True
         if name == self._node_name:
             self._own = view
+            self._is_own_stale = True
+        else:
+            self._tunnels.put(view)
 
     def settle(
         self, ports: HostPorts, overlay: OverlayPorts, cni: CniFile, *, full: bool, moved: bool
@@ -135,18 +147,16 @@ class PodNetwork:
 
         step(lambda: self._write_sets(ports, is_all=is_all))
         if own is not None:
-            step(lambda: self._look_around(own, ports, overlay))
-            step(lambda: self._forward(ports))
-            step(lambda: self._write_rules(ports))
-            step(lambda: self._write_cni(own, overlay, cni))
-            standing = self._desired_overlay(own, told)
-            try:
-                failed.extend(apply_overlay(overlay, standing, self._node_name))
-            except KernelError as error:
-                failed.append(Problem(f"Node {self._node_name}", "", str(error)))
-            self._on_overlay(standing, self.around.names)
-        self._failed, self._told = tuple(failed), tuple(told)
-        self._is_stale = False
+            if is_all or moved or self._is_own_stale:
+                self._standing = None
+                step(lambda: self._look_around(own, ports, overlay))
+                step(lambda: self._forward(ports))
+                step(lambda: self._write_rules(ports))
+                step(lambda: self._write_cni(own, overlay, cni))
+                self._told = tuple(told)
+            failed += self._write_overlay(own, overlay)
+        self._failed = tuple(failed)
+        self._is_stale = self._is_own_stale = False
 
     def pods_behind(self, neighbors: Collection[str]) -> Iterator[Network]:
         """The pod CIDRs of nodes one of whose addresses is among these."""
@@ -215,8 +225,16 @@ class PodNetwork:
             )
             yield Problem(f"File {cni.path}", "", reason)
 
-    def _desired_overlay(self, own: NodeView, told: list[Problem]) -> Overlay:
-        others = (view for name, view in self._views.items() if name != self._node_name)
-        desired, problems = compile_overlay(own, others, self._settings, self.around.links)
-        told.extend(problems)
-        return desired
+    def _write_overlay(self, own: NodeView, overlay: OverlayPorts) -> tuple[Problem, ...]:
+        """The kernel is not asked while the same shall stand as before. Returns what failed."""
+        desired, self._told_of_tunnels = self._tunnels.compile(own, self.around.links)
+        wanted = desired, self.around.names
+        if wanted == self._standing:
+            return ()
+        try:
+            failed = apply_overlay(overlay, desired, self._node_name)
+        except KernelError as error:
+            failed = (Problem(f"Node {self._node_name}", "", str(error)),)
+        self._standing = None if failed else wanted
+        self._on_overlay(*wanted)
+        return failed

@@ -192,12 +192,25 @@ def test_kustomize_builds_all_objects(directory, recent_kubectl):
     )
     assert done.returncode == 0, done.stderr
     built = list(yaml.safe_load_all(done.stdout))
-    assert sorted(obj["kind"] for obj in built) == sorted(obj["kind"] for obj in documents("base"))
+    more = ["Role", "RoleBinding"] * (directory == "overlays/all")
+    assert sorted(obj["kind"] for obj in built) == sorted(
+        [*(obj["kind"] for obj in documents("base")), *more]
+    )
     (daemon_set,) = [obj for obj in built if obj["kind"] == "DaemonSet"]
     assert (
         daemon_set["spec"]["template"]["spec"]["containers"][0]["args"]
         == container(directory)["args"]
     )
+
+
+def test_the_agent_may_read_one_secret_and_no_others():
+    role, binding = yaml.safe_load_all((MANIFESTS / "overlays/all/passwords.yaml").read_text())
+    (rule,) = role["rules"]
+    assert (rule["resources"], rule["verbs"]) == (["secrets"], ["get"])
+    assert rule["resourceNames"] == ["kube-router-py-bgp"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    account = of_kind("ServiceAccount")["metadata"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
 
 
 # --- Dockerfile and systemd unit ----------------------------------------------------------------

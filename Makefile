@@ -2,6 +2,7 @@
 SHELL := bash
 export VENV ?= .venv
 BIN := $(VENV)/bin
+ROUTER ?= frr
 TIMED := .ci/timed
 
 .DEFAULT_GOAL := help
@@ -13,13 +14,13 @@ help: ## Show this list
 setup: ## Install what is missing: Debian packages, virtual environment, VM kernel
 	@.ci/setup
 
-lab: setup ## Build a two-node cluster on this machine and take the guided tour
-	@$(BIN)/kube-router-py lab --tour
+lab: setup ## Build a cluster of three nodes here, take the guided tour (ROUTER=frr|gobgp|bird)
+	@$(BIN)/kube-router-py lab --router $(ROUTER) --nodes 3 --subnets 2 --tour
 
 test: setup ## Everything: static checks, unit tests, real kernel, packets through the lab
 	@$(TIMED) "static checks" $(MAKE) --no-print-directory check-only
 	@$(TIMED) "unit tests" $(MAKE) --no-print-directory unit-only
-	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests netfilter frr kernel e2e families tour
+	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests netfilter frr kernel e2e routing families tour
 
 check: setup check-only ## Linters, types, import directions
 
@@ -29,7 +30,7 @@ test-kernel: setup ## One contract suite, on the fakes and on the real kernel
 	@.ci/in-kernel .ci/real-tests netfilter frr kernel
 
 test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
-	@.ci/in-kernel .ci/real-tests e2e families
+	@.ci/in-kernel .ci/real-tests e2e routing families
 
 bench: setup ## Measured ratios, each table within one run
 	@$(TIMED) "informer cache" $(BIN)/python tests/bench/bench_cache.py

@@ -271,7 +271,8 @@ def _run(
             "PATH": f"{backstage.directory / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}",
         }
         if mode == "tour":
-            from kube_router_py.lab.tour import farewell, tour
+            from kube_router_py.lab.tour import farewell
+            from kube_router_py.lab.tour_routes import tour
 
             code = tour(backstage.state, environ, began)
             if code != 0:

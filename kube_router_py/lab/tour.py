@@ -78,19 +78,26 @@ class Tour:
         self._vip = str(self._api.get("services", SERVICE)["spec"]["clusterIP"])
         self._sticky_vip = str(self._api.get("services", STICKY)["spec"]["clusterIP"])
 
-    def run(self) -> None:
-        steps: tuple[Callable[[], None], ...] = (
+    def _steps(self) -> tuple[Callable[[], None], ...]:
+        return (
             self._show_cluster,
             self._show_ipvs,
             self._distribute,
+            *self._more_steps(),
             self._stick,
             self._negative_control,
             self._scale,
             self._restart_agent,
             self._delete,
         )
+
+    def _more_steps(self) -> tuple[Callable[[], None], ...]:
+        """What there is to see besides, once there is a pod on every node that asks others."""
+        return ()
+
+    def run(self) -> None:
         try:
-            for step in steps:
+            for step in self._steps():
                 step()
         finally:
             for load in self._loads:
@@ -170,16 +177,16 @@ class Tour:
 
     def _show_ipvs(self) -> None:
         self._title("What the agents wrote into each node's kernel")
-        wanted = {_endpoint(pod["status"]["podIP"], 8080): 1 for pod in self._running_pods()}
+        wanted = {endpoint(pod["status"]["podIP"], 8080): 1 for pod in self._running_pods()}
         for node in self._lab.nodes:
             if shutil.which("ipvsadm"):
                 print(f"    $ kube-router-py lab exec {node} -- ipvsadm -Ln")
                 self._block(self._inside(node, "ipvsadm", "-Ln"))
             table = self._table(node)
             servers = (
-                _endpoint(self._vip, 80),
-                _endpoint(self._node_address(node), NODE_PORT),
-                _endpoint(self._sticky_vip, 80),
+                endpoint(self._vip, 80),
+                endpoint(self._node_address(node), NODE_PORT),
+                endpoint(self._sticky_vip, 80),
             )
             for server in servers:
                 found = table.get(f"TCP {server}")
@@ -206,7 +213,7 @@ class Tour:
             shares = ", ".join(f"{pod.split('-')[-1]} {n}" for pod, n in found["pods"].items())
             self._check(
                 found["failures"] == 0 and found["attempts"] == REQUESTS,
-                f"{who} -> {_endpoint(address, port)}: {found['attempts']} requests, "
+                f"{who} -> {endpoint(address, port)}: {found['attempts']} requests, "
                 f"{found['failures']} failures, {found['rate']}/s",
                 str(found["errors"]),
             )
@@ -219,7 +226,7 @@ class Tour:
             found = self._finish(self._load(node, self._sticky_vip, 80, *options), stop=False)
             self._check(
                 found["failures"] == 0 and len(found["pods"]) == 1,
-                f"{node} -> {_endpoint(self._sticky_vip, 80)}: {found['attempts']} requests, "
+                f"{node} -> {endpoint(self._sticky_vip, 80)}: {found['attempts']} requests, "
                 f"{found['failures']} failures, all answered by {', '.join(found['pods'])}",
                 str(found),
             )
@@ -236,7 +243,7 @@ class Tour:
             why = ", ".join(found["errors"])
             self._check(
                 found["failures"] == found["attempts"] == 5,
-                f"{who} -> {_endpoint(address, port)}: {found['attempts']} requests, "
+                f"{who} -> {endpoint(address, port)}: {found['attempts']} requests, "
                 f"{found['failures']} failures, as it must be ({why})",
                 str(found),
             )
@@ -250,10 +257,10 @@ class Tour:
         first, last = self._lab.nodes[0], self._lab.nodes[-1]
         address = self._node_address(first)
         return {
-            f"outside client -> {_endpoint(address, NODE_PORT)}": self._load(
+            f"outside client -> {endpoint(address, NODE_PORT)}": self._load(
                 "client", address, NODE_PORT, *options
             ),
-            f"{last} -> {_endpoint(self._vip, 80)}": self._load(last, self._vip, 80, *options),
+            f"{last} -> {endpoint(self._vip, 80)}": self._load(last, self._vip, 80, *options),
         }
 
     def _check_background(self, loads: dict[str, Load], meanwhile: str) -> None:
@@ -278,7 +285,7 @@ class Tour:
                 return len(pods) == wanted and all(_is_ready(pod) for pod in pods)
 
             self._wait(f"scaling to {replicas}", is_done)
-            found = self._table(self._lab.nodes[0]).get(f"TCP {_endpoint(self._vip, 80)}") or {}
+            found = self._table(self._lab.nodes[0]).get(f"TCP {endpoint(self._vip, 80)}") or {}
             self._check(
                 sum(1 for weight in found.values() if weight) == replicas,
                 f"scaled to {replicas}: {self._lab.nodes[0]} balances over {replicas} pods",
@@ -296,7 +303,7 @@ class Tour:
             "client", address, NODE_PORT, "--stream", str(STREAM_INTERVAL_S), "--seconds", "300"
         )
         local = stream.first_line()
-        client = _endpoint(local["local"], local["local_port"])
+        client = endpoint(local["local"], local["local_port"])
         before = self._entry(node, client)
         self._lab.ask({"op": "agent", "node": node, "verb": "kill"})
         time.sleep(LINGER_S)
@@ -342,7 +349,7 @@ class Tour:
 
 
 def _visitor(node: str) -> Object:
-    """A pod that only asks others."""
+    """A pod that asks others, and answers itself; no Service leads to it."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -350,28 +357,18 @@ def _visitor(node: str) -> Object:
         "spec": {
             "nodeName": node,
             "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "visitor", "image": "any"}],
+            "containers": [{"name": "visitor", "image": "any", "ports": [{"containerPort": 8080}]}],
         },
     }
 
 
-def _endpoint(address: str, port: int) -> str:
+def endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _is_ready(pod: Object) -> bool:
     conditions = pod["status"].get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-
-def tour(lab: LabState, environ: Mapping[str, str], began: float) -> int:
-    """Run the tour; 0 when everything it said was true."""
-    try:
-        Tour(lab, environ, began).run()
-    except (LabError, subprocess.TimeoutExpired, KeyError) as error:
-        print(f"    FAILED: {error}", flush=True)
-        return 1
-    return 0
 
 
 def farewell(backstage: Backstage, began: float) -> int:

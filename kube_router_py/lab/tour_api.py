@@ -22,6 +22,7 @@ COLLECTIONS = {
     "endpointslices": "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
     "pods": "/api/v1/namespaces/default/pods",
     "deployments": "/apis/apps/v1/namespaces/default/deployments",
+    "nodes": "/api/v1/nodes",
 }
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 

@@ -109,10 +109,12 @@ class Api:
 class Traffic:
     """Requests of one client, one after the other, until told to stop."""
 
-    def __init__(self, cluster: "Cluster", client: str, address: str, port: int) -> None:
+    def __init__(
+        self, cluster: "Cluster", client: str, address: str, port: int, protocol: str
+    ) -> None:
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
-        self._ask = lambda: str(cluster.ask(client, address, port)["pod"])
+        self._ask = lambda: str(cluster.ask(client, address, port, protocol)["pod"])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)
 
@@ -195,9 +197,9 @@ class Cluster:
                 data += chunk
         return dict(json.loads(data.partition(b"\r\n\r\n")[2]))
 
-    def traffic(self, client: str, address: str, port: int) -> Traffic:
+    def traffic(self, client: str, address: str, port: int, protocol: str = "TCP") -> Traffic:
         """``with cluster.traffic(...) as traffic:`` asks all the while."""
-        return Traffic(self, client, address, port)
+        return Traffic(self, client, address, port, protocol)
 
     def run(self, target: str, *argv: str) -> str:
         done = subprocess.run(

@@ -53,7 +53,8 @@ class RoutingOptions:
         kind.SWITCH,
         True,
         POD_NETWORK,
-        "On AWS: switch off the source/destination check of instances.",
+        "On AWS: switch off the source/destination check of this instance at the start; takes the "
+        "extra aws (pip install kube-router-py[aws]), without which the log says what to do.",
     )
 
     cluster_asn: int = flag(

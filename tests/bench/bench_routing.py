@@ -1,6 +1,6 @@
 """The route controller from the event to its BGP peers, on real FRR in network namespaces.
 
-    python tests/bench/bench_routing.py [--peers N] [--services N] [--rounds N]
+    python tests/bench/bench_routing.py [--peers N] [--services N] [--rounds N] [--nodes N]
 
 Needs root, FRR and iptables. A node with the controller in its loop, many routers outside
 (``bgp_sink``), all Services announced to each, and another node that runs FRR, too:
@@ -11,8 +11,9 @@ Needs root, FRR and iptables. A node with the controller in its loop, many route
 A Service that comes and goes, until the last peer has been told; the same by frr-reload.py (Debian
 package frr-pythontools; left out where it is not), which is given the whole file; Nodes that come,
 until there is a route to their pods; a full turn; and far cut off, where only BFD can tell, until
-its route has left the kernel. At the end no session may have been lost. Only ratios compare between
-machines.
+its route has left the kernel. At the end no session may have been lost. Then, without a kernel, how
+long the overlay of many nodes takes to compile, whole and for one of them. Only ratios compare
+between machines.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from bgp_sink import Sink
 from frr_lab import Box, pid_of, run_directory, sh
 
 from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.node import NodeView, node_view
 from kube_router_py.cluster.objects import Node, Service
 from kube_router_py.kernel.cni_file import CniFile
 from kube_router_py.kernel.frr import ManagedFrr
@@ -53,6 +55,8 @@ from kube_router_py.problem import Problem
 from kube_router_py.routing.controller import KINDS, RouteController, RoutingPorts
 from kube_router_py.routing.frr_sections import parse_running
 from kube_router_py.routing.model import Bfd
+from kube_router_py.routing.overlay import NodeLinks, compile_overlay
+from kube_router_py.routing.overlay_nodes import OverlayNodes
 from kube_router_py.routing.pod_network import PodNetwork
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import DEFAULT_ASN, RoutingSettings
@@ -463,6 +467,38 @@ def resident_mib(pid: int) -> float:
     raise SystemExit(f"process {pid} is gone")
 
 
+def overlay(encap: str, count: int, rounds: int, result: Any) -> None:
+    """Nodes of which each is in a subnet of its own."""
+    settings = RoutingSettings(overlay_encap=encap)
+
+    def view(number: int) -> NodeView:
+        pods = f"100.{64 + number // 256}.{number % 256}.0/24"
+        address = f"10.{2 + number // 250}.{number % 250}.1"
+        return node_view(node(f"node-{number}", address, pods))[0]
+
+    own = node_view(node("node", OWN, "10.244.0.0/24"))[0]
+    mtu = {ip_address(OWN): 1500}
+    links = NodeLinks({ip_address(OWN): ip_network("10.1.0.0/24")}, mtu)
+    views = [view(number) for number in range(count)]
+    rows: Rows = {}
+    nodes = OverlayNodes(settings)
+    for each in views:
+        nodes.put(each)
+    nodes.compile(own, links)
+    for number in range(rounds):
+        chosen = views[number * 7919 % count]
+        begun = time.monotonic()
+        whole = compile_overlay(own, views, settings, links)
+        done = time.monotonic()
+        nodes.remove(chosen.name)
+        nodes.compile(own, links)
+        note(rows, "whole", done - begun)
+        note(rows, "one", time.monotonic() - done)
+        nodes.put(chosen)
+        assert nodes.compile(own, links) == whole
+    result.put(rows)
+
+
 # What, found, at most.
 Target = tuple[str, float, float]
 
@@ -472,6 +508,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=100)
     parser.add_argument("--services", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--nodes", type=int, default=5000)
     options = parser.parse_args()
     rows, memory = measure(on_frr, options)
     print(f"{options.peers} peers, {options.services} Services announced to each;", end="")
@@ -487,6 +524,12 @@ def main() -> None:
         ("a Node comes until FRR has its session, p50 s", rows[NODE].of(0.5), 0.1),
         ("a peer is lost until its route has gone, most s", max(rows[LOST].all), 1),
     ]
+    for encap in ("vxlan", "ipip"):
+        found = measure(overlay, encap, options.nodes, options.rounds)
+        one, whole = (found[name].of(0.5) for name in ("one", "whole"))
+        print(f"overlay of {options.nodes} nodes, {encap}: {whole * 1000:.0f} ms,", end="")
+        print(f" for one node of them {one * 1000:.1f}")
+        targets.append((f"overlay ({encap}), one node / whole, p50", one / whole, 1 / 4))
     if RELOAD in rows:
         ratio = come / rows[RELOAD].of(0.5)
         targets.append(("a Service comes / the same by frr-reload.py, p50", ratio, 1 / 2))

@@ -23,6 +23,10 @@ def test_command_follows_the_first_double_dash() -> None:
         (["--ip-family", "ipx"], "ipx"),
         (["--"], "nothing follows"),
         (["--unknown"], "unknown"),
+        (["--router", "cisco"], "cisco"),
+        (["--router", "frr", "--subnets", "3"], "3"),
+        (["--subnets", "2"], "without --router"),
+        (["--router", "frr", "--subnets", "2", "--nodes", "1"], "no node"),
     ],
 )
 def test_wrong_arguments_are_exit_code_2(

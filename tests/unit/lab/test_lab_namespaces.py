@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import pytest
 
 from kube_router_py.lab import load, state
 from kube_router_py.lab.cluster import LabOptions
-from kube_router_py.lab.cni import plugin_directory
+from kube_router_py.lab.cni import plugin_directory, render_network
 from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.front import Backstage
+from kube_router_py.lab.router import check_programs
 from kube_router_py.lab.server import serve
 from kube_router_py.lab.tour_api import Api
 
@@ -40,9 +41,12 @@ pytestmark = [
 ]
 
 
+def lab(family: str) -> AbstractContextManager[Backstage]:
+    return running(LabOptions(files=(EXAMPLE,), ip_family=family, with_agents=False))
+
+
 @contextmanager
-def lab(family: str) -> Iterator[Backstage]:
-    options = LabOptions(files=(EXAMPLE,), ip_family=family, with_agents=False)
+def running(options: LabOptions) -> Iterator[Backstage]:
     backstage = Backstage(
         lambda *rest: serve(options, *rest), ["node1", "node2"], lambda line: None
     )
@@ -128,6 +132,41 @@ def test_a_pod_that_found_no_address_gets_the_next_one_that_is_free() -> None:
         eventually(lambda: status("second").get("podIP") == "10.244.1.200")
 
 
+def test_a_pod_waits_for_the_network_that_its_nodes_agent_writes() -> None:
+    try:
+        check_programs("frr")
+    except LabError as error:
+        pytest.skip(f"missing capability: {error}")
+    with running(LabOptions(with_agents=False, router="frr")) as backstage:
+        api = Api(backstage.state.kubeconfig)
+
+        def create(number: int) -> None:
+            spec = {"nodeName": f"node{number}", "containers": [{"name": "c", "image": "c"}]}
+            metadata = {"name": f"pod{number}"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+            api.call("POST", PODS, pod, content_type="application/json")
+
+        def configure(number: int) -> None:
+            directory = backstage.directory / f"nodes/node{number}/root/etc/cni/net.d"
+            assert list(directory.iterdir()) == []
+            beside = directory / ".beside"
+            beside.write_text(json.dumps(render_network([f"10.244.{number}.0/24"])))
+            beside.rename(directory / "10-kuberouter.conflist")
+
+        def status(number: int) -> dict[str, Any]:
+            return dict(api.call("GET", f"{PODS}/pod{number}").get("status", {}))
+
+        create(1)
+        configure(2)
+        create(2)
+        # What was created before this one has had its turn, too.
+        eventually(lambda: status(2).get("podIP", "").startswith("10.244.2."))
+        assert "podIP" not in status(1)
+        configure(1)
+        eventually(lambda: status(1).get("podIP", "").startswith("10.244.1."))
+        assert status(1)["containerStatuses"][0]["restartCount"] == 0
+
+
 def test_stop_takes_every_process_down() -> None:
     with lab("ipv4") as backstage:
         assert len(backstage.leftovers()) >= 6  # init, server, three pods, the directory
@@ -139,6 +178,7 @@ KILLED = """\
 import sys, time
 from kube_router_py.lab.cluster import LabOptions
 from kube_router_py.lab.front import Backstage
+from kube_router_py.lab.router import check_programs
 from kube_router_py.lab.server import serve
 options = LabOptions(with_agents=False)
 backstage = Backstage(lambda *rest: serve(options, *rest), ["node1", "node2"], lambda line: None)

@@ -29,7 +29,8 @@ class Link(NamedTuple):
     versions: tuple[int, ...] = (4, 6)
     password: str = ""
     has_gtsm: bool = False
-    has_bfd: bool = False
+    # As BIRD has it: "on", or "graceful"; empty: none.
+    bfd: str = ""
     has_restart: bool = True
     # How far away the node may be; 0: it is on the same link.
     hops: int = 0
@@ -52,7 +53,11 @@ class Restart(NamedTuple):
 
 
 class Peer(ABC):
-    """A program in a box. ``own``: the box's addresses, IPv4 and IPv6."""
+    """A program in a box.
+
+    ``own`` are the box's addresses, IPv4 and IPv6. ``text`` is its configuration; without one it
+    is made from ``links``.
+    """
 
     program = ""
 
@@ -63,13 +68,14 @@ class Peer(ABC):
         asn: int,
         own: tuple[str, str],
         links: Iterable[Link],
-        announced: Iterable[str] = (),
+        text: str = "",
     ) -> None:
         self.box = box
         self._asn, self._own = asn, own
         self._directory = directory
         self._links = tuple(links)
-        self._announced = list(announced)
+        self._announced: list[str] = []
+        self._text = text
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir()
 
@@ -89,8 +95,14 @@ class Peer(ABC):
                 )
 
         self._process = self.box.run(popen)
-        until(self._is_ready, f"{self.program} answers")
-        self._announce(self._announced)
+
+        def is_ready() -> bool:
+            process = self._process
+            assert process is not None
+            assert process.poll() is None, (self._directory / "log").read_text()
+            return self._is_ready()
+
+        until(is_ready, f"{self.program} answers")
 
     def close(self) -> None:
         if self._process is not None:
@@ -105,6 +117,10 @@ class Peer(ABC):
     def is_established(self) -> bool:
         """All sessions are."""
         return all(map(self._is_established, self._links))
+
+    def is_open(self) -> bool:
+        """Whether it would take connections for all sessions just now."""
+        return all(map(self._is_open, self._links))
 
     def heard(self) -> dict[str, Route]:
         """All that the node has announced to it, and it takes."""
@@ -132,6 +148,9 @@ class Peer(ABC):
         assert done.returncode == 0, f"{words}: {done.stdout} {done.stderr}"
         return done.stdout
 
+    def _write(self) -> None:
+        (self._directory / "conf").write_text(self._text or self._made())
+
     def _asked(self, *words: str) -> "subprocess.CompletedProcess[str]":
         found: subprocess.CompletedProcess[str] = self.box.run(
             lambda: subprocess.run(
@@ -152,7 +171,7 @@ class Peer(ABC):
     def _client(self) -> list[str]: ...
 
     @abstractmethod
-    def _write(self) -> None: ...
+    def _made(self) -> str: ...
 
     @abstractmethod
     def _is_ready(self) -> bool: ...
@@ -162,6 +181,9 @@ class Peer(ABC):
 
     @abstractmethod
     def _is_established(self, link: Link) -> bool: ...
+
+    @abstractmethod
+    def _is_open(self, link: Link) -> bool: ...
 
     @abstractmethod
     def _heard(self, link: Link) -> dict[str, Route]: ...
@@ -206,7 +228,7 @@ _GOBGP_NEIGHBOR = """\
 """
 # Types of attributes on the wire (IANA, BGP Path Attributes).
 _AS_PATH, _NEXT_HOP, _PREFERENCE, _COMMUNITIES, _MP_REACH, _LARGE = 2, 3, 5, 8, 14, 32
-_ESTABLISHED = 6
+_ACTIVE, _ESTABLISHED = 3, 6
 
 
 class Gobgpd(Peer):
@@ -223,14 +245,14 @@ class Gobgpd(Peer):
     def _api(self) -> str:
         return f"unix://{self._directory}/api"
 
-    def _write(self) -> None:
+    def _made(self) -> str:
         text = f'[global.config]\n  as = {self._asn}\n  router-id = "{self._own[0]}"\n'
         for link in self._links:
             restart = str(link.has_restart).lower()
             text += _GOBGP_NEIGHBOR.format(link=link, restart=restart)
             for version in link.versions:
                 text += _GOBGP_FAMILY.format(version=version, restart=restart)
-        (self._directory / "conf").write_text(text)
+        return text
 
     def _is_ready(self) -> bool:
         return self._asked("global").returncode == 0
@@ -244,8 +266,14 @@ class Gobgpd(Peer):
             self.ask("global", "rib", "add", prefix, *hop, "-a", f"ipv{version}")
 
     def _is_established(self, link: Link) -> bool:
+        return self._state(link) == _ESTABLISHED
+
+    def _is_open(self, link: Link) -> bool:
+        return self._state(link) == _ACTIVE
+
+    def _state(self, link: Link) -> int:
         said = json.loads(self.ask("neighbor", link.node, "-j"))
-        return bool(said["state"].get("session_state") == _ESTABLISHED)
+        return int(said["state"].get("session_state", 0))
 
     def _heard(self, link: Link) -> dict[str, Route]:
         return {key: self._route(path) for key, path in self._held(link, "adj-in").items()}
@@ -337,9 +365,9 @@ class Bird(Peer):
     def _control(self) -> str:
         return str(self._directory / "ctl")
 
-    def _write(self) -> None:
+    def _made(self) -> str:
         text = _BIRD.format(own=self._own)
-        if any(link.has_bfd for link in self._links):
+        if any(link.bfd for link in self._links):
             text += _BIRD_BFD
         if any(link.hops for link in self._links):
             text += _BIRD_DIRECT
@@ -355,12 +383,12 @@ class Bird(Peer):
                 reach=f"multihop {link.hops}" if link.hops else "direct",
                 options=self._options(link),
             )
-        (self._directory / "conf").write_text(text)
+        return text
 
     def _options(self, link: Link) -> str:
         lines = [f'password "{link.password}";'] if link.password else []
         lines += ["ttl security on;"] if link.has_gtsm else []
-        lines += ["bfd on;"] if link.has_bfd else []
+        lines += [f"bfd {link.bfd};"] if link.bfd else []
         if link.has_restart:
             lines += ["graceful restart on;", "graceful restart time 300;"]
         for version in link.versions:
@@ -387,6 +415,9 @@ class Bird(Peer):
 
     def _is_established(self, link: Link) -> bool:
         return bool(re.search(r"BGP state: +Established", self.protocol(link)))
+
+    def _is_open(self, link: Link) -> bool:
+        return bool(re.search(r"BGP state: +Active", self.protocol(link)))
 
     def protocol(self, link: Link) -> str:
         """All that it says of a session."""

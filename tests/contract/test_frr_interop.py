@@ -27,7 +27,7 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kernel.frr import ManagedFrr
 from kube_router_py.kernel.frr_vty import VtyClient
-from kube_router_py.kernel.ports_frr import SessionState
+from kube_router_py.kernel.ports_frr import Boot, SessionState
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import RoutingSettings
 from kube_router_py.routing.speaker import Speaker, Spoken
@@ -121,6 +121,8 @@ def router(address: str, asn: int | str, password: str = PASSWORD, more: str = "
 
 
 RESTARTS = ", gracefulrestart: true"
+# Not so fast that a machine busy with other things loses a session.
+BFD_TIMES = "detection_multiplier: 5, desired_min_tx_interval: 500, required_min_rx_interval: 500"
 
 
 class World:
@@ -155,8 +157,8 @@ class World:
         box.run(setting.write_text, "0")
         return box
 
-    def peer(self, kind: Any, name: str, asn: int, own: tuple[str, str], *links: Any) -> Any:
-        """A peer that is not started yet."""
+    def plug(self, name: str, own: tuple[str, str]) -> Any:
+        """A box on the same network."""
         box = self._box(name)
         self.box.run(
             self._lab.sh,
@@ -174,9 +176,21 @@ class World:
                 lambda each=each, link=link: self._link_local(each, link), "an own address"
             )
         self.gateways[own] = {*own, *self._link_local(box, "eth0")}
-        return self._stack.enter_context(
-            closing(kind(box, self._directory / name, asn, own, links))
-        )
+        return box
+
+    def peer(
+        self,
+        kind: Any,
+        name: str,
+        asn: int,
+        own: tuple[str, str],
+        *links: Any,
+        text: str = "",
+    ) -> Any:
+        """A peer that is not started yet."""
+        box = self.plug(name, own)
+        made = kind(box, self._directory / name, asn, own, links, text)
+        return self._stack.enter_context(closing(made))
 
     def _link_local(self, box: Any, link: str) -> list[str]:
         shown = box.run(self._lab.sh, f"ip -6 -o addr show dev {link} scope link -tentative")
@@ -210,6 +224,11 @@ class World:
     def sessions(self) -> tuple[SessionState, ...]:
         found: tuple[SessionState, ...] = self.box.run(self.frr.summary).sessions
         return found
+
+    def bfd(self) -> dict[str, str]:
+        """States of BFD by neighbor, as FRR sees them."""
+        found = self.box.run(self.frr.summary).bfd
+        return {each.neighbor: each.state for each in found}
 
     def await_sessions(self, *peers: Any) -> None:
         """Until all are up, as either side sees it."""
@@ -416,6 +435,8 @@ def test_it_keeps_the_routes_of_a_bgpd_that_is_killed(
     lab.until(lambda: not lab.alive(world.layout), "all daemons are ended")
     lab.until(lambda: not outer.is_established(), "the peer knows")
     lab.until(lambda: outer.stale() == PODS | WEB, "the peer bears with what it heard")
+    # FRR tries only every 10 s.
+    lab.until(outer.is_open, "the peer takes connections again")
 
     world.settle()
     world.await_sessions(outer)
@@ -463,24 +484,19 @@ def test_bfd_with_bird(world: World, lab: Any, peers: Any, more: str, hops: int)
         password=PASSWORD,
         hops=hops,
         has_gtsm="gtsm" in more,
-        has_bfd=True,
+        bfd="on",
         has_restart=False,
     )
     outer = world.peer(peers.KINDS["bird"], "outer", OUTER_AS, OUTER, link)
     outer.start(lab.until)
-    # Not so fast that a machine busy with other things loses a session.
-    times = "detection_multiplier: 5, desired_min_tx_interval: 500, required_min_rx_interval: 500"
-    named = router(OUTER[0], OUTER_AS, more=f"{more}, bfd: {{enabled: true, {times}}}")
+    named = router(OUTER[0], OUTER_AS, more=f"{more}, bfd: {{enabled: true, {BFD_TIMES}}}")
     world.put(node(1, {"peers": f"[{named}]"}), service("web", 10))
     world.await_sessions(outer)
     world.await_heard(outer, PODS | WEB)
     lab.until(lambda: " Up " in outer.ask("show", "bfd", "sessions"), "BIRD sees BFD up")
-
-    def bfd() -> list[tuple[str, str]]:
-        found = world.box.run(world.frr.summary).bfd
-        return [(each.neighbor, each.state) for each in found]
-
-    lab.until(lambda: bfd() == [(OUTER[0], "up")], "FRR sees BFD up")
+    lab.until(lambda: world.bfd() == {OUTER[0]: "up"}, "FRR sees BFD up")
+    if hops:
+        return
 
     # Nothing comes through any more, while the link stays up. By the hold time, 90 s, neither
     # side would know yet.
@@ -510,3 +526,94 @@ def test_ttl_security_with_bird(world: World, lab: Any, peers: Any) -> None:
     # Of a session that it has accepted, FRR has heard the first word before it looks at the TTL.
     assert {each.neighbor for each in world.sessions() if each.is_established} == {OUTER[0]}
     assert inner.heard() == {}
+
+
+def test_bird_may_be_told_to_keep_routes_in_spite_of_bfd(
+    world: World, lab: Any, peers: Any
+) -> None:
+    """With bgpd our bfdd goes, and comes back after BIRD has noticed."""
+    link = peers.Link(NODE[0], OUTER[0], OWN_AS, password=PASSWORD, bfd="graceful")
+    outer = world.peer(peers.KINDS["bird"], "outer", OUTER_AS, OUTER, link)
+    outer.start(lab.until)
+    more = f"{RESTARTS}, bfd: {{enabled: true, {BFD_TIMES}}}"
+    named = router(OUTER[0], OUTER_AS, more=more)
+    world.put(node(1, {"peers": f"[{named}]"}), service("web", 10))
+    lab.until(lambda: world.bfd() == {OUTER[0]: "up"}, "FRR sees BFD up")
+    lab.until(lambda: " Up " in outer.ask("show", "bfd", "sessions"), "BIRD sees BFD up")
+    world.await_sessions(outer)
+    world.await_heard(outer, PODS | WEB)
+    with closing(lab.RouteMonitor(outer.box)) as monitor:
+        os.kill(lab.pid_of(world.layout, "bgpd"), signal.SIGKILL)
+        assert world.down.wait(lab.DEADLINE_S)
+        lab.until(lambda: not lab.alive(world.layout), "all daemons are ended")
+        lab.until(lambda: "Down" in outer.ask("show", "bfd", "sessions"), "BIRD has noticed by BFD")
+        lab.until(lambda: outer.stale() == PODS | WEB, "BIRD bears with what it heard")
+        world.settle()
+        lab.until(
+            lambda: set(outer.heard()) == PODS | WEB and outer.stale() == set(), "it is heard again"
+        )
+        assert monitor.deleted() == []
+
+
+# --- the documentation ----------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs/bgp-interoperability.md"
+ADDRESSES = {
+    "192.0.2.254": OUTER[0],
+    "192.0.2.1": NODE[0],
+    "2001:db8::fe": OUTER[1],
+    "2001:db8::1": NODE[1],
+}
+
+
+def examples(section: str) -> list[str]:
+    """The blocks of a section, with our addresses."""
+    text = PAGE.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    found = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [_here(each) for each in found]
+
+
+def _here(text: str) -> str:
+    for there, here in ADDRESSES.items():
+        text = text.replace(there, here)
+    return text
+
+
+@pytest.mark.parametrize(("section", "name"), [("GoBGP", "gobgp"), ("BIRD", "bird")])
+def test_the_documented_example_works(
+    world: World, lab: Any, peers: Any, section: str, name: str
+) -> None:
+    ours, theirs = examples(section)
+    links = [peers.Link(NODE[n], OUTER[n], OWN_AS, versions=(4 + 2 * n,)) for n in (0, 1)]
+    outer = world.peer(peers.KINDS[name], "outer", OUTER_AS, OUTER, *links, text=theirs)
+    outer.start(lab.until)
+    world.put(node(1, {"peers": ours}), service("web", 10))
+    if "bfd" in ours:
+        # FRR starts BFD anew when a session comes up, and BIRD may end the session once for that.
+        _await_bfd(world, lab)
+    world.await_sessions(outer)
+    world.await_heard(outer, PODS | WEB)
+    lab.until(
+        lambda: [each.kept for each in outer.restarts()] == [{4}, {6}], "routes are to be kept"
+    )
+
+
+def test_the_documented_example_of_frr_works(world: World, lab: Any) -> None:
+    (ours, _), (theirs,) = examples("BIRD"), examples("FRR")
+    box = world.plug("outer", OUTER)
+    with lab.run_directory() as layout, closing(ManagedFrr(layout, lambda: None)) as far:
+        box.run(far.open, Boot({"zebra": "", "bfdd": "", "bgpd": theirs}))
+        world.put(node(1, {"peers": ours}), service("web", 10))
+        world.await_sessions()
+        _await_bfd(world, lab)
+
+        def routes() -> set[str]:
+            said = box.run(lab.sh, "ip -4 route show proto bgp", "ip -6 route show proto bgp")
+            return {line.split()[0] for line in said.splitlines()}
+
+        single = {each.removesuffix("/32").removesuffix("/128") for each in WEB}
+        lab.until(lambda: routes() == PODS | single, "its kernel has routes")
+
+
+def _await_bfd(world: World, lab: Any) -> None:
+    lab.until(lambda: world.bfd() == dict.fromkeys(OUTER, "up"), "BFD is up")

@@ -9,7 +9,7 @@ be drained by ``drain``.
 Differences from kube-router, where all of this is read once: an item that is wrong is told and
 left out, and everything else holds. An unusable cluster id leaves the node a reflector with its
 router id in its place (FRR's own choice), instead of keeping BGP from starting. The AS path is
-lengthened by at most 252 (FRR takes no more words), not 255.
+lengthened by at most 250 (FRR takes no more words), not 255.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,14 @@ from msgspec import Struct
 from kube_router_py.cluster.node import NodeView
 from kube_router_py.problem import Problem
 from kube_router_py.routing.communities import parse_communities
-from kube_router_py.routing.model import Address, Community, Network, Prepend, Version
+from kube_router_py.routing.model import (
+    PREPEND_MAX,
+    Address,
+    Community,
+    Network,
+    Prepend,
+    Version,
+)
 from kube_router_py.routing.pod_cidrs import with_pod_cidrs
 from kube_router_py.routing.texts import annotation_field, shown
 from kube_router_py.routing.values import parse_address, parse_number, unusable_neighbor
@@ -37,8 +44,6 @@ COMMUNITIES_ANNOTATION = f"{_PREFIX}node.bgp.communities"
 
 T = TypeVar("T")
 
-# FRR 8.4 reads 252 words after "set as-path prepend".
-PREPEND_MAX = 252
 _MOST_AS = 2**32 - 1
 # Characters of one annotation, and items of a list: more is no list that anyone wrote.
 _LONGEST = 1 << 14

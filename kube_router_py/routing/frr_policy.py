@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from kube_router_py.routing.frr_sections import Path
 from kube_router_py.routing.model import (
+    PREPEND_MAX,
     Announcement,
     Community,
     Kind,
@@ -48,8 +49,6 @@ _TAGS = 2**32
 # beyond, each may announce those of all (see _crowd). 100 lists of both versions are read in 0.3 s.
 DISTINCT_LISTS = 100
 
-# FRR 8.4 takes at most 256 words in a line.
-_MOST_PREPENDED = 250
 _DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 VERSIONS: tuple[Version, ...] = (4, 6)
 _KEYWORD: dict[int, str] = {4: "ip", 6: "ipv6"}
@@ -204,7 +203,7 @@ def _actions(config: RouterConfig, each: Class, *, is_ours: bool) -> list[str]:
             lines.append(f"set local-preference {each.local_preference}")
     elif config.prepend is not None:
         # Inside our AS nobody takes a path that already has our number in it.
-        times = min(config.prepend.times, _MOST_PREPENDED)
+        times = min(config.prepend.times, PREPEND_MAX)
         if times > 0:
             lines.append(f"set as-path prepend{f' {config.prepend.asn}' * times}")
     communities = _ordered((*config.communities, *each.communities))

@@ -150,6 +150,10 @@ class GracefulRestart(Struct, frozen=True, kw_only=True):
     deferral_s: int = 360
 
 
+# FRR 8.4 reads at most 256 words of a line: "set as-path prepend" and these numbers.
+PREPEND_MAX = 250
+
+
 class Prepend(Struct, frozen=True, kw_only=True):
     """An AS number put in front of the path towards external neighbors, ``times`` times."""
 

@@ -184,7 +184,7 @@ def test_all_that_nodes_may_say_of_themselves(frr: Frr) -> None:
     sync = FrrSync(frr, "node1")
     most = ",".join(f"65000:{number}" for number in range(64))
     for annotations in (
-        {"path-prepend.as": "4294967295", "path-prepend.repeat-n": "252"},
+        {"path-prepend.as": "4294967295", "path-prepend.repeat-n": "250"},
         {"path-prepend.as": "1", "path-prepend.repeat-n": "1"},
         {"node.bgp.communities": most},
         {"node.bgp.communities": "4294967295:4294967295:4294967295,0:0:0,no-export,4294967295,0"},

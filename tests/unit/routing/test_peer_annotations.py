@@ -90,7 +90,7 @@ def test_the_example_of_the_documentation(make: Any) -> None:
         ip_network("198.51.100.0/24"),
     ]
     assert specs[0].bfd == Bfd(3, 300, 300)
-    assert specs[1].secret == SecretRef("bgp", "tor-2")
+    assert specs[1].secret == SecretRef("kube-router-py-bgp", "tor-2")
 
 
 def test_everything_that_can_be_said_of_a_router(make: Any) -> None:

@@ -40,7 +40,7 @@ from kube_router_py.lab.scheduler import Scheduler
 Object = dict[str, Any]
 
 # Generous: under software emulation everything takes ten to twenty times as long.
-START_DEADLINE_S = 300.0
+START_DEADLINE_S = 600.0
 WAIT_DEADLINE_S = 120.0
 
 

@@ -1,7 +1,7 @@
 """The kernel's routes for a router that runs GoBGP, which installs none itself.
 
 GoBGP can have FRR's zebra do that; 3.10, Debian's, panics at what zebra 8.4 tells of interfaces
-(``zapi.go``). So the lab asks it for its table once a second and lays what has changed.
+(``zapi.go``). So the lab asks it for its table every second or more and lays what has changed.
 """
 
 import json
@@ -15,6 +15,8 @@ Routes = dict[str, tuple[str, ...]]
 """Gateways by destination."""
 
 POLL_S = 1.0
+POLL_SHARE = 4.0
+"""How much longer than the asking the pause after it is, at the least."""
 _AS_PATH, _NEXT_HOP, _LOCAL_PREF, _MP_REACH = 2, 3, 5, 14
 _DEFAULT_PREFERENCE = 100
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.fabric import CLUSTER_ASN, OUTSIDE_NETS, ROUTER, ROUTER_ASN, Topology
-from kube_router_py.lab.gobgp import POLL_S, GobgpRoutes
+from kube_router_py.lab.gobgp import POLL_S, POLL_SHARE, GobgpRoutes
 from kube_router_py.lab.netns import Namespaces
 
 _log = logging.getLogger(__name__)
@@ -210,11 +210,13 @@ class Router:
     async def follow(self) -> None:
         """Lay the routes of a router that does not do so itself, until cancelled."""
         while self._routes is not None:
+            began = time.monotonic()
             try:
                 await self._namespaces.call(self._routes.turn)
             except LabError as error:
                 _log.warning("router: %s", error)  # it is not up yet, or an address is not
-            await asyncio.sleep(POLL_S)
+            # Under emulation asking takes long; most of the time is to be for others.
+            await asyncio.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - began)))
 
     def start(self) -> None:
         """Start the daemons one after the other. Raises LabError with what they said."""

@@ -129,7 +129,11 @@ class ServiceProxy:
         """Whether the node takes packets to an address for its own: because it stands there, or is
         the node's anyway. In the loop's thread."""
         family = socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6
-        return Vip(family, address) in self._applied.vips or address in self._host.addresses
+        return Vip(family, address) in self._applied.vips or self.is_of_node(address)
+
+    def is_of_node(self, address: bytes) -> bool:
+        """Whether the node has an address anyway. In the loop's thread."""
+        return address in self._host.addresses
 
     def served_by(self, key: VirtualServerKey) -> tuple[str, VirtualServerKey] | None:
         """The Service that holds a virtual server, and the address and port it is served at (its

@@ -21,6 +21,8 @@ class Proxy(Protocol):
 
     def is_local(self, address: bytes) -> bool: ...
 
+    def is_of_node(self, address: bytes) -> bool: ...
+
 
 class Listener(Protocol):
     """Who is told packed addresses (``served.Served``)."""
@@ -46,13 +48,24 @@ class Serving:
 
     def before(self, planned: Plan) -> None:
         """These writes are about to be made: what they end is withdrawn first."""
-        going = {vip.address for vip in planned.remove_vips}
+        proxy = self._proxy()
+        # One that the node has got for its own is removed, and served as before.
+        going = {vip.address for vip in planned.remove_vips if not proxy.is_of_node(vip.address)}
         left = Counter(
             self._places[each.key]
             for each in planned.shrink
             if each.verb is Verb.DELETE_VIRTUAL_SERVER and each.key in self._places
         )
-        going.update(address for address, fewer in left.items() if self._users[address] == fewer)
+        coming = {
+            found[1].address
+            for each in planned.grow
+            if each.verb is Verb.ADD_VIRTUAL_SERVER and (found := proxy.served_by(each.key))
+        }
+        going.update(
+            address
+            for address, fewer in left.items()
+            if self._users[address] == fewer and address not in coming
+        )
         if going := going & self._told:
             self._told -= going
             self._listener.withdraw(going)

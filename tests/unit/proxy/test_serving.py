@@ -11,8 +11,9 @@ import pytest
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kernel.fake import FakeLinks
-from kube_router_py.kernel.ports import VipFailure
+from kube_router_py.kernel.ports import NodeAddress, VipFailure
 from kube_router_py.proxy.controller import ServiceProxy
+from kube_router_py.proxy.dirty_keys import OWN_NODE
 from kube_router_py.proxy.model import Vip
 from kube_router_py.proxy.serving import Serving
 from kube_router_py.proxy.settings import ProxyOptions
@@ -115,3 +116,24 @@ def test_an_address_that_comes_back_is_told_again(make: Any, rig: Rig) -> None:
     rig.cache.put(Service, service)
     assert rig.turn() == [("change", {"10.96.0.10"}, set())]
     assert vip in {each.address for each in rig.host.links.vips}
+
+
+def test_an_address_that_the_node_takes_for_its_own_stays_served(make: Any, rig: Rig) -> None:
+    vip = ip_address("203.0.113.9").packed
+    rig.cache.put(Service, make.service("web", ["10.96.0.10"], external_ips=("203.0.113.9",)))
+    rig.turn()
+    # As keepalived does where it puts an external IP on the node that is its master.
+    rig.host.links.addresses.append(NodeAddress(socket.AF_INET, vip, 32, "eth0"))
+    rig.mark((OWN_NODE,))
+    told = rig.turn()
+    assert vip not in {each.address for each in rig.host.links.vips}
+    assert [each for each in told if each[0] == "withdraw"] == []
+    assert rig.turn(full=True) == [("change", set(), set())]
+
+
+def test_a_service_that_changes_its_only_port_stays_served(make: Any, rig: Rig) -> None:
+    rig.cache.put(Service, make.service("web", ["10.96.0.10"], 80))
+    rig.turn()
+    rig.cache.put(Service, make.service("web", ["10.96.0.10"], 81))
+    assert rig.turn() == []
+    assert rig.turn(full=True) == [("change", set(), set())]

@@ -267,6 +267,8 @@ def test_the_systemd_unit_starts_the_agent_and_spares_the_data_plane():
     assert service["KillMode"] == "process", "FRR's daemons go on"
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert Options().frr_dir.startswith(f"/run/{service['RuntimeDirectory']}/")
+    # bfdd's socket for echo packets; it exits where it gets none.
+    assert "AF_PACKET" in service["RestrictAddressFamilies"].split()
     held = service["CapabilityBoundingSet"].replace("\\\n", " ").split()
     assert has_all_that_frr_needs(name.removeprefix("CAP_") for name in held)
     environ = dict([service["Environment"].split("=", 1)])

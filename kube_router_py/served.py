@@ -33,6 +33,8 @@ class Served:
         # Counts changes: made, taken by the route controller, passed on by it.
         self._made = self._taken = self._passed_on = 0
         self._has_reader = False
+        # It did not pass on in time: nobody waits again before it does.
+        self._is_late = False
 
     def change(self, added: Iterable[bytes] = (), removed: Iterable[bytes] = ()) -> None:
         """These packed addresses are served from now on, or are not any more."""
@@ -44,27 +46,29 @@ class Served:
 
     def withdraw(self, addresses: Iterable[bytes]) -> None:
         """These will not be served any more: returns when neighbors have been told, or after a
-        while if that cannot be done."""
+        while if that cannot be done. While FRR takes its time to start, only the first call waits."""
         with self._changed:
-            if not self._change(set(), set(addresses)) or not self._has_reader:
+            if not self._change(set(), set(addresses)):
                 return
             made = self._made
         self.on_change()
         with self._changed:
-            if not self._changed.wait_for(
+            if self._is_late or self._changed.wait_for(
                 lambda: self._passed_on >= made or not self._has_reader, self._withdrawal_s
             ):
-                _log.warning(
-                    "addresses are removed although neighbors may still be sending to them "
-                    "after_s=%g",
-                    self._withdrawal_s,
-                )
+                return
+            self._is_late = True
+        _log.warning(
+            "addresses are removed although neighbors may still be sending to them after_s=%g",
+            self._withdrawal_s,
+        )
 
     def _change(self, added: set[bytes], removed: set[bytes]) -> bool:
         touched = (added - self._standing) | ((removed - added) & self._standing)
         self._standing |= added
         self._standing -= removed - added
-        self._touched |= touched
+        if self._has_reader:  # else it begins with all that stands
+            self._touched |= touched
         self._made += bool(touched)
         return bool(touched)
 
@@ -73,7 +77,7 @@ class Served:
     def begin(self) -> frozenset[Address]:
         """All that are served; ``take`` starts from here."""
         with self._changed:
-            self._has_reader = True
+            self._has_reader, self._is_late = True, False
             self._touched.clear()
             self._taken = self._made
             return frozenset(map(ipaddress.ip_address, self._standing))
@@ -92,11 +96,12 @@ class Served:
     def pass_on(self) -> None:
         """Neighbors know of everything that was taken, as far as that is possible."""
         with self._changed:
-            self._passed_on = self._taken
+            self._passed_on, self._is_late = self._taken, False
             self._changed.notify_all()
 
     def end(self) -> None:
         """Nobody reads any more: there is nothing to wait for."""
         with self._changed:
             self._has_reader = False
+            self._touched.clear()
             self._changed.notify_all()

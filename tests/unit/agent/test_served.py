@@ -12,6 +12,7 @@ A, B = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 
 def test_what_comes_and_goes_is_told_once() -> None:
     served = Served()
+    served.begin()
     told: list[int] = []
     served.on_change = lambda: told.append(1)
     served.change(added=(A.packed, B.packed))
@@ -26,6 +27,7 @@ def test_what_comes_and_goes_is_told_once() -> None:
 
 def test_an_address_that_came_and_went_is_not_served() -> None:
     served = Served()
+    served.begin()
     served.change(added=(A.packed,))
     served.change(removed=(A.packed,))
     assert served.take() == (frozenset(), {A})
@@ -93,3 +95,28 @@ def test_nothing_is_known_before_the_proxy_has_spoken() -> None:
     assert not served.is_known
     served.change()
     assert told == [True]
+
+
+def test_a_route_controller_that_is_stuck_is_waited_for_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    served = Served(withdrawal_s=0.01)
+    served.change(added=(A.packed, B.packed))
+    served.begin()
+    served.withdraw((A.packed,))  # in vain: FRR starts, say, and that takes a minute
+    assert caplog.text.count("neighbors may still be sending") == 1
+    served.withdraw((B.packed,))
+    assert caplog.text.count("neighbors may still be sending") == 1
+    assert served.take() == (frozenset(), {A, B})
+    served.pass_on()
+    served.change(added=(A.packed,))
+    served.withdraw((A.packed,))
+    assert caplog.text.count("neighbors may still be sending") == 2
+
+
+def test_what_nobody_reads_is_not_kept() -> None:
+    served = Served()
+    for number in range(1000):
+        served.change(added=(number.to_bytes(4, "big"),))
+        served.change(removed=(number.to_bytes(4, "big"),))
+    assert served.take() == (frozenset(), frozenset())

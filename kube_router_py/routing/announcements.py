@@ -178,6 +178,11 @@ class Announcements:
         """The Services of which something is held."""
         return frozenset(self._exports)
 
+    @property
+    def number(self) -> int:
+        """How many there are. For any thread: ``current`` is for the one that changes them."""
+        return len(self._sorted)
+
     def current(self) -> tuple[Announcement, ...]:
         """What is announced of Services, sorted by prefix."""
         if self._current is None:

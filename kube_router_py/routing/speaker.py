@@ -82,8 +82,8 @@ class Speaker:
 
     @property
     def announced(self) -> int:
-        """How many Service addresses this node announces."""
-        return len(self._services.current())
+        """How many Service addresses this node announces. For any thread."""
+        return self._services.number
 
     def services_known(self) -> Set[str]:
         """Keys of the Services that are held; what is not in the cache any more is to be followed

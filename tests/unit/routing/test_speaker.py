@@ -243,3 +243,22 @@ def test_what_frr_refuses_is_told_and_tried_again(world: World, make: Any) -> No
     world.frr.apply = real  # type: ignore[method-assign]
     assert world.settle().is_settled
     assert "network 10.96.0.10/32" in world.bgpd()
+
+
+def test_a_scrape_in_the_middle_of_a_change_leaves_nothing_behind(world: World, make: Any) -> None:
+    """The number is asked for in another thread, which may be stopped at any moment."""
+
+    class Shared(list[Any]):
+        def __iter__(self) -> Any:
+            found = list(super().__iter__())
+            if found:
+                services._sorted = []
+                services._current = None  # as the loop's thread does, meanwhile
+            return iter(found)
+
+    world.put(make.service(ips=["10.96.0.10"]))
+    services = world.speaker._services
+    services._sorted, services._current = Shared(services._sorted), None
+    assert world.speaker.announced == 1
+    services._sorted = []
+    assert services.current() == ()

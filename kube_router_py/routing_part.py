@@ -181,8 +181,11 @@ class RoutingPart:
         self.controller.is_exiting = True
         self.loop.mark((SERVED,))
         while not self.controller.is_drained:
-            if time.monotonic() > deadline:
-                _log.warning("Services are not withdrawn after_s=%g", limit_s)
+            status = self.loop.status()
+            if not status.turning or time.monotonic() > deadline:
+                _log.warning(
+                    "Services are not withdrawn reason=%r", status.reason or f"after {limit_s:g} s"
+                )
                 return
             time.sleep(_POLL_S)
 

@@ -141,6 +141,17 @@ def test_a_stop_withdraws_services_only_where_that_is_wanted(is_withdrawn: bool)
     assert "neighbor 203.0.113.1 remote-as 65000" in world.bgpd()
 
 
+def test_a_stop_does_not_wait_for_a_loop_that_was_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World("--withdraw-on-exit", "--drain-delay=1h")
+    world.part.loop._die("given up")
+    started = time.monotonic()
+    world.part.before_loops_stop()
+    assert time.monotonic() - started < DEADLINE_S
+    assert "are not withdrawn" in caplog.text
+
+
 def test_a_proxy_is_not_kept_waiting_by_a_loop_that_has_ended() -> None:
     served = Served(withdrawal_s=DEADLINE_S * 10)
     served.change(added=(ip_address(VIP).packed,))

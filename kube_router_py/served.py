@@ -46,7 +46,7 @@ class Served:
 
     def withdraw(self, addresses: Iterable[bytes]) -> None:
         """These will not be served any more: returns when neighbors have been told, or after a
-        while if that cannot be done. While FRR takes its time to start, only the first call waits."""
+        while if that cannot be done; nobody waits again where that was in vain."""
         with self._changed:
             if not self._change(set(), set(addresses)):
                 return

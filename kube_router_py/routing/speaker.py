@@ -29,6 +29,9 @@ from kube_router_py.routing.peers import external_peers, secret_refs
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import RoutingSettings
 
+# For Secrets that cannot be asked for at the start, before FRR of an earlier agent loses a session.
+_WAIT_S = 30.0
+
 
 class Spoken(Struct, frozen=True):
     """What a turn came to. ``is_settled``: FRR runs what is wanted, as far as that is known.
@@ -66,6 +69,7 @@ class Speaker:
         # The last one that was made. For any thread.
         self.neighborhood: Neighborhood | None = None
         self._drain_since_s: float | None = None
+        self._waits_until_s: float | None = None
         self.drain_cause = ""
         # Told by whoever ends the agent; see ``drain``.
         self.is_exiting = False
@@ -125,13 +129,19 @@ class Speaker:
 
         ``full``: passwords are read anew and FRR is asked what it runs.
         """
-        if full:
+        if full or self._passwords.again_in_s() == 0.0:
             self._around = None
         if self._own is None:
             reason = "is not among the objects of the API server: BGP is left as it is"
             return Spoken(is_settled=False, problems=(Problem(self._subject, "", reason),))
         around = self._around = self._around or self._look_around(self._own)
         self.neighborhood = around
+        again_s = self._passwords.again_in_s()
+        if self._waits_until_s is None:
+            self._waits_until_s = now_s + _WAIT_S
+        if again_s is not None and now_s < self._waits_until_s:
+            return Spoken(False, self._passwords.problems, again_s)
+        self._waits_until_s = now_s
         self._services.follow_peers(around.peers)
         stage, wake_s, wrong = self._drain(now_s)
         config, found = compile_router(
@@ -152,7 +162,7 @@ class Speaker:
         if wanted is None:
             return Spoken(False, tuple(sorted(problems)), wake_s)
         synced = self._sync.sync(wanted, full=full)
-        waits = [each for each in (wake_s, synced.wake_after_s) if each is not None]
+        waits = [each for each in (wake_s, again_s, synced.wake_after_s) if each is not None]
         return Spoken(
             is_settled=not synced.problems,
             problems=tuple(sorted({*problems, *synced.problems})),

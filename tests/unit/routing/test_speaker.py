@@ -8,7 +8,7 @@ import pytest
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
-from kube_router_py.errors import KubeRouterError
+from kube_router_py.errors import ApiError, KubeRouterError
 from kube_router_py.kernel.fake_frr import FakeDaemons, FakeFrr
 from kube_router_py.kernel.ports_frr import CommandResult
 from kube_router_py.routing.model import GracefulRestart
@@ -227,6 +227,73 @@ def test_a_secret_that_cannot_be_read_for_a_moment_still_counts() -> None:
     assert "no API server" in str(sources.problems)
     assert sources.secrets({ref}) == {}
     assert sources.problems == ()
+
+
+def test_an_api_server_that_does_not_answer_is_not_asked_for_each_secret() -> None:
+    """Each question may take half a minute, and nothing is announced or withdrawn meanwhile."""
+    now_s, asked = 0.0, []
+
+    def read(ref: SecretRef) -> bytes | None:
+        nonlocal now_s
+        asked.append(ref)
+        if is_slow:
+            now_s += 30.0
+            raise ApiError("no API server answers")
+        return b"first"
+
+    refs = {SecretRef("bgp", f"router{number}") for number in range(4)}
+    sources = PasswordSources(RoutingSettings(), "node1", read, lambda: now_s)
+    is_slow = False
+    assert sources.secrets(refs) == dict.fromkeys(refs, b"first")
+    is_slow, asked = True, []
+    assert sources.secrets(refs) == dict.fromkeys(refs, b"first")
+    assert len(asked) == 1
+    assert len(sources.problems) == 4
+    unread = SecretRef("bgp", "unread")
+    sources.secrets({*refs, unread})
+    assert asked[1:] == [unread]
+
+
+@pytest.mark.parametrize("status", [0, 500, 403])
+def test_a_session_survives_a_start_at_which_its_secret_cannot_be_read(
+    make: Any, status: int
+) -> None:
+    world = World(peer_addresses=(), peer_asns=())
+    peers = (
+        f"- remoteip: {PEER}\n  remoteasn: 65000\n  passwordsecretref: {{name: bgp, key: router}}\n"
+    )
+    world.secrets[SecretRef("bgp", "router")] = b"s3cret"
+    world.put(make.node("node1", annotations={"kube-router.io/peers": peers}))
+    assert world.settle(full=True).is_settled
+
+    def read(ref: SecretRef) -> bytes | None:
+        if error is not None:
+            raise error
+        return b"s3cret"
+
+    # The next agent, with the daemons of this one.
+    error: ApiError | None = ApiError("not now", status)
+    passwords = PasswordSources(world.settings, "node1", read, lambda: world.now_s)
+    world.speaker = Speaker(world.cache, world.settings, "node1", FakeFrr(world.daemons), passwords)
+    world.speaker.follow_node("node1")
+    spoken = world.settle(full=True)
+    assert "cannot be read (not now)" in str(spoken.problems)
+    is_there = f"neighbor {PEER} password s3cret" in world.bgpd()
+    if status == 403:  # it will not be there soon, and everything else must not wait
+        assert not is_there
+        return
+    assert is_there
+    assert not spoken.is_settled
+    world.now_s += 1000.0
+    spoken = world.settle(full=True)
+    assert spoken.is_settled  # all else has waited for long enough
+    assert PEER.compressed not in world.bgpd()
+    assert spoken.wake_after_s is not None
+    error = None
+    assert world.settle() == spoken  # not asked for at every turn
+    world.now_s += spoken.wake_after_s
+    assert world.settle() == Spoken(is_settled=True, problems=())
+    assert f"neighbor {PEER} password s3cret" in world.bgpd()
 
 
 def test_what_frr_refuses_is_told_and_tried_again(world: World, make: Any) -> None:

@@ -51,6 +51,11 @@ class _Sockets:
             found = self._clients[daemon] = VtyClient(self._path_of(daemon), self._timeout_s)
         return found
 
+    @property
+    def connections(self) -> int:
+        """How often daemons were connected to; the same number means the same processes."""
+        return sum(each.connections for each in self._clients.values())
+
     def running(self, daemons: Sequence[str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for daemon in daemons:
@@ -165,18 +170,20 @@ class ExternalFrr:
     def __init__(self, directory: str, timeout_s: float = _TIMEOUT_S) -> None:
         self._directory = directory
         self._sockets = _Sockets(lambda daemon: f"{directory}/{daemon}.vty", timeout_s)
+        # Which daemons, over which connections.
         self._used: tuple[str, ...] = ()
+        self._connections = 0
 
     @property
     def writes(self) -> int:
         return self._sockets.writes
 
     def open(self, boot: Boot) -> Opened:
-        was = self._used
+        was = self._used, self._connections
         used = tuple(each for each in DAEMONS if each in boot.files or each != "bfdd")
         self._read(used)
-        self._used = used
-        return Opened.KEPT if was == used else Opened.ADOPTED
+        self._used, self._connections = used, self._sockets.connections
+        return Opened.KEPT if was == (used, self._connections) else Opened.ADOPTED
 
     def running(self) -> dict[str, str]:
         return self._read(self._used)
@@ -205,10 +212,11 @@ class ExternalFrr:
         return self._sockets.summary(self._used)
 
     def stop(self) -> None:
-        self._sockets.close()
+        self.close()
 
     def close(self) -> None:
         self._sockets.close()
+        self._connections = 0
 
 
 def _listening(boot: Boot) -> list[str]:

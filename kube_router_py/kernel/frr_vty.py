@@ -43,7 +43,8 @@ def masked(text: str) -> str:
 
 
 class VtyClient:
-    """Commands to one daemon. ``timeout_s`` is for a whole batch."""
+    """Commands to one daemon. ``timeout_s`` is for a whole batch; ``connections`` counts how often
+    it was connected to: whenever that is once more, it may be another process."""
 
     def __init__(
         self, path: str, timeout_s: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -52,6 +53,7 @@ class VtyClient:
         self._timeout_s = timeout_s
         self._clock = clock
         self._socket: socket.socket | None = None
+        self.connections = 0
 
     def show(self, command: str, timeout_s: float | None = None) -> CommandResult:
         """One command outside of the configuration."""
@@ -82,6 +84,7 @@ class VtyClient:
             self.close()
         if self._socket is None:
             self._socket = self._connected(deadline)
+            self.connections += 1
             # Of a new connection nothing is known: what it may do is asked for first.
             wire, commands = b"enable\0" + wire, ("enable", *commands)
             return self._exchange(self._socket, wire, commands, deadline)[1:]

@@ -561,8 +561,10 @@ def test_daemons_of_somebody_else_are_configured_not_run(lab: Any, pair: Any) ->
             ours.restart(boot)
         ours.stop()
         assert lab.alive(pair.layout) == before
-        # Its owner restarts it: the next call finds the new one.
+        # Its owner restarts it: the next call finds the new one, and of that nothing is known.
         theirs.run("restart", boot)
+        assert ours.open(boot) is Opened.ADOPTED
+        assert ours.open(boot) is Opened.KEPT
         assert "network 192.0.3.0/24" not in ours.running()["bgpd"]
 
 

@@ -131,8 +131,9 @@ class PodNetwork:
         self, ports: HostPorts, overlay: OverlayPorts, cni: CniFile, *, full: bool, moved: bool
     ) -> None:
         """Bring the node to what has been followed. ``full``: compare everything with the kernel;
-        ``moved``: the kernel has told of a change. See ``problems`` for what came of it."""
-        if not (full or moved or self._is_stale or self._failed):
+        ``moved``: the kernel has told of a change. See ``problems`` for what came of it. What
+        failed is tried again in full turns and when a Node changes, not for every Service."""
+        if not (full or moved or self._is_stale):
             return
         failed: list[Problem] = []
         told: list[Problem] = []

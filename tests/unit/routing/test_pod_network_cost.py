@@ -141,7 +141,7 @@ def test_what_failed_is_tried_again_and_told_no_more(world: World) -> None:
     world.settle()
     assert not world.network.is_settled
     links.refuse.clear()
-    world.settle()
+    world.settle(full=True)
     assert world.network.is_settled
     assert world.routes() == {"10.244.2.0/24", "10.244.3.0/24"}
     assert world.network.problems == before

@@ -303,3 +303,17 @@ def test_another_configuration_that_comes_before_ours_is_told(world: World) -> N
 
 def test_kinds_are_what_events_come_from() -> None:
     assert set(KINDS) == {Service, EndpointSlice, Node}
+
+
+def test_what_fails_is_tried_again_by_full_turns_not_by_every_service(
+    world: World, make: Any
+) -> None:
+    world.cni.error = KernelError("the file system is read-only")
+    assert LINKS in world.turn(full=True).failed
+    world.cni.error = None
+    before = world.cni.writes
+    world.put(make.service("other", ips=["10.96.0.11"]))
+    assert LINKS in world.turn().failed
+    assert world.cni.writes == before
+    assert world.turn(full=True).failed == frozenset()
+    assert world.cni.writes > before

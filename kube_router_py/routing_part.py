@@ -50,6 +50,9 @@ _MIN_INTERVAL_S = 0.02
 _PROXY_S = 60.0
 _POLL_S = 0.05
 _SETTLE_S = 10.0
+# bgpd takes a withdrawal at once and sends it 50 ms later (work queue, bgp_route.c); where it is
+# killed before, in a container that ends, routers keep the Service for a restart that may not come.
+_SEND_S = 1.0
 # Less than a scrape waits, for each daemon that is asked.
 _SCRAPE_S = 2.0
 
@@ -188,6 +191,7 @@ class RoutingPart:
                 )
                 return
             time.sleep(_POLL_S)
+        time.sleep(_SEND_S)
 
     def _after_turn(self, turn: Turn) -> None:
         """In the loop's thread."""

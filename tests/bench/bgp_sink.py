@@ -26,6 +26,8 @@ _OPEN, _UPDATE, _NOTIFICATION, _KEEPALIVE = 1, 2, 3, 4
 _HEADER = struct.Struct(">16sHB")
 _MARKER = b"\xff" * 16
 _HOLD_S = 240
+# The lower of both hold times counts, and nodes want 30 s.
+_KEEPALIVE_S = 5
 _AGAIN_S = 0.02
 
 # First and last time, and number of sessions.
@@ -129,7 +131,7 @@ class _Peers:
             for each in self._sessions:
                 if each.socket is None and not each.is_lost and now >= each.again_at:
                     self._dial(each)
-            if now > self._spoken + _HOLD_S / 6:
+            if now > self._spoken + _KEEPALIVE_S:
                 self._spoken = now
                 for each in self._sessions:
                     if each.socket is not None and each.up_at:

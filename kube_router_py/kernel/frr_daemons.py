@@ -30,7 +30,7 @@ from msgspec import Struct
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.frr_detection import detection_s
-from kube_router_py.kernel.frr_farewell import take_routes_back
+from kube_router_py.kernel.frr_farewell import sweep_routes, take_routes_back
 from kube_router_py.kernel.frr_log import DaemonLog
 from kube_router_py.kernel.frr_preflight import check_listening, prepare
 from kube_router_py.kernel.frr_process import (
@@ -160,6 +160,7 @@ class FrrDaemons:
         if all(daemon in self._processes for daemon in _CORE):
             self._take_routes_back()
         self._end(signal.SIGTERM, _STOP_ORDER)
+        sweep_routes(self._layout)
         for daemon in DAEMONS:
             self._forget(daemon)
 

@@ -5,15 +5,19 @@ zebra keeps those of a bgpd that was gone before its word was read. An administr
 hard reset (RFC 8538), after which nobody keeps anything.
 """
 
+import errno
 import ipaddress
+import os
+import socket
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TypeVar
 
 from msgspec import DecodeError, Raw, json
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import overlay_messages as om
+from kube_router_py.kernel.frr_process import Layout
 from kube_router_py.kernel.frr_vty import VtyClient
 from kube_router_py.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 from kube_router_py.kernel.overlay_ports import MAIN, Network
@@ -23,6 +27,7 @@ RTPROT_BGP = 186
 """linux/rtnetlink.h"""
 _SHOWS = {4: "show ip route bgp json", 6: "show ipv6 route bgp json"}
 _POLL_S = 0.02
+_BGP_PORT = 179
 _Shape = TypeVar("_Shape")
 
 
@@ -43,6 +48,33 @@ def take_routes_back(zebra: VtyClient, bgpd: VtyClient, timeout_s: float) -> str
                 return f"{len(left)} learned routes stay in the kernel"
             time.sleep(_POLL_S)
     return ""
+
+
+def sweep_routes(layout: Layout) -> None:
+    """Remove what bgpd of a run directory had learned before it was killed, as with its container;
+    called when no daemon of ours runs any more. Another speaker's routes look the same: where one
+    listens, or our bgpd was not here, all stay. Raises KernelError.
+    """
+    trace = layout.path("bgpd", "conf")  # with passwords in it, too
+    if not os.path.exists(trace):
+        return
+    with closing(NetlinkSocket(NETLINK_ROUTE, strict=True)) as sock:
+        left = frozenset() if _speaks_another() else _standing(sock)
+        for each in left:
+            sock.request(om.RTM_DELROUTE, om.any_route(each, MAIN, RTPROT_BGP))
+    with suppress(FileNotFoundError):
+        os.unlink(trace)
+
+
+def _speaks_another() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", _BGP_PORT))
+            listener.listen()
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _of_bgpd(zebra: VtyClient) -> frozenset[Network]:

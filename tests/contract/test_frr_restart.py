@@ -482,6 +482,37 @@ def test_stop_takes_the_routes_back(lab: Any, pair: Any) -> None:
         lab.until(lambda: pair.learned(pair.router) == set(), "the peer has no route left")
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_stop_removes_what_daemons_that_were_killed_had_learned(
+    lab: Any, pair: Any, is_alone: bool
+) -> None:
+    """As in a DaemonSet, where they end with the container, before the cleanup."""
+    pair.open_router()
+    with closing(Agent(pair)) as agent:
+        agent.run("open", lab.boot("node"))
+        pair.await_routes()
+        pids = [lab.pid_of(pair.layout, daemon) for daemon in ("zebra", "bgpd")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    lab.until(lambda: not lab.alive(pair.layout), "all daemons are ended")
+    assert pair.learned(pair.node) == {lab.OUTSIDE}
+    with ExitStack() as stack:
+        if not is_alone:  # these routes may be those of that one
+
+            def listen() -> socket.socket:
+                return socket.create_server(("", 179))
+
+            stack.enter_context(closing(pair.node.run(listen)))
+        with closing(Agent(pair)) as agent:
+            agent.run("stop")
+        assert pair.learned(pair.node) == (set() if is_alone else {lab.OUTSIDE})
+    # Once only: what comes afterwards is not ours.
+    pair.node.run(lab.sh, "ip route add 198.51.100.0/24 dev eth0 proto bgp metric 20")
+    with closing(Agent(pair)) as agent:
+        agent.run("stop")
+    assert "198.51.100.0/24" in pair.learned(pair.node)
+
+
 def test_learned_routes_come_back_after_a_foreign_flush_and_a_flap(lab: Any, pair: Any) -> None:
     pair.open_router()
     with closing(Agent(pair)) as agent:

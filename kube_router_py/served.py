@@ -8,6 +8,7 @@ when it has passed that on.
 import ipaddress
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -15,6 +16,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _log = logging.getLogger(__name__)
 
 _WITHDRAWAL_S = 2.0
+# bgpd takes a withdrawal at once and sends it 50 ms later (work queue, bgp_route.c).
+_SENDING_S = 0.1
 
 
 class Served:
@@ -23,16 +26,20 @@ class Served:
     ``is_known``: the proxy has told what it serves; before that nothing can be said of any address.
     """
 
-    def __init__(self, withdrawal_s: float = _WITHDRAWAL_S) -> None:
+    def __init__(
+        self, withdrawal_s: float = _WITHDRAWAL_S, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self.is_known = False
-        self._withdrawal_s = withdrawal_s
+        self._withdrawal_s, self._pause = withdrawal_s, pause
         self._changed = threading.Condition()  # guards everything below
         self._standing: set[bytes] = set()
         self._touched: set[bytes] = set()
         # Counts changes: made, taken by the route controller, passed on by it.
         self._made = self._taken = self._passed_on = 0
         self._has_reader = False
+        # When FRR was last told of anything.
+        self._told_at_s = float("-inf")
         # It did not pass on in time: nobody waits again before it does.
         self._is_late = False
 
@@ -53,11 +60,15 @@ class Served:
             made = self._made
         self.on_change()
         with self._changed:
-            if self._is_late or self._changed.wait_for(
+            is_in_time = self._is_late or self._changed.wait_for(
                 lambda: self._passed_on >= made or not self._has_reader, self._withdrawal_s
-            ):
-                return
-            self._is_late = True
+            )
+            self._is_late |= not is_in_time
+            sent_in_s = self._told_at_s + _SENDING_S - time.monotonic()
+        if is_in_time:
+            if sent_in_s > 0:
+                self._pause(sent_in_s)
+            return
         _log.warning(
             "addresses are removed although neighbors may still be sending to them after_s=%g",
             self._withdrawal_s,
@@ -93,9 +104,12 @@ class Served:
             frozenset(map(ipaddress.ip_address, touched - added)),
         )
 
-    def pass_on(self) -> None:
-        """Neighbors know of everything that was taken, as far as that is possible."""
+    def pass_on(self, *, has_told: bool = True) -> None:
+        """FRR knows of everything that was taken, as far as that is possible; ``has_told``: there
+        was anything to tell it."""
         with self._changed:
+            if has_told:
+                self._told_at_s = time.monotonic()
             self._passed_on, self._is_late = self._taken, False
             self._changed.notify_all()
 

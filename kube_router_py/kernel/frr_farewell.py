@@ -17,7 +17,7 @@ from msgspec import DecodeError, Raw, json
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel import overlay_messages as om
-from kube_router_py.kernel.frr_process import Layout
+from kube_router_py.kernel.frr_process import Layout, runs_elsewhere
 from kube_router_py.kernel.frr_vty import VtyClient
 from kube_router_py.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 from kube_router_py.kernel.overlay_ports import MAIN, Network
@@ -52,14 +52,15 @@ def take_routes_back(zebra: VtyClient, bgpd: VtyClient, timeout_s: float) -> str
 
 def sweep_routes(layout: Layout) -> None:
     """Remove what bgpd of a run directory had learned before it was killed, as with its container;
-    called when no daemon of ours runs any more. Another speaker's routes look the same: where one
-    listens, or our bgpd was not here, all stay. Raises KernelError.
+    called when no daemon of ours runs any more. Another FRR's routes look the same: where a zebra
+    runs or somebody speaks BGP, or our bgpd was not here, all stay. Raises KernelError.
     """
     trace = layout.path("bgpd", "conf")  # with passwords in it, too
     if not os.path.exists(trace):
         return
     with closing(NetlinkSocket(NETLINK_ROUTE, strict=True)) as sock:
-        left = frozenset() if _speaks_another() else _standing(sock)
+        is_alone = not (_speaks_another() or runs_elsewhere(layout, "zebra"))
+        left = _standing(sock) if is_alone else frozenset()
         for each in left:
             sock.request(om.RTM_DELROUTE, om.any_route(each, MAIN, RTPROT_BGP))
     with suppress(FileNotFoundError):

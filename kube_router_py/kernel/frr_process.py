@@ -200,6 +200,18 @@ def survivors(layout: Layout, daemons: Sequence[str]) -> list[DaemonProcess]:
     return found
 
 
+def runs_elsewhere(layout: Layout, daemon: str) -> bool:
+    """Whether a daemon that is none of this run directory's runs in our network namespace, as far
+    as its processes can be seen from here."""
+    for entry in os.scandir(_PROC):
+        if entry.name.isdigit() and (command := _command_of(int(entry.name))):
+            is_ours = _daemon_of(int(entry.name), layout, (daemon,)) is not None
+            is_one = os.path.basename(command[0]) == daemon and not is_ours
+            if is_one and _is_in_our_network(int(entry.name)):
+                return True
+    return False
+
+
 def is_as_started(process: DaemonProcess, layout: Layout, boot: Boot) -> bool:
     """Whether a process is what we would start here now: same command, network namespace, pid file.
 

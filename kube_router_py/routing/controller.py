@@ -77,8 +77,9 @@ class Programmed(Protocol):
     def take(self) -> tuple[frozenset[Address], frozenset[Address]]:
         """Those that came and those that went since the last call, or since ``begin``."""
 
-    def pass_on(self) -> None:
-        """Neighbors know of all that was taken, as far as that is possible."""
+    def pass_on(self, *, has_told: bool = True) -> None:
+        """FRR knows of all that was taken, as far as that is possible; ``has_told``: there was
+        anything to tell it."""
 
     def end(self) -> None:
         """Nothing is taken any more."""
@@ -199,9 +200,10 @@ class RouteController:
             speaker.change_programmed(*self._programmed.take())
         network.settle(ports.host, ports.overlay, ports.cni, full=full, moved=LINKS in dirty)
         speaker.is_exiting = self.is_exiting
+        written = ports.frr.writes
         spoken = speaker.settle(full=full, local=network.around.addresses, now_s=self._clock())
         if self._programmed is not None:
-            self._programmed.pass_on()
+            self._programmed.pass_on(has_told=ports.frr.writes != written)
         self.is_drained = spoken.is_settled and spoken.stage is Stage.WITHDRAWN
         if full and network.is_settled and spoken.is_settled:
             self._after_full(network, ports)

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 
+from kube_router_py import served as served_module
 from kube_router_py.served import Served
 
 A, B = ip_address("192.0.2.1"), ip_address("2001:db8::1")
@@ -120,3 +121,17 @@ def test_what_nobody_reads_is_not_kept() -> None:
         served.change(added=(number.to_bytes(4, "big"),))
         served.change(removed=(number.to_bytes(4, "big"),))
     assert served.take() == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("has_told", [True, False])
+def test_what_frr_was_told_takes_a_moment_to_be_sent(
+    monkeypatch: pytest.MonkeyPatch, has_told: bool
+) -> None:
+    monkeypatch.setattr(served_module, "_SENDING_S", 600.0)
+    pauses: list[float] = []
+    served = Served(pause=pauses.append)
+    served.change(added=(A.packed,))
+    served.begin()
+    served.on_change = lambda: (served.take(), served.pass_on(has_told=has_told))
+    served.withdraw((A.packed,))
+    assert [pause > 0 for pause in pauses] == [True] * has_told

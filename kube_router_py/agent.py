@@ -44,6 +44,7 @@ from kube_router_py.observe import log
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
+from kube_router_py.old_daemons import old_daemons
 from kube_router_py.old_policies import old_policies
 from kube_router_py.option_flag import LOADBALANCER
 from kube_router_py.option_types import check_node_name
@@ -100,6 +101,8 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     if missing := missing_modules(dict.fromkeys(needed)):
         _log.warning("%s", advice(missing))
     if not options.run_firewall and (old := old_policies(opener(options, needs_ipvs=False))):
+        _log.warning("%s", old)
+    if not options.run_router and (old := old_daemons(options.frr_dir)):
         _log.warning("%s", old)
     if options.run_service_proxy and not options.service_tcp_timeout:
         _log.warning(

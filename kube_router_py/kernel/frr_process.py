@@ -101,6 +101,9 @@ class DaemonProcess:
             return False
         if self._child is not None:
             self._child.wait()  # it is a zombie, or was
+        else:
+            with suppress(ChildProcessError):  # of ours, from before the loop was opened again
+                os.waitpid(self.pid, os.WNOHANG)
         return True
 
     def send(self, number: signal.Signals) -> None:

@@ -291,3 +291,42 @@ def test_rules_of_policies_that_nobody_follows_are_told_at_the_start(monkeypatch
     with caplog.at_level("WARNING"), pytest.raises(PreflightError):
         run(parse([flag], {}), {"NODE_NAME": "node1"})
     assert ("old rules stand" in caplog.text) == (flag == "--run-firewall=false")
+
+
+@pytest.mark.parametrize("flag", ["--run-router=false", "--run-router"])
+def test_daemons_that_nobody_looks_after_are_told_at_the_start(monkeypatch, caplog, tmp_path, flag):
+    def refuse(self, wait_s):
+        raise PreflightError("far enough")
+
+    monkeypatch.setattr("kube_router_py.agent.log.configure", lambda *_: None)
+    monkeypatch.setattr("kube_router_py.agent.check_capabilities", lambda: None)
+    monkeypatch.setattr("kube_router_py.agent.missing_modules", lambda _: ())
+    monkeypatch.setattr("kube_router_py.agent.old_policies", lambda _: "")
+    monkeypatch.setattr("kube_router_py.agent.AgentLock.take", refuse)
+    # What is known of a daemon is its command line, and that it answers at its socket.
+    left = subprocess.Popen(
+        [
+            "/usr/lib/frr/zebra",
+            "-c",
+            "import socket, sys, time\n"
+            "listener = socket.socket(socket.AF_UNIX)\n"
+            "listener.bind(sys.argv[1] + '/zebra.vty')\n"
+            "listener.listen()\n"
+            "print('ready', flush=True)\n"
+            "time.sleep(600)",
+            str(tmp_path),
+            *("-i", f"{tmp_path}/zebra.pid", "--vty_socket", str(tmp_path)),
+        ],
+        executable=sys.executable,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert left.stdout.readline() == b"ready\n"
+        with caplog.at_level("WARNING"), pytest.raises(PreflightError):
+            run(parse([flag, f"--frr-dir={tmp_path}"], {}), {"NODE_NAME": "node1"})
+    finally:
+        left.kill()
+        left.wait()
+        left.stdout.close()
+    told = f"cleanup on this node, or set --run-router pids={left.pid}"
+    assert (told in caplog.text) == (flag == "--run-router=false")

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +35,7 @@ from kube_router_py.kernel.overlay_routes import NetlinkOverlayRoutes
 from kube_router_py.kernel.ports_frr import Boot
 from kube_router_py.router_takeover import RouterTakeover
 from kube_router_py.routing.controller import DAEMONS, RouteController, RoutingPorts
-from kube_router_py.routing.model import GracefulRestart
+from kube_router_py.routing.model import Bfd, GracefulRestart
 from kube_router_py.routing.pod_network import PodNetwork
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import RoutingSettings
@@ -202,6 +202,9 @@ class Agent:
             advertise_cluster_ip=True,
             peer_addresses=(ip_address("192.0.2.254"),) if outside else (),
             peer_asns=(ROUTER_AS,) if outside else (),
+            node_bfd=True,
+            # Not so fast that a machine busy with other things loses a session.
+            bfd=Bfd(5, 1000, 1000),
             overlay_encap="vxlan",
             overlay_encap_port=5556,
             cni_conf_file=f"{layout.run_dir}/10-kuberouter.conflist",
@@ -239,6 +242,13 @@ class Agent:
         outcome = self._box.run(self.controller.reconcile, dirty, full)
         assert outcome.failed == frozenset(), outcome
         return outcome
+
+    def is_whole(self) -> bool:
+        """Whether all sessions are up, those of BFD between nodes as well."""
+        found = self._box.run(self.frr.summary)
+        return all(each.is_established for each in found.sessions) and [
+            each.state for each in found.bfd
+        ] == ["up", "up"]
 
     def close(self) -> None:
         self._box.run(self.controller.close)
@@ -384,7 +394,29 @@ def test_an_agent_killed_and_started_again_takes_nothing_away(world: World, lab:
     assert world.learned(world.nodes[1])["10.244.2.0/24"] == [NODES[2]]
 
 
-def test_a_killed_bgpd_costs_neither_routes_nor_packets(world: World, lab: Any) -> None:
+@contextmanager
+def _asking(box: Any, target: str) -> Iterator[list[bool]]:
+    """Ask an address again and again, from a thread; a datagram may take a second."""
+    answers: list[bool] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.wait(0.01):
+            answers.append(bool(_answers(target)))
+
+    thread = threading.Thread(target=box.run, args=(ask,))
+    thread.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("daemon", ["bgpd", "zebra", "bfdd"])
+def test_a_killed_daemon_costs_neither_routes_nor_packets(
+    world: World, lab: Any, daemon: str
+) -> None:
     with ExitStack() as stack:
         _echo(world.pods[2], stack)
         for agent in world.agents.values():
@@ -394,20 +426,18 @@ def test_a_killed_bgpd_costs_neither_routes_nor_packets(world: World, lab: Any) 
         lab.until(
             lambda: world.learned(world.router).get(VIP) == [NODES[1], NODES[2]], "the Service"
         )
+        own = world.agents[1]
+        lab.until(lambda: own.is_whole(), "all sessions stand, with BFD between nodes")
         here = stack.enter_context(closing(lab.RouteMonitor(world.nodes[1])))
         there = stack.enter_context(closing(lab.RouteMonitor(world.router)))
-        os.kill(lab.pid_of(world.directories[1], "bgpd"), 9)
-        lab.until(lambda: DAEMONS in world.agents[1].dirty, "the agent knows")
-        assert world.pings(1, "10.244.2.5")
-        world.agents[1].turn()
-        lab.until(
-            lambda: all(
-                each.is_established
-                for each in world.nodes[1].run(world.agents[1].frr.summary).sessions
-            ),
-            "the sessions are back",
-        )
-        assert world.pings(1, "10.244.2.5")
+        answers = stack.enter_context(_asking(world.pods[1], "10.244.2.5"))
+        os.kill(lab.pid_of(world.directories[1], daemon), 9)
+        lab.until(lambda: DAEMONS in own.dirty, "the agent knows")
+        own.turn()
+        lab.until(lambda: own.is_whole(), "all is back")
+        before = len(answers)
+        lab.until(lambda: len(answers) > before + 20, "packets afterwards")
+        assert all(answers)
         assert here.deleted() == []
         assert there.deleted() == []
 

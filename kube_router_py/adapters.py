@@ -1,5 +1,6 @@
 """The host adapters as the agent opens them, counted across restarts of a loop."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from kube_router_py.errors import PreflightError
+from kube_router_py.errors import KernelError, PreflightError
 from kube_router_py.kernel.ports import DsrPorts, HostPorts
 from kube_router_py.options import Options
 
 if TYPE_CHECKING:
     from kube_router_py.kernel.ipvs import NetlinkIpvs
     from kube_router_py.routing.controller import RoutingPorts
+
+_log = logging.getLogger(__name__)
 
 _CAP_NET_ADMIN = 12
 _ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls", "conntrack")
@@ -104,8 +107,13 @@ def routing_opener(options: Options) -> Callable[[Callable[[], None]], "RoutingP
         from kube_router_py.kernel.overlay_links import NetlinkOverlayLinks
         from kube_router_py.kernel.overlay_ports import OverlayPorts
         from kube_router_py.kernel.overlay_routes import NetlinkOverlayRoutes
+        from kube_router_py.kernel.table_names import name_tables
         from kube_router_py.routing.controller import RoutingPorts
 
+        try:
+            name_tables()
+        except KernelError as error:  # names are for people only
+            _log.warning("routing tables have no names reason=%r", str(error))
         external = options.frr_mode == "external"
         return RoutingPorts(
             open_any(),

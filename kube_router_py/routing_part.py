@@ -16,7 +16,6 @@ from kube_router_py.kernel import kube_router
 from kube_router_py.kernel.kube_proxy import Step
 from kube_router_py.kernel.overlay_monitor import OverlayMonitor
 from kube_router_py.kernel.overlay_ports import Overlay
-from kube_router_py.kernel.table_names import name_tables
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe.event_writer import EventWriter
 from kube_router_py.observe.problem_events import SPACING_S, ProblemEvents
@@ -126,10 +125,6 @@ class RoutingPart:
 
     def _open(self) -> RoutingPorts:
         written = self.writes()
-        try:
-            name_tables()
-        except KernelError as error:  # names are for people only
-            _log.warning("routing tables have no names reason=%r", str(error))
         self._ports = self._open_ports(lambda: self.loop.mark((DAEMONS,)))
         self._written = written
         return self._ports

@@ -522,7 +522,7 @@ def test_what_is_not_needed_any_more_is_removed_and_nothing_else(world: World) -
         found[1].turn()
         assert "kube-tunnel-if" in devices(pod)
         assert "kube-tunnel-v6" in devices(pod)
-        assert "lookup 78 proto 75" in node.run(sh, "ip rule")
+        assert "lookup 78 proto 75" in node.run(sh, "ip -N rule")
         two = [*VIPS.values(), "203.0.113.11"]
         found[1].cache.put(Service, service(externalIPs=two))
         found[1].turn()
@@ -539,7 +539,7 @@ def test_what_is_not_needed_any_more_is_removed_and_nothing_else(world: World) -
         assert len(after.splitlines()) >= len(before.splitlines())
         assert "DSR" not in marked(node)
         assert "192.0.2.99" in marked(node)
-        rules = node.run(sh, "ip rule")
+        rules = node.run(sh, "ip -N rule")
         assert "fwmark 0x99 lookup 78" in rules
         assert "0x7d000000" not in rules
         assert "0x7d000000" not in node.run(sh, "ip -6 rule")

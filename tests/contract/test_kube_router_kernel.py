@@ -108,7 +108,7 @@ def state() -> str:
     tables = "".join(sh(f"iptables-save -t {table}") for table in _OF_OTHERS)
     rules = [line for line in tables.splitlines() if not line.startswith(("#", ":INPUT"))]
     kept = [line.split(" [")[0] for line in rules]
-    return "\n".join((*kept, sh("ip rule show"), sh("ipset list -name"), sh("ipvsadm -Ln")))
+    return "\n".join((*kept, sh("ip -N rule show"), sh("ipset list -name"), sh("ipvsadm -Ln")))
 
 
 def answer(listener: socket.socket) -> None:

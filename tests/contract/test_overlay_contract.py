@@ -269,7 +269,7 @@ def test_as_iproute2_sees_it(place: tuple[OverlayPorts, Encap]) -> None:
         assert route["prefsrc"] == str(NODE[version])
         found = sh(f"ip {option} route show table 77")
         assert f"{OTHER[version]} dev {name} proto 75" in found
-        assert f"32763:\tfrom {OWN[version]} lookup 77 proto 75" in sh(f"ip {option} rule")
+        assert f"32763:\tfrom {OWN[version]} lookup 77 proto 75" in sh(f"ip -N {option} rule")
         # What has an address of a pod goes to the other node's address through the tunnel.
         source = str(OWN[version][5])
         sh(f"ip addr add {source} dev lo")
@@ -301,7 +301,7 @@ def test_what_is_foreign_stays(place: tuple[OverlayPorts, Encap]) -> None:
     links = sh("ip link")
     assert "tun-foreign" in links
     assert "tun-0123456789a" in links
-    routes = sh("ip route", "ip -6 route", "ip route show table 77", "ip rule")
+    routes = sh("ip route", "ip -6 route", "ip route show table 77", "ip -N rule")
     for kept in (
         f"{PODS[4]} via 192.0.2.7 dev eth0 proto static",
         f"{PODS[6]} via 2001:db8::7 dev eth0 proto static",

@@ -70,10 +70,12 @@ cannot be judged; 2 a mistake in the flags.
 CLEANUP_USAGE = """\
 Usage: kube-router-py cleanup [--kube-proxy-leftovers] [FLAG...]
 
-Removes what the agent left in this node's kernel: its IPVS virtual servers (all outside of
---excluded-cidrs), its iptables chains and ipsets, the link kube-dummy-if with its routes, marks and
-policy routing of direct server return. Run it as root, with the agent stopped: for one that runs it
-waits half a minute, then refuses. It says what it did.
+Removes what the agent left on this node: FRR's daemons, whose neighbors drop their routes at once
+(those of --frr-mode=external stay as they are), tunnels and routes into them, its IPVS virtual
+servers (all outside of --excluded-cidrs), its iptables chains and ipsets, the link kube-dummy-if
+with its routes, marks and policy routing of direct server return. The bridge of pods and the CNI
+file stay. Run it as root, with the agent stopped: for one that runs it waits half a minute, then
+refuses. It says what it did.
 The same as kube-router-py --cleanup-config.
 
   --kube-proxy-leftovers   Remove what kube-proxy left instead, and nothing of the agent's: chains

@@ -30,7 +30,7 @@ from msgspec import Struct
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.frr_detection import detection_s
-from kube_router_py.kernel.frr_farewell import sweep_routes, take_routes_back
+from kube_router_py.kernel.frr_farewell import clear_up, take_routes_back
 from kube_router_py.kernel.frr_log import DaemonLog
 from kube_router_py.kernel.frr_preflight import check_listening, prepare
 from kube_router_py.kernel.frr_process import (
@@ -154,15 +154,15 @@ class FrrDaemons:
         _log.info("FRR started daemons=%s", ",".join(self._processes))
 
     def stop(self) -> None:
-        """End the daemons for good, with all that they would do at their end."""
+        """End the daemons for good. Raises KernelError, after that, where routes are left."""
         self._stop_watch()
         self._adopt_all()
-        if all(daemon in self._processes for daemon in _CORE):
-            self._take_routes_back()
+        is_whole = all(daemon in self._processes for daemon in _CORE)
+        are_gone = is_whole and self._take_routes_back()
         self._end(signal.SIGTERM, _STOP_ORDER)
-        sweep_routes(self._layout)
         for daemon in DAEMONS:
             self._forget(daemon)
+        clear_up(self._layout, are_gone=are_gone)
 
     def close(self) -> None:
         """Let go of the daemons; they run on."""
@@ -299,7 +299,8 @@ class FrrDaemons:
         self._processes = {}
         self._logs = {}
 
-    def _take_routes_back(self) -> None:
+    def _take_routes_back(self) -> bool:
+        """Whether none is left, here and at peers."""
         zebra, bgpd = (
             VtyClient(self._layout.path(daemon, "vty"), self._patience.end_s) for daemon in _CORE
         )
@@ -312,6 +313,7 @@ class FrrDaemons:
             bgpd.close()
         if left:
             _log.warning("FRR is ended and leaves routes reason=%r", left)
+        return not left
 
     def _begin_watch(self) -> None:
         self._watch = Watch(

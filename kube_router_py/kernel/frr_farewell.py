@@ -10,7 +10,7 @@ import ipaddress
 import os
 import socket
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TypeVar
 
 from msgspec import DecodeError, Raw, json
@@ -50,21 +50,34 @@ def take_routes_back(zebra: VtyClient, bgpd: VtyClient, timeout_s: float) -> str
     return ""
 
 
-def sweep_routes(layout: Layout) -> None:
-    """Remove what bgpd of a run directory had learned before it was killed, as with its container;
-    called when no daemon of ours runs any more. Another FRR's routes look the same: where a zebra
-    runs or somebody speaks BGP, or our bgpd was not here, all stay. Raises KernelError.
+def clear_up(layout: Layout, *, are_gone: bool) -> None:
+    """When no daemon of ours runs any more: remove bgpd's file and, unless they ``are_gone``, the
+    routes that it had learned before it was killed, as with its container. Nothing is removed where
+    there is no such file.
+
+    Another FRR's routes look the same: where a zebra runs or somebody speaks BGP all stay. Raises
+    KernelError then, and where the kernel refuses.
     """
-    trace = layout.path("bgpd", "conf")  # with passwords in it, too
+    trace = layout.path("bgpd", "conf")
     if not os.path.exists(trace):
         return
+    try:
+        if not are_gone:
+            _remove_routes(layout)
+    finally:
+        os.unlink(trace)  # what comes afterwards is not ours; and there are passwords in it
+
+
+def _remove_routes(layout: Layout) -> None:
     with closing(NetlinkSocket(NETLINK_ROUTE, strict=True)) as sock:
-        is_alone = not (_speaks_another() or runs_elsewhere(layout, "zebra"))
-        left = _standing(sock) if is_alone else frozenset()
+        left = _standing(sock)
+        if left and (_speaks_another() or runs_elsewhere(layout, "zebra")):
+            raise KernelError(
+                f"{len(left)} routes learned by BGP stay (ip route show proto bgp): another FRR or "
+                "BGP speaker runs here, and whose they are cannot be told; delete ours by hand"
+            )
         for each in left:
             sock.request(om.RTM_DELROUTE, om.any_route(each, MAIN, RTPROT_BGP))
-    with suppress(FileNotFoundError):
-        os.unlink(trace)
 
 
 def _speaks_another() -> bool:

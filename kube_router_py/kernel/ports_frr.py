@@ -148,7 +148,8 @@ class Frr(Protocol):
         """Sessions and their counters. Raises DaemonsDownError, KernelError."""
 
     def stop(self) -> None:
-        """End the daemons for good: sessions close, learned routes leave the kernel."""
+        """End the daemons for good: sessions close, learned routes leave the kernel. Raises
+        KernelError, with the daemons ended, where routes stay."""
 
     def close(self) -> None:
         """Let go of the daemons, which run on."""

@@ -59,8 +59,6 @@ from kube_router_py.services import is_inside
 
 _log = logging.getLogger(__name__)
 
-_IPV4_BYTES = 4
-
 
 class ServiceProxy:
     """See the module docstring. Everything but ``subscribe`` runs in the loop's thread."""
@@ -84,8 +82,7 @@ class ServiceProxy:
         self._followers = tuple(followers)
         # Told what is about to be written to IPVS and to the addresses; may take a moment.
         self._before = before
-        self._given_options = options
-        self._node_name = node_name
+        self._given_options, self._node_name = options, node_name
         self._make_ports = ports
         self._clock, self._wall_clock = clock, wall_clock
         # Open between open() and close(); its write counter tells what a restart cost.
@@ -126,9 +123,8 @@ class ServiceProxy:
         return self._applied.servers
 
     def is_local(self, address: bytes) -> bool:
-        """Whether the node takes packets to an address for its own: because it stands there, or is
-        the node's anyway. In the loop's thread."""
-        family = socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6
+        """Whether the node takes an address for its own, put or had. In the loop's thread."""
+        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
         return Vip(family, address) in self._applied.vips or self.is_of_node(address)
 
     def is_of_node(self, address: bytes) -> bool:
@@ -226,7 +222,7 @@ class ServiceProxy:
             self._host.check_hairpins(ports, self._sets.hairpins())
         self._dsr.before_grow(ports, self._desired)
         if planned:
-            self._before(planned)
+            self._tell_before(planned)
             self._learn(self._applied.apply(ports, planned, targets))
             _log.log(
                 logging.INFO if full else logging.DEBUG,
@@ -240,6 +236,12 @@ class ServiceProxy:
         if full:
             self._applied.share(targets)
         self._tell_followers(changes, full=full)
+
+    def _tell_before(self, planned: Plan) -> None:
+        try:
+            self._before(planned)
+        except Exception:  # noqa: BLE001 - who only has to be told must not stop the proxy
+            _log.exception("what is about to be written was not told")
 
     def _tell_followers(self, changes: Changes, *, full: bool) -> None:
         found: list[Problem] = []

@@ -137,3 +137,18 @@ def test_a_service_that_changes_its_only_port_stays_served(make: Any, rig: Rig) 
     rig.cache.put(Service, make.service("web", ["10.96.0.10"], 81))
     assert rig.turn() == []
     assert rig.turn(full=True) == [("change", set(), set())]
+
+
+def test_a_listener_that_fails_does_not_stop_the_proxy(
+    make: Any, rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(addresses: Iterable[bytes]) -> None:
+        raise RuntimeError("nobody there")
+
+    rig.cache.put(Service, make.service("web", ["10.96.0.10"]))
+    rig.turn()
+    monkeypatch.setattr(rig, "withdraw", fail)
+    rig.cache.delete(Service, "default/web")
+    rig.turn()
+    assert rig.host.links.vips == {}
+    assert "was not told" in caplog.text

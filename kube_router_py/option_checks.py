@@ -107,11 +107,6 @@ def _node_port_addresses(options: Options) -> Iterator[str]:
 def _loadbalancer_range(options: Options) -> Iterator[str]:
     if not options.run_loadbalancer:
         return
-    if not options.loadbalancer_ip_range:
-        yield (
-            "--run-loadbalancer needs addresses to give away; set --loadbalancer-ip-range to at "
-            "least one CIDR"
-        )
     for network in options.loadbalancer_ip_range:
         if not _is_enabled(options, network):
             yield (

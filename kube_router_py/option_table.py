@@ -263,13 +263,56 @@ class Options(RoutingOptions):
     )
 
     loadbalancer_ip_range: tuple[kind.IPNetwork, ...] = flag(
-        kind.NETWORKS, (), LOADBALANCER, "Addresses to give to Services of type LoadBalancer."
+        kind.NETWORKS,
+        (),
+        LOADBALANCER,
+        "Addresses to give to Services of type LoadBalancer: the pool 'default', beside those in "
+        "the ConfigMap kube-router-address-pools.",
     )
     loadbalancer_default_class: bool = flag(
         kind.SWITCH, True, LOADBALANCER, "Serve Services without a load balancer class, too."
     )
     loadbalancer_sync_period: float = flag(
         kind.PERIOD, 60.0, LOADBALANCER, "How often all allocations are compared."
+    )
+    loadbalancer_layer2: bool = flag(
+        kind.SWITCH,
+        False,
+        LOADBALANCER,
+        "Announce the addresses of --loadbalancer-ip-range by ARP and NDP, too.",
+    )
+    loadbalancer_layer2_interfaces: tuple[str, ...] = flag(
+        kind.listed("INTERFACE", str),
+        (),
+        LOADBALANCER,
+        "The links on which addresses are announced by ARP and NDP where their pool names none; "
+        "* and ? as in file names; none: all with an address of the Node's.",
+    )
+    loadbalancer_heartbeat_port: int = flag(
+        kind.PORT,
+        20246,
+        LOADBALANCER,
+        "UDP port on which the nodes that announce by ARP and NDP tell each other that they live.",
+    )
+    loadbalancer_heartbeat_secret: str = flag(
+        kind.string("NAME"),
+        "kube-router-py-heartbeat",
+        LOADBALANCER,
+        "The Secret in the agent's namespace whose entry 'key' signs heartbeats. Without it nodes "
+        "look at each other's Leases, and take over more slowly.",
+    )
+    loadbalancer_restart_grace: float = flag(
+        kind.PERIOD,
+        30.0,
+        LOADBALANCER,
+        "How long an agent that was stopped keeps the addresses that its node announces by ARP and "
+        "NDP, so that a restart moves none.",
+    )
+    loadbalancer_announce_period: float = flag(
+        kind.duration(),
+        0.0,
+        LOADBALANCER,
+        "How often gratuitous ARP and unsolicited NA are repeated; 0: after a change only.",
     )
 
     health_addr: str = flag(

@@ -149,7 +149,6 @@ def test_a_boolean_does_not_take_the_next_argument():
         (["--advertise-specifics-to=sixteen-letters-"], ["interface"]),
         (["--bgp-maximum-paths=0"], ["--bgp-maximum-paths", "1 to 256"]),
         (["--drain-delay=2h"], ["--drain-delay", "at most 1h"]),
-        (["--run-loadbalancer"], ["--loadbalancer-ip-range"]),
         (["--kubeconfig"], ["--kubeconfig needs a value"]),
         (["--kubeconfig", "--hairpin-mode"], ["--kubeconfig needs a value"]),
         (["--run-routre=false"], ["--run-routre", "--run-router"]),

@@ -1,0 +1,1 @@
+"""Addresses of Services of type LoadBalancer: who gets which, and which node answers for it."""

@@ -27,7 +27,7 @@ shell on a terminal, or else the guided tour.
 """
 EPILOG = """\
 with a running lab:
-  lab exec node1|client|router|NAMESPACE/POD -- COMMAND...   run a command there
+  lab exec node1|client|desk|router|NAMESPACE/POD -- COMMAND...   run a command there
   lab wait                                    until every agent has applied the API's revision
   lab agent NODE stop|kill|start|logs         the agent of a node
   lab apiserver stop|start [--compact]        the API server; --compact forgets its history
@@ -304,7 +304,7 @@ def _exec(argv: Sequence[str]) -> int:
     words, command = split_command(argv)
     if len(words) != 1 or not command:
         print(
-            f"usage: {PROGRAM} exec node1|client|router|NAMESPACE/POD -- COMMAND...",
+            f"usage: {PROGRAM} exec node1|client|desk|router|NAMESPACE/POD -- COMMAND...",
             file=sys.stderr,
         )
         return 2

@@ -1,10 +1,13 @@
 """The wires of the lab and who has which address.
 
-    client ---- router ----+---------+---------+--- ...        (the fabric, one bridge)
-    outside     outside|   |         |         |
-                       |apiserver  node1     node2
-                       |
-                       +-------------------- node3             (a second one, with two subnets)
+    client ---- router ----+---------+---------+---------+--- ...   (the fabric, one bridge)
+    outside     outside|   |         |         |         |
+                       |apiserver  desk      node1     node2
+                       |                    outside
+                       +------------------------------ node3        (a second, with two subnets)
+
+The desk is no part of the cluster and knows no way to pods or Services: what it reaches, it reaches
+because somebody on its wire answers by ARP or NDP.
 
 With a routing daemon on the router (``has_bgp``) nobody is told where pods are: the agents' own
 routes and tunnels lead there, and the router learns of pods and Services by BGP.
@@ -23,6 +26,7 @@ Networks = dict[int, IPv4Network | IPv6Network]
 FABRIC = "fabric"
 ROUTER = "router"
 CLIENT = "client"
+DESK = "desk"
 APISERVER = "apiserver"
 MAX_NODES = 50
 
@@ -169,6 +173,11 @@ def compile_topology(
             tuple(f"default via {address}" for address in bare(on(OUTSIDE_NETS, 1))),
         ),
         Host(APISERVER, (("eth0", on(FABRIC_NETS, 2)),), routes(bare(on(FABRIC_NETS, 1)))),
+        Host(
+            DESK,
+            (("eth0", on(FABRIC_NETS, 3)),),
+            tuple(f"default via {address}" for address in bare(on(FABRIC_NETS, 1))),
+        ),
     ]
     hosts += [
         Host(

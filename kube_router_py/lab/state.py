@@ -28,7 +28,7 @@ MADE_NETNS = "made-netns"
 VARIABLE = "KUBE_ROUTER_LAB"
 CONTROL_TIMEOUT_S = 600.0
 VISITOR_GRACE_S = 3.0
-SPECIAL_NAMES = ("router", "client", "apiserver")
+SPECIAL_NAMES = ("router", "client", "desk", "apiserver", "fabric")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class LabState:
         return answer
 
     def resolve(self, target: str) -> str:
-        """The namespace of ``node1``, ``client``, ``router``, ``apiserver`` or ``NS/POD``."""
+        """The namespace of ``node1``, ``NS/POD`` or one of SPECIAL_NAMES."""
         if target in self.nodes or target in SPECIAL_NAMES:
             return target
         if "/" in target:

@@ -34,6 +34,8 @@ def test_what_command_gets_to_know() -> None:
         "LAB_CLIENT_IP6": "fd10:20::2",
         "LAB_APISERVER_IP4": "10.10.0.2",
         "LAB_APISERVER_IP6": "fd10:10::2",
+        "LAB_DESK_IP4": "10.10.0.3",
+        "LAB_DESK_IP6": "fd10:10::3",
         "LAB_NODE1_IP4": "10.10.0.11",
         "LAB_NODE1_IP6": "fd10:10::b",
     }
@@ -105,3 +107,13 @@ def test_the_client_hangs_on_the_router() -> None:
     assert "link set client netns router name eth1" in lines
     assert "link set client master br0 up" not in lines
     assert "link set node1 master br0 up" in lines
+
+
+@pytest.mark.parametrize("has_bgp", [False, True])
+def test_the_desk_is_on_the_wire_of_the_nodes_and_knows_no_way_to_pods(has_bgp: bool) -> None:
+    topology = compile_topology(2, "dual", has_bgp=has_bgp)
+    assert "link set desk master br0 up" in render_wiring(topology).splitlines()
+    desk, node = topology.host("desk"), topology.host("node1")
+    for mine, theirs in zip(desk.links[0][1], node.links[0][1], strict=True):
+        assert ip_interface(mine).network == ip_interface(theirs).network
+    assert desk.routes == ("default via 10.10.0.1", "default via fd10:10::1")

@@ -19,23 +19,17 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import kube_router_py
 from kube_router_py.adapters import check_capabilities, firewall_opener, opener, routing_opener
-from kube_router_py.backend_change import BackendChange
+from kube_router_py.agent_parts import AgentParts
 from kube_router_py.cluster.bootstrap import check_api_addresses
-from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, connect
-from kube_router_py.cluster.objects import Pod, Service, ServiceSpec
-from kube_router_py.cluster.reflector import Reflector
+from kube_router_py.cluster.objects import Service, ServiceSpec
 from kube_router_py.errors import ConfigurationError
-from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
-from kube_router_py.firewall_part import FirewallPart
 from kube_router_py.kernel.agent_lock import AgentLock
 from kube_router_py.kernel.modules import FIREWALL, PROXY, advice, missing_modules
 from kube_router_py.kernel.ports import HostPorts
@@ -49,11 +43,8 @@ from kube_router_py.old_policies import old_policies
 from kube_router_py.option_flag import LOADBALANCER
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import FLAGS, Options, given_text
-from kube_router_py.part import Part, numbers
-from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
-from kube_router_py.proxy_part import ProxyPart
-from kube_router_py.routing_part import OpenRouting, RoutingPart
-from kube_router_py.served import Served
+from kube_router_py.part import numbers
+from kube_router_py.routing_part import OpenRouting
 from kube_router_py.takeover import Takeover, left_behind
 
 _log = logging.getLogger(__name__)
@@ -160,10 +151,7 @@ def not_running(options: Options) -> Iterator[str]:
 
 
 class Agent:
-    """One agent. ``ports`` opens the host's adapters for each part (``firewall_ports`` those of the
-    firewall, which needs less; ``routing_ports`` those of the route controller, which does not run
-    without); ``client`` is made from the options; without ``takeover`` nobody
-    was here before, this agent included.
+    """One agent. ``client`` is made from the options; of the others see ``AgentParts``.
 
     The constructor binds the port of the probes and reads credentials, but sends nothing.
     Raises ConfigurationError.
@@ -190,41 +178,17 @@ class Agent:
         check_api_addresses(
             self.client.addresses, options.service_cluster_ip_range, _own_service(environ)
         )
-        self.cache = Cache(_kinds(options))
         self._observers: list[Callable[[Turn], None]] = []
-
-        def changed(is_own: Callable[[str], bool]) -> Callable[[str], None]:
-            return BackendChange(is_own).settled if takeover else lambda variant: None
-
-        self.proxy: ProxyPart | None = None
-        self.routing: RoutingPart | None = None
-        self._parts: list[Part] = []
-        served = Served()
-        namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
-        if options.run_service_proxy:
-            self.proxy = ProxyPart(
-                *(options, self.cache, self.client, self.node, namespace, ports, takeover),
-                *(self._on_turn, self._on_dead, changed(is_proxy_chain), served),
-            )
-            self._parts.append(self.proxy)
-        if options.run_firewall:
-            self._parts.append(
-                FirewallPart(
-                    *(options, self.cache, self.node, firewall_ports or ports),
-                    *(self._on_turn, self._on_dead, changed(is_firewall_chain)),
-                )
-            )
-        if options.run_router and routing_ports is not None:
-            self.routing = RoutingPart(
-                *(options, self.cache, self.client, self.node, namespace, routing_ports),
-                *(served if self.proxy else None, self._on_turn, self._on_dead),
-            )
-            self._parts.append(self.routing)
-        self.loops = [part.loop for part in self._parts]
-        # In the order of the first part that needs them.
-        self._kinds = tuple(dict.fromkeys(kind for part in self._parts for kind in part.kinds))
-        self._reflectors = [*self._shared_reflectors()]
-        self._reflectors += (each for part in self._parts for each in part.reflectors)
+        self._parts = AgentParts(
+            *(options, self.client, self.node, environ, ports, takeover),
+            *(firewall_ports or ports, routing_ports, self._on_turn, self._on_dead),
+        )
+        self.cache, self.proxy = self._parts.cache, self._parts.proxy
+        self.routing = self._parts.routing
+        self._kinds = self._parts.kinds
+        self.loops = [part.loop for part in self._parts.all]
+        self._reflectors = [*self._parts.reflectors()]
+        self.writes = self._parts.writes
         self.health = Health(
             node=self.node,
             version=kube_router_py.__version__,
@@ -233,17 +197,6 @@ class Agent:
             kinds=self._kinds,
         )
         self.servers = list(self._bind())
-
-    def _shared_reflectors(self) -> Iterator[Reflector[Any]]:
-        for kind in self.cache.kinds:
-            if kind is Pod and not self._options.run_firewall:
-                # Of other nodes only those on their way out: that is when draining ends.
-                yield Reflector(self.client, self.cache, Pod, keep=self._concerns_proxy)
-            else:
-                yield Reflector(self.client, self.cache, kind)
-
-    def _concerns_proxy(self, pod: Pod) -> bool:
-        return pod.spec.node_name == self.node or pod.metadata.deletion_timestamp is not None
 
     def _bind(self) -> Iterator[HttpServer]:
         options = self._options
@@ -258,7 +211,7 @@ class Agent:
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
-                gauges=lambda: numbers(self._parts),
+                gauges=lambda: numbers(self._parts.all),
                 writes=self.writes,
                 traffic=self.proxy.traffic if self.proxy else bytes,
                 more=self.routing.sessions if self.routing else bytes,
@@ -268,13 +221,6 @@ class Agent:
             self._observers.append(metrics.on_turn)
             pages = {options.metrics_path: metrics.page}
             yield HttpServer(options.metrics_addr, options.metrics_port, pages, "metrics-port")
-
-    def writes(self) -> dict[str, int]:
-        """Changes sent to the kernel since the agent started, by adapter. For any thread."""
-        total: Counter[str] = Counter()
-        for part in self._parts:
-            total.update(part.writes())
-        return dict(total)
 
     def _on_turn(self, turn: Turn) -> None:
         for observe in self._observers:
@@ -303,7 +249,7 @@ class Agent:
         for server in self.servers:
             server.start()
         # First: those who follow the cache want to hear its first events, too.
-        for part in self._parts:
+        for part in self._parts.all:
             part.start()
         for reflector in self._reflectors:
             reflector.start()
@@ -355,7 +301,7 @@ class Agent:
     def _stop(self) -> int:
         _log.info("stopping; the kernel keeps what it has reason=%r", self._lost or "asked to")
         notify(self._environ, "STOPPING=1")
-        for part in self._parts:
+        for part in self._parts.all:
             part.before_loops_stop()
         for loop in self.loops:
             if not loop.stop(_STOP_LOOP_S):
@@ -365,26 +311,13 @@ class Agent:
         deadline = time.monotonic() + _STOP_REFLECTORS_S
         for reflector in self._reflectors:
             reflector.stop(max(0.0, deadline - time.monotonic()))
-        for part in self._parts:
+        for part in self._parts.all:
             part.stop()
         for server in self.servers:
             server.stop()
         self.client.close()
         _log.info("stopped writes=%r", self.writes())
         return 1 if self._lost else 0
-
-
-def _kinds(options: Options) -> tuple[type, ...]:
-    """What the shared cache holds."""
-    found: dict[type, None] = {}
-    for is_on, part in (
-        (options.run_service_proxy, ProxyPart),
-        (options.run_firewall, FirewallPart),
-        (options.run_router, RoutingPart),
-    ):
-        if is_on:
-            found.update(dict.fromkeys((*part.kinds, *part.reads)))
-    return tuple(found)
 
 
 def _own_service(environ: Mapping[str, str]) -> Service | None:

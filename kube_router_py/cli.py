@@ -255,14 +255,33 @@ def _explain(arguments: list[str]) -> int:
     return explain.main(files, asked, options, output, sys.stdin, sys.stdout)
 
 
+def _status(arguments: list[str]) -> int:
+    own, rest, words, mistakes = _take(arguments, _COMMON_FLAGS)
+    from kube_router_py import status_command
+
+    if "help" in own:
+        print(status_command.USAGE, end="")
+        return OK
+    if "version" in own:
+        return _version([])
+    if "filename" in own:
+        mistakes.append("-f is for render and explain; status asks the agent of this node")
+    output = _output(own, mistakes)
+    return status_command.main(_checked([*rest, *words], mistakes), output, sys.stdout)
+
+
 def _files_and_output(own: Mapping[str, list[str]], mistakes: list[str]) -> tuple[list[str], str]:
     files = own.get("filename", [])
     if not files:
         mistakes.append("-f is missing: name a manifest, a directory or - for stdin")
+    return files, _output(own, mistakes)
+
+
+def _output(own: Mapping[str, list[str]], mistakes: list[str]) -> str:
     output = own.get("output", ["text"])[-1]
     if output not in ("text", "json"):
         mistakes.append(f"--output {output!r} is unknown; choose text or json")
-    return files, output
+    return output
 
 
 def _checked(arguments: list[str], mistakes: list[str]) -> "Options":
@@ -344,6 +363,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "explain": _explain,
     "lab": _lab,
     "render": _render,
+    "status": _status,
     "version": _version,
 }
 

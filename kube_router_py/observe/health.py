@@ -7,7 +7,7 @@ server that is away does not count: ``failing`` says why, ``stale_s`` for how lo
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import json
@@ -32,6 +32,7 @@ class Health:
     """Reports on the loops and on the kinds of objects that they read.
 
     Without ``kinds`` nothing works; of the cache's others something is missing at worst.
+    ``sections``: what the parts of the agent say of their work, for ``/status``.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Health:
         cache: Cache,
         loops: Sequence[HasStatus],
         kinds: Iterable[type] | None = None,
+        sections: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._node = node
         self._version = version
         self._cache = cache
         self._loops = loops
         self._kinds = tuple(cache.kinds if kinds is None else kinds)
+        self._sections = sections
         self._lock = threading.Lock()
         self._applied_revision: int | None = None
 
@@ -57,6 +60,7 @@ class Health:
             "/livez": self.live,
             "/readyz": self.ready,
             "/problems": self.problems,
+            "/status": self.status,
         }
 
     def live(self) -> Answer:
@@ -68,6 +72,19 @@ class Health:
     def ready(self) -> Answer:
         report = self.report()
         return _json(200 if report["ready"] else 503, report)
+
+    def status(self) -> Answer:
+        """All that the agent says of itself; 200 also where it is not ready."""
+        report = self.report()
+        loops: dict[str, Any] = report.pop("loops")
+        found = [*report.pop("problems")]
+        for loop in loops.values():
+            found += loop.pop("problems")
+        behind = {name: cache for name, cache in report.pop("caches").items() if cache["failing"]}
+        return _json(
+            200,
+            {**report, "loops": loops, "behind": behind, **self._sections(), "problems": found},
+        )
 
     def problems(self) -> Answer:
         """All of them, one in a line."""

@@ -1,0 +1,112 @@
+"""The parts that an agent has, by its options, and what they have in common."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from kube_router_py.backend_change import BackendChange
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.client import Client
+from kube_router_py.cluster.objects import Pod
+from kube_router_py.cluster.reflector import Reflector
+from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
+from kube_router_py.firewall_part import FirewallPart
+from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.loop import Turn
+from kube_router_py.options import Options
+from kube_router_py.part import Part
+from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
+from kube_router_py.proxy_part import ProxyPart
+from kube_router_py.routing_part import OpenRouting, RoutingPart
+from kube_router_py.served import Served
+from kube_router_py.takeover import Takeover
+
+
+class AgentParts:
+    """Makes the parts; ``all`` has them in the order in which they are started and stopped.
+
+    ``ports`` opens the host's adapters for each part (``firewall_ports`` those of the firewall,
+    which needs less; ``routing_ports`` those of the route controller, which does not run without);
+    without ``takeover`` nobody was here before, this agent included. ``namespace`` is the agent's
+    own.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        client: Client,
+        node: str,
+        environ: Mapping[str, str],
+        ports: Callable[[], HostPorts],
+        takeover: Takeover | None,
+        firewall_ports: Callable[[], HostPorts],
+        routing_ports: OpenRouting | None,
+        on_turn: Callable[[Turn], None],
+        on_dead: Callable[[str, str], None],
+    ) -> None:
+        self._options, self._client, self._node = options, client, node
+        self.cache = Cache(_kinds(options))
+        self.proxy: ProxyPart | None = None
+        self.routing: RoutingPart | None = None
+        self.all: list[Part] = []
+
+        def changed(is_own: Callable[[str], bool]) -> Callable[[str], None]:
+            return BackendChange(is_own).settled if takeover else lambda variant: None
+
+        served = Served()
+        namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
+        if options.run_service_proxy:
+            self.proxy = ProxyPart(
+                *(options, self.cache, client, node, namespace, ports, takeover),
+                *(on_turn, on_dead, changed(is_proxy_chain), served),
+            )
+            self.all.append(self.proxy)
+        if options.run_firewall:
+            self.all.append(
+                FirewallPart(
+                    *(options, self.cache, node, firewall_ports),
+                    *(on_turn, on_dead, changed(is_firewall_chain)),
+                )
+            )
+        if options.run_router and routing_ports is not None:
+            self.routing = RoutingPart(
+                *(options, self.cache, client, node, namespace, routing_ports),
+                *(served if self.proxy else None, on_turn, on_dead),
+            )
+            self.all.append(self.routing)
+        # In the order of the first part that needs them.
+        self.kinds = tuple(dict.fromkeys(kind for part in self.all for kind in part.kinds))
+
+    def reflectors(self) -> Iterator[Reflector[Any]]:
+        """Those of the shared cache, then those of the parts' own."""
+        for kind in self.cache.kinds:
+            if kind is Pod and not self._options.run_firewall:
+                # Of other nodes only those on their way out: that is when draining ends.
+                yield Reflector(self._client, self.cache, Pod, keep=self._concerns_proxy)
+            else:
+                yield Reflector(self._client, self.cache, kind)
+        for part in self.all:
+            yield from part.reflectors
+
+    def _concerns_proxy(self, pod: Pod) -> bool:
+        return pod.spec.node_name == self._node or pod.metadata.deletion_timestamp is not None
+
+    def writes(self) -> dict[str, int]:
+        """Changes sent to the kernel since the agent started, by adapter. For any thread."""
+        total: Counter[str] = Counter()
+        for part in self.all:
+            total.update(part.writes())
+        return dict(total)
+
+
+def _kinds(options: Options) -> tuple[type, ...]:
+    """What the shared cache holds."""
+    found: dict[type, None] = {}
+    for is_on, part in (
+        (options.run_service_proxy, ProxyPart),
+        (options.run_firewall, FirewallPart),
+        (options.run_router, RoutingPart),
+    ):
+        if is_on:
+            found.update(dict.fromkeys((*part.kinds, *part.reads)))
+    return tuple(found)

@@ -14,6 +14,7 @@ Usage:
                                         no root (render --help)
   kube-router-py explain -f FILE ...    say whether a flow may pass, and which NetworkPolicy decides
                                         (explain --help)
+  kube-router-py status                 what the agent of this node says of itself (status --help)
   kube-router-py lab ...                try it: a cluster on this machine (lab --help)
   kube-router-py cleanup [FLAG...]      remove what the agent left in this node's kernel
   kube-router-py --version

@@ -83,6 +83,15 @@ def field_selector(text: str, resource: Resource) -> Match:
     return lambda obj: all((_field_value(obj, path) == want) is eq for path, eq, want in tests)
 
 
+def exact_name(text: str) -> str:
+    """The only name that a field selector lets through, or ""."""
+    for term in _terms(text):
+        found = _EQUALITY_TERM.match(term)
+        if found and found[1] == "metadata.name" and found[2] != "!=":
+            return found[3]
+    return ""
+
+
 def selector(labels: str, fields: str, resource: Resource) -> Match | None:
     """Both selectors as one predicate; None selects everything."""
     if labels and fields:

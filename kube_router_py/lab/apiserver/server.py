@@ -187,7 +187,7 @@ class ApiServer:
                 raise no_such_path()
             return _json(document)
         verb = verb_of(request.method, target, query)
-        action = target.action(verb)
+        action = target.action(verb, query)
         key = f"{verb} {action.resource}"
         self.requests[key] = self.requests.get(key, 0) + 1
         if not rbac.is_allowed(self.store, user, action):

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from . import deletion, managed_fields, patches, status
+from . import deletion, managed_fields, patches, service_status, status
 from .allocation import Allocator
 from .defaulting import default
 from .interface import ObjectStore
@@ -293,6 +293,8 @@ class Store:
             if "status" in new:
                 merged["status"] = new["status"]
             new = {**merged, "metadata": {**old["metadata"]}}
+            if kind.name == "services" and not lenient:
+                service_status.check(kind, new)
         elif kind.has_status and not lenient:
             new.pop("status", None)
             if "status" in old:
@@ -313,6 +315,7 @@ class Store:
         if not lenient and not subresource:
             default(kind, new)
             if kind.name == "services":
+                service_status.drop_unfit(new)
                 self.allocator.carry_over(new, old)
             validate(kind, new, old)
             if kind.name == "services":

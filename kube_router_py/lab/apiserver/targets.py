@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from .rbac import Action
 from .resources import BY_PATH, Resource
+from .selectors import exact_name
 from .status import method_not_allowed, no_such_path
 
 _NAMESPACE_PARTS = ("status", "finalize")
@@ -20,14 +21,21 @@ class Target(NamedTuple):
     name: str
     subresource: str
 
-    def action(self, verb: str) -> Action:
-        """What RBAC decides about."""
+    def action(self, verb: str, query: Mapping[str, str] | None = None) -> Action:
+        """What RBAC decides about.
+
+        A list or watch of one name (``fieldSelector=metadata.name=x``) is about that object: a rule
+        with resourceNames allows it.
+        """
+        name = self.name
+        if query and not name and verb in ("list", "watch"):
+            name = exact_name(query.get("fieldSelector", ""))
         plural = self.resource.plural
         resource = f"{plural}/{self.subresource}" if self.subresource else plural
         namespace = self.namespace
         if self.resource.plural == "namespaces":
             namespace = self.name
-        return Action(verb, self.resource.group, resource, namespace, self.name)
+        return Action(verb, self.resource.group, resource, namespace, name)
 
 
 def target_of(path: str) -> Target | None:

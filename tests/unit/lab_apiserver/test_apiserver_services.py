@@ -209,3 +209,71 @@ def test_a_running_pod_changes_its_image_only(store: Store) -> None:
     store.patch("pods", "p", image, namespace="default", form="strategic")
     with pytest.raises(StatusError, match="pod updates may not change fields"):
         store.patch("pods", "p", {"spec": {"nodeName": "node2"}}, namespace="default")
+
+
+# --- status --------------------------------------------------------------------------------------
+
+
+def write_status(store: Store, *ingress: dict[str, Any], **metadata: str) -> list[dict[str, Any]]:
+    """As an allocator does it: a merge patch of the status; what is stored then."""
+    patch: dict[str, Any] = {"status": {"loadBalancer": {"ingress": list(ingress)}}}
+    if metadata:
+        patch["metadata"] = metadata
+    changed = store.patch("services", "web", patch, namespace="default", subresource="status")
+    found: list[dict[str, Any]] = changed["status"]["loadBalancer"]["ingress"]
+    return found
+
+
+def test_a_balancer_gets_addresses_by_its_status_and_loses_them_with_its_type(
+    store: Store,
+) -> None:
+    make(store, type="LoadBalancer")
+    ports = [{"port": 80, "protocol": "TCP"}]
+    assert write_status(store, {"ip": "10.0.0.1", "ports": ports}, {"hostname": "a.example"}) == [
+        {"ip": "10.0.0.1", "ipMode": "VIP", "ports": ports},
+        {"hostname": "a.example"},
+    ]
+    assert write_status(store, {"ip": "10.0.0.1", "ipMode": "Proxy"})[0]["ipMode"] == "Proxy"
+    change(store, {"loadBalancerIP": "10.0.0.9"})
+    kept = store.get("services", "web", "default")
+    assert kept["status"]["loadBalancer"]["ingress"] == [{"ip": "10.0.0.1", "ipMode": "Proxy"}]
+    change(store, {"type": "ClusterIP", "loadBalancerIP": None})
+    assert store.get("services", "web", "default")["status"]["loadBalancer"] == {}
+
+
+def test_a_status_of_an_old_revision_conflicts(store: Store) -> None:
+    make(store, type="LoadBalancer")
+    revision = store.get("services", "web", "default")["metadata"]["resourceVersion"]
+    write_status(store, {"ip": "10.0.0.1"}, resourceVersion=revision)
+    with pytest.raises(StatusError) as caught:
+        write_status(store, {"ip": "10.0.0.2"}, resourceVersion=revision)
+    assert (caught.value.code, caught.value.reason) == (409, "Conflict")
+    status = store.get("services", "web", "default")["status"]
+    assert status["loadBalancer"]["ingress"][0]["ip"] == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("entry", "cause"),
+    [
+        ({"ip": "10.0.0"}, "ip: Invalid value"),
+        ({"ip": "10.0.0.1", "ipMode": "Other"}, 'supported values: "Proxy", "VIP"'),
+        ({"hostname": "a", "ipMode": "VIP"}, "ipMode: Forbidden: may not be specified when `ip`"),
+        ({"hostname": "10.0.0.1"}, "hostname: Invalid value"),
+        ({"ip": "10.0.0.1", "ports": {"port": 80}}, "ports: Invalid value"),
+        ({"ip": "10.0.0.1", "ports": [{"port": "80", "protocol": "TCP"}]}, "ports[0].port"),
+        ({"ip": "10.0.0.1", "ports": [{"port": 80}]}, "ports[0].protocol: Unsupported value"),
+    ],
+)
+def test_wrong_ingress_is_refused(store: Store, entry: dict[str, Any], cause: str) -> None:
+    make(store, type="LoadBalancer")
+    with pytest.raises(StatusError) as caught:
+        write_status(store, entry)
+    assert caught.value.code == 422
+    assert "status.loadBalancer.ingress[0]." in caught.value.message
+    assert cause in caught.value.message
+
+
+def test_other_services_have_no_ingress(store: Store) -> None:
+    make(store)
+    with pytest.raises(StatusError, match=r"may only be used when `spec.type` is 'LoadBalancer'"):
+        write_status(store, {"ip": "10.0.0.1"})

@@ -14,6 +14,7 @@ from msgspec import DecodeError, Raw, Struct, ValidationError, convert, field, j
 from kube_router_py.cluster.decode_error import explain
 from kube_router_py.cluster.objects import (
     ApiStruct,
+    ConfigMap,
     EndpointSlice,
     Lease,
     Namespace,
@@ -30,7 +31,8 @@ T = TypeVar("T")
 
 # Annotations of others are as large as their authors like (256 kB each object), and nobody here
 # reads them. kubectl stores the whole manifest in one of them a second time.
-_ANNOTATION_DOMAINS = ("kube-router.io", "kubernetes.io")
+_ANNOTATION_DOMAINS = ("kube-router.io", "kubernetes.io", "metallb.io", "metallb.universe.tf")
+_SUBDOMAINS = tuple(f".{domain}" for domain in _ANNOTATION_DOMAINS)
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 # msgspec raises RecursionError for JSON nested more deeply than the interpreter allows.
@@ -55,6 +57,7 @@ RESOURCES: dict[type, Resource] = {
     Namespace: Resource("/api/v1/namespaces", "namespaces"),
     Pod: Resource("/api/v1/pods", "pods"),
     NetworkPolicy: Resource("/apis/networking.k8s.io/v1/networkpolicies", "networkpolicies"),
+    ConfigMap: Resource("/api/v1/configmaps", "configmaps"),
     Lease: Resource("/apis/coordination.k8s.io/v1/leases", "leases"),
 }
 
@@ -220,7 +223,8 @@ def status(body: Raw | bytes) -> Status:
 
 def _is_of_interest(annotation: str) -> bool:
     domain = annotation.partition("/")[0]
-    return domain.endswith(_ANNOTATION_DOMAINS) and annotation != _LAST_APPLIED
+    is_read = domain in _ANNOTATION_DOMAINS or domain.endswith(_SUBDOMAINS)
+    return is_read and annotation != _LAST_APPLIED
 
 
 def _without_nulls(value: Any) -> Any:

@@ -293,6 +293,14 @@ class Secret(ApiStruct, frozen=True):
     data: dict[str, str] | None = None
 
 
+# --- v1 ConfigMap: one of them is followed (see ``pool_source``) ---------------------------------
+
+
+class ConfigMap(ApiStruct, frozen=True):
+    metadata: ObjectMeta = ObjectMeta()
+    data: dict[str, str] | None = None
+
+
 # --- coordination.k8s.io/v1 Lease --------------------------------------------------------------
 
 

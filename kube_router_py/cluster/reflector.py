@@ -87,9 +87,9 @@ class _Failure(Exception):
 
 
 class Reflector(Generic[T]):
-    """See the module docstring. ``label_selector`` restricts to a part, ``namespace`` to the
-    objects of one namespace. ``keep`` says which objects the cache is to hold, where no selector
-    can: one that does not pass (any more) is as good as deleted.
+    """See the module docstring. ``label_selector`` and ``field_selector`` restrict to a part,
+    ``namespace`` to the objects of one namespace. ``keep`` says which objects the cache is to
+    hold, where no selector can: one that does not pass (any more) is as good as deleted.
 
     ``clock`` is monotonic, in seconds.
     """
@@ -101,6 +101,7 @@ class Reflector(Generic[T]):
         kind: type[T],
         *,
         label_selector: str = "",
+        field_selector: str = "",
         namespace: str = "",
         keep: Callable[[T], bool] = lambda _: True,
         timing: Timing | None = None,
@@ -115,7 +116,8 @@ class Reflector(Generic[T]):
         if namespace:
             parent, _, plural = self._path.rpartition("/")
             self._path = f"{parent}/namespaces/{namespace}/{plural}"
-        self._selection = {"labelSelector": label_selector} if label_selector else {}
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        self._selection = {name: text for name, text in selectors.items() if text}
         self._keep = keep
         self._decoder = decode.ObjectDecoder(kind)
         self._timing = timing or Timing()

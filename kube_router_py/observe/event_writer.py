@@ -1,8 +1,8 @@
-"""Kubernetes Events (core/v1) about objects with something wrong, written in the background.
+"""Kubernetes Events (core/v1) about objects, written in the background.
 
 The name of an Event is that of its object with a hash of what it says: all nodes find the same
 thing wrong, and the API server lets only the first of them create it. Nothing is lost with an
-Event: the Problem it tells of is in the log, in the metrics and in /readyz as well.
+Event: a Problem it tells of is in the log, in the metrics and in /readyz as well.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, RefusedError
-from kube_router_py.cluster.objects import Node, ObjectMeta, Service
+from kube_router_py.cluster.objects import ConfigMap, Node, ObjectMeta, Service
 from kube_router_py.errors import ApiError
 from kube_router_py.problem import Problem
 
@@ -37,18 +37,27 @@ _NO_NAMESPACE = "default"
 
 
 class Tiding(Struct, frozen=True):
-    """What an Event is to tell: a Problem with a Service or a Node, which is found by its key."""
+    """What an Event is to tell: of a Service, a Node or a ConfigMap, which is found by its key.
 
-    kind: type[Service] | type[Node]
+    ``problem`` says what, and where; of an Event whose ``type`` is Normal it is good news. What was
+    told is not told again for an hour, unless ``occasion`` (any text) is another one: two nodes
+    that are to be heard, or one twice, differ in it.
+    """
+
+    kind: type[Service] | type[Node] | type[ConfigMap]
     key: str
     reason: str
     problem: Problem
+    type: str = "Warning"
+    occasion: str = ""
 
 
 def event_about(metadata: ObjectMeta, tiding: Tiding, node: str, now: datetime) -> dict[str, Any]:
     """The Event that tells of a Problem with the object of these metadata."""
     problem = tiding.problem
     said = f"{metadata.uid} {problem.field} {problem.reason}"
+    if tiding.occasion:
+        said = f"{said} {tiding.reason} {tiding.occasion}"
     digest = hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
     at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     involved = {
@@ -70,7 +79,7 @@ def event_about(metadata: ObjectMeta, tiding: Tiding, node: str, now: datetime) 
             "namespace": metadata.namespace or _NO_NAMESPACE,
         },
         "involvedObject": involved,
-        "type": "Warning",
+        "type": tiding.type,
         "reason": tiding.reason,
         "message": message[:1024],
         "source": {"component": COMPONENT, "host": node},
@@ -139,10 +148,10 @@ class EventWriter:
 
     def _run(self) -> None:
         while (tiding := self._waiting.get()) is not None and not self._stopping.is_set():
-            found: Service | Node | None = self._cache.get(tiding.kind, tiding.key)
-            if found is None:
-                continue
             try:
+                found: Service | Node | ConfigMap | None = self._cache.get(tiding.kind, tiding.key)
+                if found is None:
+                    continue
                 event = event_about(found.metadata, tiding, self._node, datetime.now(UTC))
                 if not self._is_told(event["metadata"]["name"]):
                     self._write(event)

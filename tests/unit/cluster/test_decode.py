@@ -5,7 +5,7 @@ import pytest
 
 from kube_router_py.cluster import decode
 from kube_router_py.cluster.decode import ObjectDecoder, UndecodableError
-from kube_router_py.cluster.objects import EndpointSlice, Node, Pod, Service
+from kube_router_py.cluster.objects import ConfigMap, EndpointSlice, Node, Pod, Service
 
 
 def listed(kind: str, *items: Any, **meta: Any) -> bytes:
@@ -116,8 +116,15 @@ def test_what_nobody_needs_is_not_kept() -> None:
                         "kubectl.kubernetes.io/last-applied-configuration": secret,
                         "kube-router.io/service.scheduler": "sh",
                         "service.kubernetes.io/topology-mode": "Auto",
+                        "metallb.io/loadBalancerIPs": "192.0.2.1",
+                        "metallb.universe.tf/address-pool": "outside",
                         "example.com/story": secret,
                         "mine": secret,
+                        # Nobody's subdomains of what is read.
+                        "xmetallb.io/story": secret,
+                        "metallb.io.example.com/story": secret,
+                        "not-kube-router.io/story": secret,
+                        "universe.tf/story": secret,
                     },
                 },
                 spec={"containers": [{"name": "c", "env": [{"value": secret}], "image": secret}]},
@@ -130,7 +137,20 @@ def test_what_nobody_needs_is_not_kept() -> None:
     assert item.object.metadata.annotations == {
         "kube-router.io/service.scheduler": "sh",
         "service.kubernetes.io/topology-mode": "Auto",
+        "metallb.io/loadBalancerIPs": "192.0.2.1",
+        "metallb.universe.tf/address-pool": "outside",
     }
+
+
+def test_a_config_map_keeps_its_texts() -> None:
+    data = {"pools": "- name: a\n", "ä": ""}
+    item = ObjectDecoder(ConfigMap).item(json.dumps(named("c", data=data)).encode())
+    assert item.object is not None
+    assert item.object.data == data
+    for empty in (named("c"), named("c", data=None), named("c", binaryData={"pools": "AA=="})):
+        item = ObjectDecoder(ConfigMap).item(json.dumps(empty).encode())
+        assert item.object is not None
+        assert item.object.data is None
 
 
 def test_watch_envelope_and_bookmark() -> None:

@@ -506,10 +506,17 @@ def test_a_listed_object_without_a_name_holds_all_deletes_back(
     assert cache.problems() == ()
 
 
-def test_a_label_selector_goes_with_list_and_watch(api: Any, start: Start, until: Any) -> None:
-    start(Node, label_selector="color=red")
+def test_selectors_go_with_list_and_watch(api: Any, start: Start, until: Any) -> None:
+    start(Node, label_selector="color=red", field_selector="metadata.name=a")
     until(lambda: api.watching["Node"])
     assert {r.query["labelSelector"] for r in api.requests} == {"color=red"}
+    assert {r.query["fieldSelector"] for r in api.requests} == {"metadata.name=a"}
+
+
+def test_without_selectors_everything_is_asked_for(api: Any, start: Start, until: Any) -> None:
+    start(Node)
+    until(lambda: api.watching["Node"])
+    assert not {"labelSelector", "fieldSelector"}.intersection(*(r.query for r in api.requests))
 
 
 def test_what_is_not_to_be_kept_is_as_good_as_deleted(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kube_router_py.cluster.cache import Cache
-from kube_router_py.cluster.objects import Node, ObjectMeta, Service
+from kube_router_py.cluster.objects import ConfigMap, Node, ObjectMeta, Service
 from kube_router_py.observe.event_writer import EventWriter, Tiding, event_about
 from kube_router_py.observe.problem_events import ProblemEvents
 from kube_router_py.problem import Problem
@@ -126,6 +126,39 @@ def test_what_has_no_room_is_told_in_a_later_turn(world: World) -> None:
         except queue.Empty:
             world.events.follow(many)
     assert told == {f"{PEERS}: {problem.reason}" for problem in many}
+
+
+def test_good_news_and_config_maps_are_told_of_too(world: World) -> None:
+    config = ObjectMeta("pools", "kube-system", "uid-pools", "7")
+    cache = Cache((ConfigMap,))
+    cache.put(ConfigMap, ConfigMap(config))
+    writer = EventWriter(cache, world.api, "node1", 0.0)  # type: ignore[arg-type]
+    # A kind that this cache does not have must not end the thread.
+    writer.tell(Tiding(Service, "shop/web", "R", Problem("Service shop/web", "", "lost")))
+    problem = Problem("ConfigMap kube-system/pools", "pools[0]", "it has no name")
+    writer.tell(Tiding(ConfigMap, "kube-system/pools", "BadPools", problem))
+    bad = world.api.next()
+    writer.stop(_TIMEOUT_S)
+    assert (bad["type"], bad["reason"]) == ("Warning", "BadPools")
+    assert bad["metadata"]["namespace"] == "kube-system"
+    assert bad["involvedObject"] == {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "name": "pools",
+        "namespace": "kube-system",
+        "uid": "uid-pools",
+        "resourceVersion": "7",
+        "fieldPath": "pools[0]",
+    }
+    moved = Problem("Service shop/web", "", "announced by node1")
+    for occasion in ("1", "2", "2", "3"):
+        tiding = Tiding(Service, "shop/web", "nodeAssigned", moved, "Normal", occasion)
+        assert world.writer.tell(tiding)
+    told = [world.api.next() for _ in range(3)]
+    world.writer.stop(_TIMEOUT_S)
+    assert world.api.posted.empty()
+    assert {(each["type"], each["reason"]) for each in told} == {("Normal", "nodeAssigned")}
+    assert len({each["metadata"]["name"] for each in told}) == 3
 
 
 def test_an_event_can_always_be_sent() -> None:

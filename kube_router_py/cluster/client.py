@@ -6,6 +6,7 @@ beyond asking the other servers: when to try again is the caller's decision (``r
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -15,10 +16,12 @@ from urllib.parse import urlencode
 
 from msgspec import json
 
-import kube_router_py
 from kube_router_py.cluster import decode
 from kube_router_py.cluster.credentials import SERVICE_ACCOUNT, ConnectionOptions, Credentials
+from kube_router_py.cluster.transport import FencedError, Transport
 from kube_router_py.errors import ApiError
+
+__all__ = ["MERGE_PATCH", "Client", "FencedError", "RefusedError", "Stream", "connect"]
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +90,11 @@ class Client:
 
     Every method raises RefusedError for an answer other than 2xx and ApiError when no server
     answers. Paths start with ``/api``; the caller has quoted the names in them.
+
+    ``timeout_s`` bounds a request with its answer, all servers together: how long one that was
+    begun may be on its way. (Without it each step of it has a bound.) ``fence`` is asked when the
+    connection stands and the body of a write is to go: where it says no, nothing happens at the
+    server, and FencedError is raised.
     """
 
     def __init__(
@@ -113,9 +121,15 @@ class Client:
     def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
         return self._answer("GET", path, query)
 
-    def list(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
+    def list(
+        self,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
         """One chunk of a collection; ``query`` has limit, continue, selectors."""
-        return self._answer("GET", path, query)
+        return self._answer("GET", path, query, timeout_s=timeout_s)
 
     def watch(
         self, path: str, query: Mapping[str, str] | None = None, *, idle_timeout_s: float
@@ -134,13 +148,23 @@ class Client:
         body: object,
         content_type: str = MERGE_PATCH,
         query: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        fence: Callable[[], bool] | None = None,
     ) -> bytes:
         """Patch an object or, with ``PATH/status``, its status."""
-        return self._answer("PATCH", path, query, body, content_type)
+        return self._answer("PATCH", path, query, body, content_type, timeout_s, fence)
 
-    def post(self, path: str, body: object, query: Mapping[str, str] | None = None) -> bytes:
+    def post(
+        self,
+        path: str,
+        body: object,
+        query: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
         """Create an object, an Event for one."""
-        return self._answer("POST", path, query, body, "application/json")
+        return self._answer("POST", path, query, body, "application/json", timeout_s)
 
     def put(self, path: str, body: object, query: Mapping[str, str] | None = None) -> bytes:
         """Update an object: with the resourceVersion in ``body`` it is a compare-and-swap."""
@@ -160,22 +184,26 @@ class Client:
         query: Mapping[str, str] | None,
         body: object = None,
         content_type: str = "",
+        timeout_s: float | None = None,
+        fence: Callable[[], bool] | None = None,
     ) -> bytes:
         headers = {"Accept-Encoding": "gzip"}
         if content_type:
             headers["Content-Type"] = content_type
         data = json.encode(body) if content_type else None
-        response = self._send(method, path, query, headers, data, _READ_TIMEOUT_S)
-        return self._read_all(response)
+        deadline = math.inf if timeout_s is None else self._clock() + timeout_s
+        response = self._send(
+            method, path, query, headers, data, _READ_TIMEOUT_S, deadline=deadline, fence=fence
+        )
+        return self._read_all(response, min(deadline, self._clock() + _ANSWER_TIMEOUT_S))
 
-    def _read_all(self, response: Any) -> bytes:
-        deadline = self._clock() + _ANSWER_TIMEOUT_S
+    def _read_all(self, response: Any, deadline: float) -> bytes:
         chunks = []
         try:
             while chunk := _read_some(response):
                 chunks.append(chunk)
                 if self._clock() > deadline:
-                    raise ApiError(f"an answer took longer than {_ANSWER_TIMEOUT_S:g} s")
+                    raise ApiError("an answer took longer than it may")
         except ApiError:
             response.close()
             raise
@@ -189,12 +217,15 @@ class Client:
         headers: dict[str, str],
         data: bytes | None,
         read_timeout_s: float,
+        deadline: float = math.inf,
+        fence: Callable[[], bool] | None = None,
     ) -> Any:
+        how = (headers, data, read_timeout_s, deadline, fence)
         target = f"{path}?{urlencode(query)}" if query else path
-        response = self._send_to_any(method, target, headers, data, read_timeout_s)
+        response = self._send_to_any(method, target, *how)
         if response.status == 401 and self._reload():
             response.close()
-            response = self._send_to_any(method, target, headers, data, read_timeout_s)
+            response = self._send_to_any(method, target, *how)
         if not 200 <= response.status < 300:
             raise _refusal(method, path, response)
         return response
@@ -206,19 +237,28 @@ class Client:
         headers: dict[str, str],
         data: bytes | None,
         read_timeout_s: float,
+        deadline: float,
+        fence: Callable[[], bool] | None,
     ) -> Any:
         from urllib3 import Timeout
         from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
         transports, first = self._transports, self._current
-        timeout = Timeout(connect=_CONNECT_TIMEOUT_S, read=read_timeout_s)
         failures = []
         certificate_failed = False
         for step in range(len(transports)):
             index = (first + step) % len(transports)
             last = step == len(transports) - 1
+            if (left_s := deadline - self._clock()) <= 0:
+                failures.append("no time is left")
+                break
+            timeout = Timeout(
+                total=None if left_s == math.inf else left_s,
+                connect=min(_CONNECT_TIMEOUT_S, left_s),
+                read=min(read_timeout_s, left_s),
+            )
             try:
-                response = transports[index].request(method, target, headers, data, timeout)
+                response = transports[index].request(method, target, headers, data, timeout, fence)
             except (HTTPError, OSError) as error:
                 failures.append(f"{self.addresses[index]}: {error}")
                 certificate_failed = certificate_failed or isinstance(error, SSLError)
@@ -262,43 +302,8 @@ class Client:
             transport.close()
         return True
 
-    def _build(self) -> tuple["_Transport", ...]:
-        return tuple(_Transport(c) for c in self._credentials.configurations())
-
-
-class _Transport:
-    """Connections to one API server."""
-
-    def __init__(self, configuration: Any) -> None:
-        from kubernetes.client.rest import RESTClientObject
-
-        self._configuration = configuration
-        self._pool = RESTClientObject(configuration).pool_manager
-
-    def request(
-        self, method: str, target: str, headers: dict[str, str], data: bytes | None, timeout: Any
-    ) -> Any:
-        headers = {
-            "Accept": "application/json",
-            "User-Agent": f"kube-router-py/{kube_router_py.__version__}",
-            **headers,
-        }
-        # Runs the refresh hook; older releases of the package call the key "authorization".
-        token = self._configuration.get_api_key_with_prefix("BearerToken", "authorization")
-        if token:
-            headers["Authorization"] = token.strip()  # a token file may end in a newline
-        return self._pool.request(
-            method,
-            self._configuration.host + target,
-            headers=headers,
-            body=data,
-            timeout=timeout,
-            preload_content=False,
-            redirect=False,
-        )
-
-    def close(self) -> None:
-        self._pool.clear()
+    def _build(self) -> tuple[Transport, ...]:
+        return tuple(Transport(c) for c in self._credentials.configurations())
 
 
 def connect(

@@ -309,6 +309,7 @@ class LeaseSpec(ApiStruct, frozen=True):
     lease_duration_seconds: int | None = None
     acquire_time: str | None = None
     renew_time: str | None = None
+    lease_transitions: int | None = None
 
 
 class Lease(ApiStruct, frozen=True):

@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from kube_router_py.cluster.cache import Cache
-from kube_router_py.cluster.client import Client, RefusedError, connect
+from kube_router_py.cluster.client import Client, FencedError, RefusedError, connect
 from kube_router_py.cluster.credentials import Credentials
 from kube_router_py.cluster.objects import Service
 from kube_router_py.cluster.reflector import Reflector
@@ -301,6 +302,41 @@ def test_a_write_that_may_have_arrived_is_not_sent_twice(
     with pytest.raises(ApiError, match="no API server answers"):
         client.post("/api/v1/namespaces/ns/events", {})
     assert other.requests == []
+
+
+def test_a_request_with_a_limit_gives_up_in_time_whatever_the_server_does(
+    api: Any, connect_to: Connect
+) -> None:
+    release = threading.Event()
+
+    def hang(handler: Any, request: Any) -> bool:
+        release.wait(60)
+        handler.drop()
+        return True
+
+    client = connect_to(api.url)
+    for ask in (client.patch, client.post):
+        api.faults.append(hang)
+        with pytest.raises(ApiError, match="no API server answers"):
+            ask("/api/v1/namespaces/ns/events", {}, timeout_s=0.2)
+    api.faults.append(hang)
+    with pytest.raises(ApiError, match="no API server answers"):
+        client.list("/api/v1/services", timeout_s=0.2)
+    with pytest.raises(ApiError, match="no time is left"):
+        client.list("/api/v1/services", timeout_s=0)
+    release.set()
+    client.list("/api/v1/services", timeout_s=30)
+
+
+def test_a_write_is_let_go_only_while_the_fence_says_so(api: Any, connect_to: Connect) -> None:
+    client = connect_to(api.url)
+    path, body = "/api/v1/namespaces/ns/services/a/status", {"status": {"a": "b" * 5000}}
+    client.patch(path, body, timeout_s=30, fence=lambda: True)
+    with pytest.raises(FencedError):
+        client.patch(path, body, timeout_s=30, fence=lambda: False)
+    client.patch(path, {}, fence=lambda: True)
+    # A server sees the beginning of what is not sent, and never all of it.
+    assert [json.loads(each.body) for each in api.requests if each.body] == [body, {}]
 
 
 # --- credentials ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -132,6 +133,13 @@ class Agent:
         self.is_wanted = False
         if self._process is not None:
             await processes.end(self._process, grace_s)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it runs and does nothing, as on a node that hangs."""
+        processes.send(self._process, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        processes.send(self._process, signal.SIGCONT)
 
     async def read_health(self) -> Object | None:
         """``/readyz`` as the agent answers it (ready or not); None while it does not answer."""

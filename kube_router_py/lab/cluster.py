@@ -304,8 +304,13 @@ class Lab:
             await agent.stop(grace_s=0.0)
         elif verb == "start":
             await self.namespaces.call(agent.start)
+        elif verb == "freeze":
+            agent.freeze()
+        elif verb == "thaw":
+            agent.thaw()
         elif verb != "logs":
-            raise LabError(f"unknown verb {verb!r}: stop, kill, start or logs")
+            known = "stop, kill, start, freeze, thaw or logs"
+            raise LabError(f"unknown verb {verb!r}: {known}")
         return {"log": str(agent.log), "running": agent.is_running, "exit_code": agent.exit_code}
 
     # --- end --------------------------------------------------------------------------------

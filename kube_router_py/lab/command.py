@@ -29,7 +29,8 @@ EPILOG = """\
 with a running lab:
   lab exec node1|client|desk|router|NAMESPACE/POD -- COMMAND...   run a command there
   lab wait                                    until every agent has applied the API's revision
-  lab agent NODE stop|kill|start|logs         the agent of a node
+  lab agent NODE stop|kill|start|freeze|thaw|logs
+                                              the agent of a node
   lab apiserver stop|start [--compact]        the API server; --compact forgets its history
 """
 
@@ -327,7 +328,7 @@ def _wait(argv: Sequence[str]) -> int:
 def _agent(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"{PROGRAM} agent")
     parser.add_argument("node", metavar="NODE")
-    parser.add_argument("verb", choices=("stop", "kill", "start", "logs"))
+    parser.add_argument("verb", choices=("stop", "kill", "start", "freeze", "thaw", "logs"))
     given = parser.parse_args(argv)
     lab = state.attach(os.environ)
     answer = lab.ask({"op": "agent", "node": given.node, "verb": given.verb})

@@ -11,14 +11,11 @@ from enum import StrEnum
 from msgspec import Struct
 
 from kube_router_py.cluster.objects import Node
+from kube_router_py.node_drain import DRAIN_ANNOTATION, node_drain_cause
 from kube_router_py.problem import Problem
 from kube_router_py.routing.settings import RoutingSettings
-from kube_router_py.routing.texts import annotation_field, parse_boolean, shown
 
-DRAIN_ANNOTATION = "kube-router.io/drain"
-# What the kubelet says in the condition Ready from the first moment of a graceful node shutdown
-# (KEP-2000, pkg/kubelet/nodeshutdown); nothing else tells it from a node that is merely unwell.
-_SHUTDOWN = "node is shutting down"
+__all__ = ["DRAIN_ANNOTATION", "Stage", "Step", "drain_cause", "drain_stage", "drain_steps"]
 
 
 class Stage(StrEnum):
@@ -67,32 +64,10 @@ def drain_cause(
     ``is_exiting``: the agent was told to stop, which without ``--withdraw-on-exit`` means that it
     comes back.
     """
-    cause, problems = _asked_by(node, settings) if node is not None else ("", ())
-    if not cause and node is not None and _is_shutting_down(node):
-        cause = "the node shuts down"
+    cause = ""
+    problems: tuple[Problem, ...] = ()
+    if node is not None:
+        cause, problems = node_drain_cause(node, on_cordon=settings.drain_on_cordon)
     if not cause and is_exiting and settings.withdraw_on_exit:
         cause = "the agent stops (--withdraw-on-exit)"
     return cause, problems
-
-
-def _is_shutting_down(node: Node) -> bool:
-    conditions = (node.status.conditions if node.status else None) or ()
-    return any(
-        each.type == "Ready" and each.status != "True" and _SHUTDOWN in each.message
-        for each in conditions
-    )
-
-
-def _asked_by(node: Node, settings: RoutingSettings) -> tuple[str, tuple[Problem, ...]]:
-    problems: tuple[Problem, ...] = ()
-    text = node.metadata.annotation(DRAIN_ANNOTATION)
-    is_asked = parse_boolean(text.strip()) if text is not None else False
-    if is_asked:
-        return f"annotation {DRAIN_ANNOTATION}", ()
-    if is_asked is None and text is not None:
-        reason = f"{shown(text)} is neither true nor false; it counts as false"
-        field = annotation_field(DRAIN_ANNOTATION)
-        problems = (Problem(f"Node {node.metadata.name}", field, reason),)
-    if node.spec.unschedulable and settings.drain_on_cordon:
-        return "the node is cordoned (--drain-on-cordon)", problems
-    return "", problems

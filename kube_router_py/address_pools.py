@@ -6,6 +6,7 @@ is to give.
 """
 
 import ipaddress
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -99,3 +100,9 @@ class AddressPools(Struct, frozen=True):
             for each in pool.ranges
             for network in ipaddress.summarize_address_range(each.first, each.last)
         )
+
+
+def load_balancer_ranges(flags: Iterable[Network], pools: AddressPools) -> tuple[Network, ...]:
+    """Where the addresses of load balancers may be, each network once: those that flags name, and
+    all pools."""
+    return tuple(dict.fromkeys((*flags, *pools.networks())))

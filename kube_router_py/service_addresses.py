@@ -23,9 +23,13 @@ from kube_router_py.services import (
 
 Report = Callable[[str, str], None]
 
+_POOLED = "--loadbalancer-ip-range and in no address pool"
+_TO_POOLS = "there, or (with --run-loadbalancer) to ConfigMap kube-router-address-pools"
+
 
 class AddressRules(Protocol):
-    """The flags that say which addresses a Service may have; families are socket.AF_*."""
+    """The flags, and address pools, that say which addresses a Service may have; families are
+    socket.AF_*."""
 
     @property
     def families(self) -> tuple[int, ...]: ...
@@ -116,11 +120,12 @@ def refusal(kind: Kind, packed: bytes, rules: AddressRules) -> str:
     if not rules.strict_external_ips:
         return ""
     if kind is Kind.EXTERNAL_IP:
-        flag, ranges = "--service-external-ip-range", rules.external_ranges
+        where, there, ranges = "--service-external-ip-range", "there", rules.external_ranges
     else:
-        flag, ranges = "--loadbalancer-ip-range", rules.load_balancer_ranges
+        where, there, ranges = _POOLED, _TO_POOLS, rules.load_balancer_ranges
     if is_inside(packed, ranges):
         return ""
     return (
-        f"it lies in no {flag}; add its range there, or set --strict-external-ip-validation=false"
+        f"it lies in no {where}; add its range {there}, or set "
+        "--strict-external-ip-validation=false"
     )

@@ -7,7 +7,7 @@ KEP-3015 (traffic distribution).
 
 import ipaddress
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TypeVar
 
@@ -157,6 +157,11 @@ def load_balancer_ips(service: Service) -> tuple[tuple[int, str], ...]:
         for index, ingress in enumerate(status.load_balancer.ingress or ())
         if ingress.ip and ingress.ip_mode != "Proxy"
     )
+
+
+def load_balanced(services: Iterable[Service]) -> frozenset[str]:
+    """Keys of those with LB IPs: what they have depends on where a load balancer may give any."""
+    return frozenset(each.metadata.key for each in services if load_balancer_ips(each))
 
 
 def _is_local_by_annotation(service: Service) -> bool:

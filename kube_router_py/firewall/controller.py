@@ -25,8 +25,9 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from kube_router_py.address_pools import AddressPools, load_balancer_ranges
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
@@ -42,10 +43,14 @@ from kube_router_py.firewall.settings import FirewallOptions, node_facts
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Outcome
 from kube_router_py.problem import Problem
+from kube_router_py.services import load_balanced
 
 _log = logging.getLogger(__name__)
 
 KINDS = (NetworkPolicy, Pod, Namespace, Service, Node)
+
+POOLS = "pools of addresses"
+"""Marked when they have changed."""
 
 
 class Key(Struct, frozen=True, order=True):
@@ -71,8 +76,9 @@ class Firewall:
         ports: Callable[[], HostPorts],
         on_settled: Callable[[str], None] = lambda variant: None,
         clock: Callable[[], float] = time.monotonic,
+        pools: Callable[[], AddressPools] = AddressPools,
     ) -> None:
-        self._cache = cache
+        self._cache, self._pools = cache, pools
         self._clock = clock
         self._options = options
         self._node_name = node_name
@@ -83,6 +89,8 @@ class Firewall:
         self._forget()
 
     def _forget(self) -> None:
+        # With the ranges of pools; the flags alone before the first turn.
+        self._service_options = self._options
         self._desired = Desired(self._options)
         self._applier = Applier(self._node_name, self._options, self._desired, self._clock)
         self._reused = ReusedAddresses(self._node_name)
@@ -124,6 +132,8 @@ class Firewall:
         if self.ports is None:
             raise RuntimeError("reconcile before open")
         keys = self._all_keys() if full else {key for key in dirty if isinstance(key, Key)}
+        if full or POOLS in dirty:
+            keys |= self._follow_pools()
         for key in sorted(keys):
             self._follow(key)
         try:
@@ -166,6 +176,14 @@ class Firewall:
             reason = f"cannot be compiled ({error!r}); what it was before still counts"
             self._broken[key] = Problem(str(key), "", reason)
 
+    def _follow_pools(self) -> set[Key]:
+        """Take the pools as they are now; returns the Services that may have other addresses."""
+        ranges = load_balancer_ranges(self._options.load_balancer_ranges, self._pools())
+        if ranges == self._service_options.load_balancer_ranges:
+            return set()
+        self._service_options = structs.replace(self._options, load_balancer_ranges=ranges)
+        return {Key("Service", each) for each in load_balanced(self._cache.list(Service))}
+
     def _follow_policy(self, name: str) -> bool:
         found = self._cache.get(NetworkPolicy, name)
         self._desired.put_policy(name, compile_policy(found) if found else None)
@@ -195,7 +213,7 @@ class Firewall:
         if found is None:
             self._desired.put_service(name, {}, {})
             return False
-        ports = service_ports(found, self._options)
+        ports = service_ports(found, self._service_options)
         self._desired.put_service(name, ports, node_ports(found, self._options))
         return True
 

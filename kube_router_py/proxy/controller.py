@@ -20,29 +20,35 @@ grow, rules, IPVS and addresses (in the order of ``plan``), sets shrink. A refus
 Service to the dirty keys and makes the next turn read the kernel back.
 """
 
-import errno
 import logging
 import socket
 import time
 from collections.abc import Callable, Hashable, Iterable
 
-from msgspec import structs
-
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Pod, Service
 from kube_router_py.delta import diff
 from kube_router_py.errors import KernelError
-from kube_router_py.kernel.ports import HostPorts, OperationFailure
+from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Outcome
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.applied import Applied
 from kube_router_py.proxy.compile import compile_service
 from kube_router_py.proxy.desired import Changes, Desired
-from kube_router_py.proxy.dirty_keys import LEAVING_PODS, NOT_SERVICES, OWN_NODE, Marks, subscribe
+from kube_router_py.proxy.dirty_keys import (
+    LEAVING_PODS,
+    NOT_SERVICES,
+    OWN_NODE,
+    POOLS,
+    Marks,
+    subscribe,
+)
 from kube_router_py.proxy.drain import Draining
 from kube_router_py.proxy.dsr_host import Dsr
 from kube_router_py.proxy.follower import Follower
 from kube_router_py.proxy.host import ThisHost
+from kube_router_py.proxy.live_options import LiveOptions
 from kube_router_py.proxy.model import (
     IpvsTable,
     RealServerKey,
@@ -52,10 +58,9 @@ from kube_router_py.proxy.model import (
 )
 from kube_router_py.proxy.plan import Plan, plan
 from kube_router_py.proxy.pod_deadline import seconds_to_live
-from kube_router_py.proxy.scheduling import DEFAULT_SCHEDULER
 from kube_router_py.proxy.service_sets import ServiceSets
 from kube_router_py.proxy.settings import ProxyOptions
-from kube_router_py.services import is_inside
+from kube_router_py.services import is_inside, load_balanced
 
 _log = logging.getLogger(__name__)
 
@@ -76,13 +81,14 @@ class ServiceProxy:
         dsr: Dsr | None = None,
         followers: Iterable[Follower] = (),
         before: Callable[[Plan], None] = lambda planned: None,
+        pools: Callable[[], AddressPools] = AddressPools,
     ) -> None:
         self._cache = cache
         self._dsr = dsr or Dsr(node_name)
         self._followers = tuple(followers)
         # Told what is about to be written to IPVS and to the addresses; may take a moment.
         self._before = before
-        self._given_options, self._node_name = options, node_name
+        self._given_options, self._pools, self._node_name = options, pools, node_name
         self._make_ports = ports
         self._clock, self._wall_clock = clock, wall_clock
         # Open between open() and close(); its write counter tells what a restart cost.
@@ -90,7 +96,8 @@ class ServiceProxy:
         self._forget()
 
     def _forget(self) -> None:
-        options = self._options = self._given_options
+        options = self._given_options
+        self._live = LiveOptions(options, self._pools)
         self._host = ThisHost(self._node_name, self._cache, options)
         self._sets = ServiceSets(self._node_name, options.families)
         self._desired = Desired()
@@ -143,7 +150,7 @@ class ServiceProxy:
         self.close()
         self._forget()
         self.ports = self._make_ports()
-        options = self._options
+        options = self._given_options
         timeouts = (options.tcp_timeout_s, options.tcp_fin_timeout_s, options.udp_timeout_s)
         if any(timeouts):
             self.ports.ipvs.set_timeouts(*timeouts)
@@ -181,6 +188,8 @@ class ServiceProxy:
         full = full or bool(self._held and self._is_complete())
         everything = full or has_moved
         keys = self._dsr.begin(dirty, full=full) - NOT_SERVICES
+        if (full or POOLS in dirty) and self._live.follow_pools():
+            keys |= load_balanced(self._cache.list(Service))
         changes = self._compile(self._all_keys() if everything else map(str, keys))
         if again := self._dsr.affected(changes.vips):
             changes = Changes.of_all((changes, self._compile(again)))
@@ -223,7 +232,7 @@ class ServiceProxy:
         self._dsr.before_grow(ports, self._desired)
         if planned:
             self._tell_before(planned)
-            self._learn(self._applied.apply(ports, planned, targets))
+            self._live.learn(self._applied.apply(ports, planned, targets))
             _log.log(
                 logging.INFO if full else logging.DEBUG,
                 "programmed virtual_servers=%d operations=%d addresses=%d",
@@ -305,7 +314,8 @@ class ServiceProxy:
                 compiled = None
                 if service is not None:
                     slices = self._cache.slices_of(key)
-                    compiled = compile_service(service, slices, self._host.node, self._options)
+                    options = self._live.current
+                    compiled = compile_service(service, slices, self._host.node, options)
                 compiled = self._dsr.adapt(
                     service or key, self._cache, compiled, self._host.node, self._desired
                 )
@@ -321,7 +331,9 @@ class ServiceProxy:
         """What is in --excluded-cidrs, or held, is none of ours unless a Service asks for it."""
         if self._desired.owner(key) is not None:
             return True
-        return key not in self._held and not is_inside(key.address, self._options.excluded_cidrs)
+        return key not in self._held and not is_inside(
+            key.address, self._live.current.excluded_cidrs
+        )
 
     def _targets(
         self, keys: Iterable[VirtualServerKey], now_s: float
@@ -363,16 +375,6 @@ class ServiceProxy:
         return address if address in self._host.addresses else b""
 
     # --- what went wrong -----------------------------------------------------------------------
-
-    def _learn(self, failures: Iterable[OperationFailure]) -> None:
-        """A scheduler whose module is missing: from the retry on, its Services get the default."""
-        for failure in failures:
-            config = failure.operation.config
-            if failure.errno == errno.ENOENT and config and config.scheduler != DEFAULT_SCHEDULER:
-                known = self._options.unloadable_schedulers
-                self._options = structs.replace(
-                    self._options, unloadable_schedulers=known | {config.scheduler}
-                )
 
     def _failed(self) -> frozenset[Hashable]:
         failed: set[Hashable] = {*self._broken, *self._dsr.failed()}

@@ -26,7 +26,9 @@ CLUSTER_NODES = "nodes of the cluster"
 LOCAL_PODS = "pods of this node"
 # When pods will be killed.
 LEAVING_PODS = "pods that are being deleted"
-NOT_SERVICES = frozenset((OWN_NODE, CLUSTER_NODES, LOCAL_PODS, LEAVING_PODS))
+# Which addresses load balancers may have given. Marked by whoever knows of them.
+POOLS = "pools of addresses"
+NOT_SERVICES = frozenset((OWN_NODE, CLUSTER_NODES, LOCAL_PODS, LEAVING_PODS, POOLS))
 
 
 class Marks(Protocol):

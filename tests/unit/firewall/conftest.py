@@ -2,14 +2,16 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import ModuleType
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from kube_router_py.address_pools import AddressPools, load_balancer_ranges
 from kube_router_py.cluster.cache import Cache, Event
-from kube_router_py.firewall.controller import KINDS, Firewall, Key
+from kube_router_py.firewall.controller import KINDS, POOLS, Firewall, Key
 from kube_router_py.firewall.desired import Desired
 from kube_router_py.firewall.frame import JUMPS, is_own_chain, is_own_set
 from kube_router_py.firewall.settings import FirewallOptions
@@ -59,7 +61,8 @@ class FirewallNode:
         self.conntrack = FakeConntrackKernel()
         self.sysctls = dict.fromkeys(_BRIDGED, "1")
         self.now_s = 0.0
-        self.dirty: set[Key] = set()
+        self.dirty: set[Hashable] = set()
+        self.pools = AddressPools()
         self.cache.subscribe(KINDS, self._notify)
         self.opened: list[ports.HostPorts] = []
         for each in clusters.NODE_ADDRESSES:
@@ -87,7 +90,12 @@ class FirewallNode:
     def restart(self) -> None:
         """A new agent: it knows nothing yet, and ``turn`` is full."""
         self.firewall = Firewall(
-            self.cache, self.options, self.name, self._open, clock=lambda: self.now_s
+            self.cache,
+            self.options,
+            self.name,
+            self._open,
+            clock=lambda: self.now_s,
+            pools=lambda: self.pools,
         )
         self.firewall.open()
         self._is_new = True
@@ -107,6 +115,10 @@ class FirewallNode:
         for kind, space, name in identities:
             del self.objects[kind, space, name]
             self.cache.delete(_KINDS[kind], f"{space}/{name}" if space else name)
+
+    def change_pools(self, pools: AddressPools) -> None:
+        self.pools = pools
+        self.dirty.add(POOLS)
 
     def turn(self, *, full: bool = False) -> Outcome:
         """One turn; the first of an agent is full."""
@@ -134,7 +146,9 @@ class FirewallNode:
         manifests = Manifests()
         for each in self.objects.values():
             manifests.add(each, "", "IPv4")
-        return compile_firewall(manifests, self.name, self.options)
+        ranges = load_balancer_ranges(self.options.load_balancer_ranges, self.pools)
+        options = structs.replace(self.options, load_balancer_ranges=ranges)
+        return compile_firewall(manifests, self.name, options)
 
     def differences(self) -> list[str]:
         """How the kernel differs from what should stand, from scratch."""

@@ -39,6 +39,8 @@ _FILES = {
     "steps": "tests/unit/firewall/test_transitions.py",
     "names": "tests/unit/firewall/test_claims.py",
     "reused": "tests/unit/firewall/test_reused_addresses.py",
+    "pools": "tests/unit/proxy/test_live_pools.py",
+    "fw_pools": "tests/unit/firewall/test_live_pools.py",
 }
 
 
@@ -211,6 +213,30 @@ MUTANTS = (
         "(vips | self._applied.withheld)",
         "vips",
         ("proxy test_an_address_is_put_once_one_of_its_virtual_servers_stands",),
+    ),
+    Mutant(
+        _PROXY,
+        "if (full or POOLS in dirty) and",
+        "if full and",
+        ("pools test_services_follow_the_pools",),
+    ),
+    Mutant(
+        _PROXY,
+        "if (full or POOLS in dirty) and",
+        "if POOLS in dirty and",
+        ("pools test_a_full_turn_takes_the_pools_as_they_are",),
+    ),
+    Mutant(
+        _FW,
+        "if full or POOLS in dirty:",
+        "if full:",
+        ("fw_pools test_addresses_follow_the_pools",),
+    ),
+    Mutant(
+        _FW,
+        "if full or POOLS in dirty:",
+        "if POOLS in dirty:",
+        ("fw_pools test_addresses_follow_the_pools",),
     ),
     # --- the cache and its indexes -------------------------------------------------------------
     Mutant(

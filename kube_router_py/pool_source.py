@@ -1,0 +1,172 @@
+"""Follows the ConfigMap ``kube-router-address-pools`` and keeps the book of address pools."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from kube_router_py.address_pool_config import CONFIG_MAP, KEY, parse_config
+from kube_router_py.cluster.cache import Cache
+from kube_router_py.cluster.client import Client, RefusedError
+from kube_router_py.cluster.decode import RESOURCES, ObjectDecoder
+from kube_router_py.cluster.objects import ConfigMap, Lease
+from kube_router_py.cluster.reflector import Reflector, Timing
+from kube_router_py.errors import ApiError
+from kube_router_py.observe.event_writer import EventWriter, Tiding
+from kube_router_py.pool_book import PoolBook
+from kube_router_py.problem import Problem
+
+_log = logging.getLogger(__name__)
+
+ACCEPTED_LEASE = "kube-router-lballoc"
+ACCEPTED_ANNOTATION = "kube-router.io/accepted-pools"
+"""Of that Lease: the text of the ConfigMap that was accepted last, for agents that start."""
+
+REASON = "BadAddressPools"
+_PATIENCE_S = 30.0
+_POLL_S = 0.2
+_PAUSE_S = 1.0
+# Every node finds the same mistakes, and asks the API server to take each.
+_MOST_EVENTS = 10
+_EVENT_SPACING_S = 1.0
+
+
+class PoolSource:
+    """Runs a reflector and a thread of its own; ``start`` and ``stop`` are for one thread.
+
+    The ConfigMap has a cache of its own: where it may not be read, everything else goes on, and
+    after ``patience_s`` with the pools of the flags. Whoever subscribes to ``book`` before
+    ``start`` misses nothing. ``clock`` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        book: PoolBook,
+        client: Client,
+        node: str,
+        *,
+        patience_s: float = _PATIENCE_S,
+        event_spacing_s: float = _EVENT_SPACING_S,
+        timing: Timing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._book, self._client = book, client
+        self._namespace = book.settings.namespace
+        self._key = f"{self._namespace}/{CONFIG_MAP}"
+        self._patience_s, self._clock = patience_s, clock
+        self._begun = clock()
+        self._has_asked = False
+        self.cache = Cache((ConfigMap,))
+        self._reflector = Reflector(
+            client,
+            self.cache,
+            ConfigMap,
+            field_selector=f"metadata.name={CONFIG_MAP}",
+            namespace=self._namespace,
+            timing=timing,
+        )
+        self._events = EventWriter(self.cache, client, node, event_spacing_s)
+        self._told: set[Problem] = set()
+        self._changed = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="address-pools", daemon=True)
+        self.cache.subscribe((ConfigMap,), lambda event: self._changed.set())
+
+    @property
+    def events_dropped(self) -> int:
+        """How many Events had no room so far. For any thread."""
+        return self._events.dropped
+
+    def start(self) -> None:
+        self._begun = self._clock()
+        self._reflector.start()
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End what runs; the book keeps what it has."""
+        deadline = time.monotonic() + timeout_s
+        self._stopping.set()
+        self._changed.set()
+        self._reflector.stop(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._events.stop(max(0.0, deadline - time.monotonic()))
+
+    # --- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+            except Exception:  # noqa: BLE001 - the next edit may be another matter
+                _log.exception("the address pools were not read")
+                self._stopping.wait(_PAUSE_S)
+
+    def _follow(self) -> None:
+        """Wait for the ConfigMap, and bring the book up to date."""
+        if self.cache.wait_synced(None, _POLL_S):
+            self._changed.clear()  # first: what changes while it is read is read again
+            self._read()
+            self._changed.wait()
+        elif not self._book.is_known and self._is_impatient():
+            reason = self.cache.stats()[ConfigMap].failing or "no answer from the API server"
+            remedy = "until it can be read, only --loadbalancer-ip-range counts"
+            problem = Problem(self._book.settings.subject, "", f"{reason}; {remedy}")
+            _log.warning("address pools: %s", problem)
+            self._book.put_unreadable(problem)
+
+    def _is_impatient(self) -> bool:
+        return self._clock() - self._begun >= self._patience_s
+
+    def _read(self) -> None:
+        subject, text = self._book.settings.subject, None
+        mistakes = self.cache.problems()
+        found = self.cache.get(ConfigMap, self._key)
+        if found is not None:
+            text = (found.data or {}).get(KEY)
+            if text is None:
+                reason = f"it has no entry {KEY!r}; write one, empty where there are no pools"
+                mistakes = (*mistakes, Problem(subject, "data", reason))
+        last_good = None
+        if self._book.accepted_text is None and not self._has_asked:
+            if mistakes or (text is not None and parse_config(text, self._book.settings).problems):
+                last_good = self._kept_text()
+            self._has_asked = True
+        self._book.put_config(text, last_good, mistakes)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Log and tell by Events what is newly wrong."""
+        problems = self._book.problems
+        self._told.intersection_update(problems)
+        news = [each for each in problems if each not in self._told]
+        if not news:
+            return
+        self._told.update(news)
+        for problem in news:
+            _log.warning("address pools: %s", problem)
+        about = [each for each in problems if each.object == self._book.settings.subject]
+        # The last one says what is done about the others.
+        for problem in (*about[: _MOST_EVENTS - 1], *about[_MOST_EVENTS - 1 :][-1:]):
+            self._events.tell(Tiding(ConfigMap, self._key, REASON, problem))
+
+    def _kept_text(self) -> str | None:
+        """What was accepted before this agent started; None where nobody has kept it."""
+        while True:
+            try:
+                return self._ask()
+            except ApiError as error:
+                is_refused = isinstance(error, RefusedError) and error.status == 403
+                if is_refused or self._is_impatient() or self._stopping.wait(_PAUSE_S):
+                    _log.warning("address pools accepted before are not known: %s", error)
+                    return None
+
+    def _ask(self) -> str | None:
+        parent, _, plural = RESOURCES[Lease].path.rpartition("/")
+        path = f"{parent}/namespaces/{self._namespace}/{plural}"
+        # Not by get: one Role lets the agent list the Leases of its namespace anyway.
+        body = self._client.list(path, {"fieldSelector": f"metadata.name={ACCEPTED_LEASE}"})
+        for item in ObjectDecoder(Lease).page(body).items:
+            if item.object is not None and item.object.metadata.name == ACCEPTED_LEASE:
+                return item.object.metadata.annotation(ACCEPTED_ANNOTATION)
+        return None

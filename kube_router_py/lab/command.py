@@ -19,6 +19,7 @@ from kube_router_py.lab.router import KINDS as ROUTERS
 
 PROGRAM = "kube-router-py lab"
 INSIDE_VM = "KUBE_ROUTER_LAB_VM"
+WITHOUT_PROXY = "--run-service-proxy=false"
 
 DESCRIPTION = """\
 A cluster on this machine: nodes in network namespaces, a small API server, pods wired by CNI
@@ -108,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         "--vm",
         choices=("auto", "always", "never"),
         default="auto",
-        help="run in a VM; auto: where the kernel lacks ip_vs, or without root",
+        help="run in a VM; auto: without root, or where the kernel lacks ip_vs (which agents with "
+        f"{WITHOUT_PROXY} do not need)",
     )
     parser.add_argument(
         "--apiserver",
@@ -146,7 +148,7 @@ def _start(argv: Sequence[str]) -> int:
         if given.verbose or mode != "command":
             print(f"lab: {line}", file=sys.stderr, flush=True)
 
-    needs_vm = _needs_vm(given.vm)
+    needs_vm = _needs_vm(given.vm, given.agent_arg)
     if needs_vm:
         _check_manifests(given.files)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -195,11 +197,11 @@ def _mode(given: argparse.Namespace, command: list[str] | None) -> str:
     return "shell" if on_terminal and not given.tour else "tour"
 
 
-def _needs_vm(wanted: str) -> bool:
+def _needs_vm(wanted: str, agent_args: Sequence[str] = ()) -> bool:
     """Raises LabError when the lab cannot run here and must not use a VM."""
     if wanted == "always":
         return True
-    is_root, has_ip_vs = os.geteuid() == 0, vm.has_ip_vs()
+    is_root, has_ip_vs = os.geteuid() == 0, WITHOUT_PROXY in agent_args or vm.has_ip_vs()
     if is_root and has_ip_vs:
         return False
     if wanted == "auto":

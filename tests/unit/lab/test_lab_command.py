@@ -81,6 +81,7 @@ def test_a_kernel_without_ip_vs_needs_the_vm(monkeypatch: pytest.MonkeyPatch) ->
     assert command._needs_vm("auto")
     with pytest.raises(LabError, match="no ip_vs"):
         command._needs_vm("never")
+    assert not command._needs_vm("auto", ["--run-service-proxy=false"]), "who else needs IPVS?"
     monkeypatch.setattr(vm, "has_ip_vs", lambda: True)
     assert not command._needs_vm("auto")
     assert command._needs_vm("always")

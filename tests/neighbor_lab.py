@@ -299,7 +299,8 @@ def ndp(
     """NDP with its flags, target and options in ``body``."""
     pseudo = source.packed + destination.packed + struct.pack("!II", 4 + len(body), 58)
     message = struct.pack("!BBH", kind, 0, 0) + body
-    total = sum(struct.unpack(f"!{len(pseudo + message) // 2}H", pseudo + message))
+    data = pseudo + message + bytes(len(message) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     message = struct.pack("!BBH", kind, 0, 0xFFFF ^ total) + body

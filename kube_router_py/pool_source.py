@@ -26,6 +26,7 @@ REASON = "BadAddressPools"
 _PATIENCE_S = 30.0
 _POLL_S = 0.2
 _PAUSE_S = 1.0
+_ASK_S = 10.0
 # Every node finds the same mistakes, and asks the API server to take each.
 _MOST_EVENTS = 10
 _EVENT_SPACING_S = 1.0
@@ -165,7 +166,8 @@ class PoolSource:
         parent, _, plural = RESOURCES[Lease].path.rpartition("/")
         path = f"{parent}/namespaces/{self._namespace}/{plural}"
         # Not by get: one Role lets the agent list the Leases of its namespace anyway.
-        body = self._client.list(path, {"fieldSelector": f"metadata.name={ACCEPTED_LEASE}"})
+        query = {"fieldSelector": f"metadata.name={ACCEPTED_LEASE}"}
+        body = self._client.list(path, query, timeout_s=_ASK_S)
         for item in ObjectDecoder(Lease).page(body).items:
             if item.object is not None and item.object.metadata.name == ACCEPTED_LEASE:
                 return item.object.metadata.annotation(ACCEPTED_ANNOTATION)

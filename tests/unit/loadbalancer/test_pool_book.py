@@ -1,0 +1,393 @@
+"""The book of address pools, and what keeps it: a ConfigMap, and a Lease with what was accepted."""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
+from kube_router_py.cluster.client import RefusedError
+from kube_router_py.cluster.reflector import Timing
+from kube_router_py.errors import ApiError
+from kube_router_py.pool_book import PoolBook
+from kube_router_py.pool_source import ACCEPTED_ANNOTATION, ACCEPTED_LEASE, PoolSource
+from kube_router_py.problem import Problem
+
+_TIMEOUT_S = 60.0
+SETTINGS = PoolSettings(ranges=(ip_network("203.0.113.0/24"),))
+FIRST = "- {name: first, addresses: [192.0.2.0/24]}\n"
+SECOND = "- {name: second, addresses: [198.51.100.0/24]}\n"
+BAD = "- {name: new, addresses: [192.0.2.77]}\n- {name: bad, addresses: [x]}\n"
+FAST = Timing(retry_min_s=0.001, retry_first_s=0.002, retry_max_s=0.05)
+CONFIG_MAPS = "/api/v1/namespaces/kube-system/configmaps"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+
+
+def names(book: PoolBook) -> list[str]:
+    return [pool.name for pool in book.pools.pools]
+
+
+# --- the book -------------------------------------------------------------------------------------
+
+
+def test_before_anything_is_known_there_are_the_flags() -> None:
+    book = PoolBook(SETTINGS)
+    assert (names(book), book.is_known, book.accepted_text) == (["default"], False, None)
+    assert book.problems == ()
+
+
+def test_subscribers_hear_of_what_is_new_and_of_nothing_else() -> None:
+    book = PoolBook(SETTINGS)
+    heard: list[tuple[list[str], bool, str | None, int]] = []
+
+    def hear() -> None:
+        # The book is to be read, and to be changed, by those who are told: no lock is held.
+        reader = threading.Thread(target=lambda: book.problems and book.subscribe(lambda: None))
+        reader.start()
+        reader.join(_TIMEOUT_S)
+        assert not reader.is_alive()
+        heard.append((names(book), book.is_known, book.accepted_text, len(book.problems)))
+
+    def fail() -> None:
+        raise RuntimeError("a bug of a subscriber")
+
+    book.subscribe(fail)
+    book.subscribe(hear)
+    assert heard == []
+    book.put_config(None)
+    assert heard == [(["default"], True, "", 0)]  # the first, though no pool is another
+    book.put_config(None)
+    book.put_config(FIRST)
+    book.put_config(FIRST)
+    book.put_config(BAD)
+    book.put_config(BAD)
+    book.put_config(FIRST)
+    book.put_config(SECOND)
+    book.put_config(None)
+    assert heard[1:] == [
+        (["default", "first"], True, FIRST, 0),
+        (["default", "first"], True, FIRST, 2),
+        (["default", "first"], True, FIRST, 0),
+        (["default", "second"], True, SECOND, 0),
+        (["default"], True, "", 0),
+    ]
+
+
+def test_what_was_accepted_before_the_start_counts_until_something_else_is() -> None:
+    book = PoolBook(SETTINGS)
+    book.put_config(BAD, FIRST)
+    assert (names(book), book.accepted_text) == (["default", "first"], FIRST)
+    book.put_config(SECOND)
+    book.put_config(BAD, FIRST)
+    assert (names(book), book.accepted_text) == (["default", "second"], SECOND)
+
+
+def test_of_what_was_never_good_the_right_pools_are_used_and_nothing_is_accepted() -> None:
+    book = PoolBook(SETTINGS)
+    book.put_config(BAD)
+    assert (names(book), book.accepted_text, book.is_known) == (["default", "new"], None, True)
+
+
+def test_what_cannot_be_read_changes_no_pool() -> None:
+    book, calls = PoolBook(SETTINGS), []
+    book.subscribe(lambda: calls.append(book.problems))
+    problem = Problem(SETTINGS.subject, "", "forbidden")
+    book.put_unreadable(problem)
+    book.put_unreadable(problem)
+    assert (names(book), book.is_known, calls) == (["default"], True, [(problem,)])
+    book.put_config(FIRST)
+    assert book.problems == ()
+    book.put_unreadable(problem)
+    assert (names(book), book.accepted_text, book.problems) == (
+        ["default", "first"],
+        FIRST,
+        (problem,),
+    )
+
+
+# --- what follows the ConfigMap -------------------------------------------------------------------
+
+
+class Stream:
+    """A watch: lines until it is stopped."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.Queue[bytes | None] = queue.Queue()
+
+    def lines(self) -> Iterator[bytes]:
+        while (line := self.waiting.get(timeout=_TIMEOUT_S)) is not None:
+            yield line
+
+    def stop(self) -> None:
+        self.waiting.put(None)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Api:
+    """As much of an API server as a ConfigMap and a Lease need. ``refused`` answers with 403,
+    ``absent`` not at all; both are paths, and may be changed at any time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.revision = 10
+        self.objects: dict[str, dict[str, Any]] = {CONFIG_MAPS: {}, LEASES: {}}
+        self.refused: set[str] = set()
+        self.absent: set[str] = set()
+        self.asked: list[tuple[str, str]] = []
+        self.streams: list[Stream] = []
+        self.posted: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def put(self, path: str, name: str, **fields: Any) -> None:
+        with self.lock:
+            self.revision += 1
+            meta = {"name": name, "namespace": "kube-system", "uid": f"uid-{name}"}
+            meta |= {"resourceVersion": str(self.revision), **fields.pop("metadata", {})}
+            known = name in self.objects[path]
+            self.objects[path][name] = {"metadata": meta, **fields}
+            self._tell(path, "MODIFIED" if known else "ADDED", self.objects[path][name])
+
+    def delete(self, path: str, name: str) -> None:
+        with self.lock:
+            self.revision += 1
+            gone = self.objects[path].pop(name)
+            gone["metadata"]["resourceVersion"] = str(self.revision)
+            self._tell(path, "DELETED", gone)
+
+    def _tell(self, path: str, kind: str, obj: dict[str, Any]) -> None:
+        if path == CONFIG_MAPS and obj["metadata"]["name"] == CONFIG_MAP:
+            for stream in self.streams:
+                stream.waiting.put(json.dumps({"type": kind, "object": obj}).encode())
+
+    def _begin(self, path: str, query: Mapping[str, str] | None) -> str:
+        selector = (query or {}).get("fieldSelector", "")
+        self.asked.append((path, selector))
+        if path in self.refused:
+            raise RefusedError(f"GET {path}: HTTP 403: forbidden", 403, "Forbidden", 0.0)
+        if path in self.absent:
+            raise ApiError("no API server answers")
+        field, _, name = selector.partition("=")
+        assert field == "metadata.name"
+        return name
+
+    def list(self, path: str, query: Mapping[str, str] | None = None, **how: Any) -> bytes:
+        with self.lock:
+            name = self._begin(path, query)
+            kind = {CONFIG_MAPS: "ConfigMapList", LEASES: "LeaseList"}[path]
+            found = [obj for key, obj in self.objects[path].items() if key == name]
+            meta = {"resourceVersion": str(self.revision)}
+            return json.dumps({"kind": kind, "metadata": meta, "items": found}).encode()
+
+    def watch(self, path: str, query: Mapping[str, str], *, idle_timeout_s: float) -> Stream:
+        with self.lock:
+            name, stream = self._begin(path, query), Stream()
+            found = self.objects[path].get(name)
+            if found and int(found["metadata"]["resourceVersion"]) > int(query["resourceVersion"]):
+                line = json.dumps({"type": "MODIFIED", "object": found})
+                stream.waiting.put(line.encode())
+            self.streams.append(stream)
+            return stream
+
+    def post(self, path: str, body: dict[str, Any], **how: Any) -> bytes:
+        assert path == "/api/v1/namespaces/kube-system/events"
+        self.posted.put(body)
+        return b"{}"
+
+
+def until(condition: Callable[[], Any], what: str = "the book") -> None:
+    end = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end, f"never happened: {what}"
+        time.sleep(0.01)
+
+
+class World:
+    def __init__(self) -> None:
+        self.api, self.now_s = Api(), 0.0
+        self.book = PoolBook(SETTINGS)
+        self.source: PoolSource | None = None
+
+    def start(self) -> PoolBook:
+        self.source = PoolSource(
+            self.book,
+            self.api,  # type: ignore[arg-type]
+            "node1",
+            event_spacing_s=0.0,
+            timing=FAST,
+            clock=lambda: self.now_s,
+        )
+        self.source.start()
+        return self.book
+
+    def config(self, text: str | None) -> None:
+        self.api.put(CONFIG_MAPS, CONFIG_MAP, data=None if text is None else {"pools": text})
+
+    def keep(self, text: str) -> None:
+        self.api.put(LEASES, ACCEPTED_LEASE, metadata={"annotations": {ACCEPTED_ANNOTATION: text}})
+
+    def asked(self, path: str) -> int:
+        with self.api.lock:
+            return sum(each == path for each, _ in self.api.asked)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    if world.source is not None:
+        world.source.stop(_TIMEOUT_S)
+        assert not any(
+            thread.name in ("address-pools", "reflector-ConfigMap", "events")
+            for thread in threading.enumerate()
+        )
+
+
+def test_edits_of_the_config_map_are_followed(world: World) -> None:
+    world.config(FIRST)
+    world.api.put(CONFIG_MAPS, "other", data={"pools": SECOND})
+    book = world.start()
+    until(lambda: book.is_known)
+    assert names(book) == ["default", "first"]
+    assert {selector for path, selector in world.api.asked if path == CONFIG_MAPS} == {
+        f"metadata.name={CONFIG_MAP}"
+    }
+    world.config(SECOND)
+    until(lambda: names(book) == ["default", "second"])
+    world.config(BAD)
+    until(lambda: len(book.problems) == 2)
+    assert (names(book), book.accepted_text) == (["default", "second"], SECOND)
+    world.config(FIRST)
+    until(lambda: names(book) == ["default", "first"])
+    assert book.problems == ()
+    world.api.delete(CONFIG_MAPS, CONFIG_MAP)
+    until(lambda: names(book) == ["default"])
+    assert (book.accepted_text, book.problems) == ("", ())
+    # What an agent found by itself is no question for the Lease.
+    assert not world.asked(LEASES)
+
+
+def test_without_a_config_map_it_is_known_that_there_is_none(world: World) -> None:
+    book = world.start()
+    until(lambda: book.is_known)
+    assert (names(book), book.accepted_text, book.problems) == (["default"], "", ())
+    world.config(FIRST)
+    until(lambda: names(book) == ["default", "first"])
+
+
+def test_mistakes_are_told_by_events_of_the_config_map(world: World) -> None:
+    world.config(FIRST)
+    book = world.start()
+    until(lambda: book.is_known)
+    world.config(BAD)
+    told = [world.api.posted.get(timeout=_TIMEOUT_S) for _ in range(2)]
+    for event in told:
+        assert (event["type"], event["reason"]) == ("Warning", "BadAddressPools")
+        assert event["involvedObject"]["kind"] == "ConfigMap"
+        assert event["involvedObject"]["name"] == CONFIG_MAP
+        assert event["involvedObject"]["uid"] == f"uid-{CONFIG_MAP}"
+    assert told[0]["message"].startswith("pools[1].addresses[0]: 'x' is no range of addresses")
+    assert "before it was edited" in told[1]["message"]
+    # The same mistakes with another beside them: only that one is news.
+    world.config(BAD + "- {name: third}\n")
+    event = world.api.posted.get(timeout=_TIMEOUT_S)
+    assert event["message"].startswith("pools[2].addresses: there are none")
+    until(lambda: len(book.problems) == 3)
+    assert world.api.posted.empty()
+
+
+def test_not_every_one_of_many_mistakes_is_an_event(world: World) -> None:
+    world.config("- x\n" * 40)
+    world.start()
+    told = [world.api.posted.get(timeout=_TIMEOUT_S)["message"] for _ in range(10)]
+    assert "only those without a mistake are used: none" in told[-1]
+    assert len(set(told)) == 10
+
+
+def test_a_config_map_without_the_entry_is_a_bad_edit(world: World) -> None:
+    world.config(FIRST)
+    book = world.start()
+    until(lambda: book.is_known)
+    world.config(None)
+    until(lambda: book.problems)
+    assert names(book) == ["default", "first"]
+    assert book.problems[0].field == "data"
+    assert "no entry 'pools'" in book.problems[0].reason
+
+
+def test_after_a_restart_with_a_bad_config_map_the_lease_says_what_was_accepted(
+    world: World,
+) -> None:
+    world.config(BAD)
+    world.keep(FIRST)
+    book = world.start()
+    until(lambda: book.is_known)
+    assert (names(book), book.accepted_text) == (["default", "first"], FIRST)
+    assert [each.field for each in book.problems] == ["pools[1].addresses[0]", ""]
+    assert world.api.asked.count((LEASES, f"metadata.name={ACCEPTED_LEASE}")) == 1
+    world.config(BAD + "# again\n")
+    world.config(SECOND)
+    until(lambda: names(book) == ["default", "second"])
+    assert world.asked(LEASES) == 1
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_where_nobody_has_kept_anything_the_right_pools_are_used(
+    world: World, is_refused: bool
+) -> None:
+    world.config(BAD)
+    if is_refused:
+        world.api.refused.add(LEASES)
+    book = world.start()
+    until(lambda: book.is_known)
+    assert (names(book), book.accepted_text) == (["default", "new"], None)
+
+
+def test_for_a_lease_that_cannot_be_had_nobody_waits_for_ever(world: World) -> None:
+    world.config(BAD)
+    world.keep(FIRST)
+    world.api.absent.add(LEASES)
+    book = world.start()
+    until(lambda: world.asked(LEASES))
+    assert not book.is_known
+    world.now_s = 30.0
+    until(lambda: book.is_known)
+    assert names(book) == ["default", "new"]
+
+
+def test_a_lease_that_can_be_had_later_is_waited_for(world: World) -> None:
+    world.config(BAD)
+    world.keep(FIRST)
+    world.api.absent.add(LEASES)
+    book = world.start()
+    until(lambda: world.asked(LEASES))
+    world.api.absent.clear()
+    until(lambda: book.is_known)
+    assert names(book) == ["default", "first"]
+
+
+def test_a_config_map_that_may_not_be_read_holds_nobody_up(world: World) -> None:
+    world.config(FIRST)
+    world.api.refused.add(CONFIG_MAPS)
+    book = world.start()
+    until(lambda: world.asked(CONFIG_MAPS) > 1)
+    assert (book.is_known, names(book)) == (False, ["default"])
+    world.now_s = 29.9
+    asked = world.asked(CONFIG_MAPS)
+    until(lambda: world.asked(CONFIG_MAPS) > asked + 1)
+    assert not book.is_known
+    world.now_s = 30.0
+    until(lambda: book.is_known)
+    (problem,) = book.problems
+    assert problem.object == SETTINGS.subject
+    assert "HTTP 403: forbidden" in problem.reason
+    assert "--loadbalancer-ip-range" in problem.reason
+    assert (names(book), book.accepted_text) == (["default"], None)
+    world.api.refused.clear()
+    until(lambda: names(book) == ["default", "first"])
+    assert book.problems == ()

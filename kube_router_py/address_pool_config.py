@@ -161,7 +161,8 @@ def compile_pools(
         return Compiled(_all(settings, parsed.pools), text, problems)
     before = parse_config(last_good, settings) if last_good is not None else None
     if before is not None and not before.problems:
-        told = Problem(settings.subject, "", "it is not used: what it said before it was edited is")
+        held = "what it said before it was edited is" if last_good else "there was none before"
+        told = Problem(settings.subject, "", f"it is not used; {held}")
         problems = (*problems, *mistakes, told)
         return Compiled(_all(settings, before.pools), last_good, problems)
     names = ", ".join(sorted(pool.name for pool in parsed.pools)) or "none"

@@ -2,6 +2,7 @@
 
 import re
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kube_router_py import pool_reader
 from kube_router_py.address_pool_config import (
+    CONFIG_MAP,
+    KEY,
     LONGEST,
     PoolSettings,
     compile_pools,
@@ -519,7 +523,9 @@ def test_without_a_config_map_there_are_the_flags() -> None:
     compiled = compile_pools(WITH_FLAG, None, FIRST)
     assert (names(compiled), compiled.accepted, compiled.problems) == (["default"], "", ())
     # That was what held: a bad edit does not replace it, either.
-    assert names(compile_pools(WITH_FLAG, HALF_BAD, "")) == ["default"]
+    bad = compile_pools(WITH_FLAG, HALF_BAD, "")
+    assert (names(bad), bad.accepted) == (["default"], "")
+    assert "there was none before" in bad.problems[-1].reason
 
 
 def test_what_is_wrong_with_the_config_map_itself_is_as_bad_as_a_mistake_in_the_text() -> None:
@@ -640,3 +646,48 @@ def test_every_overlap_shows(places: list[tuple[int, int]]) -> None:
         if any(overlap(one, other) for n, other in enumerate(ranges) if n != index)
     }
     assert {index for pair in pairs for index in pair} == slow
+
+
+# --- docs/address-pools.md ------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[3] / "docs" / "address-pools.md").read_text()
+
+
+def test_the_example_of_the_docs_can_be_copied() -> None:
+    example = PAGE.partition("```yaml\n")[2].partition("```")[0]
+    config_map = yaml.safe_load(example)
+    assert config_map["metadata"]["name"] == CONFIG_MAP
+    parsed = parse_config(config_map["data"][KEY], SETTINGS)
+    assert parsed.problems == ()
+    assert [pool.name for pool in parsed.pools] == ["public", "office", "by-request"]
+    assert parsed.pools[1].announcing.interfaces == ("eth0", "bond*")
+
+
+def test_the_docs_tell_of_every_field() -> None:
+    told = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
+    for known in (pool_reader._POOL, pool_reader._ANNOUNCE):
+        assert set(known) <= set(told)
+    assert len(told) == len(pool_reader._POOL) + len(pool_reader._ANNOUNCE)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("it is no YAML in line", "- {"),
+        ("is unknown; did you mean addresses?", "- {name: a, adresses: []}"),
+        ("has an address inside of its network", "- {name: a, addresses: [192.0.2.1/24]}"),
+        ("overlap", "- {name: a, addresses: [192.0.2.1, 192.0.2.1]}"),
+        ("addresses of --service-cluster-ip-range", "- {name: a, addresses: [10.96.0.1]}"),
+        ("is the name of pools[0], too", "- {name: a}\n- {name: a}"),
+        ("the field 'role' is unknown", "- {announce: {nodeSelector: {role: edge}}}"),
+        ("they have no effect without layer2", "- {announce: {interfaces: [eth0]}}"),
+        (f"it is longer than {LONGEST} bytes", "#" * (LONGEST + 1)),
+    ],
+)
+def test_the_words_of_the_docs_are_those_of_the_code(words: str, text: str) -> None:
+    assert words in PAGE
+    assert any(words in reason for reason in all_reasons(text))
+
+
+def all_reasons(text: str) -> list[str]:
+    return [each.reason for each in parse_config(text, SETTINGS).problems]

@@ -97,10 +97,17 @@ class ServiceSpec(ApiStruct, frozen=True):
     load_balancer_source_ranges: tuple[str, ...] | None = None
 
 
+class PortStatus(ApiStruct, frozen=True):
+    port: int = 0
+    protocol: str | None = None
+    error: str | None = None
+
+
 class LoadBalancerIngress(ApiStruct, frozen=True):
     ip: str | None = None
     hostname: str | None = None
     ip_mode: str | None = None
+    ports: tuple[PortStatus, ...] | None = None
 
 
 class LoadBalancerStatus(ApiStruct, frozen=True):

@@ -93,7 +93,8 @@ def event_about(metadata: ObjectMeta, tiding: Tiding, node: str, now: datetime) 
 
 class EventWriter:
     """Writes Events in a thread of its own, which the first of them starts, one every ``spacing_s``
-    at most. ``tell`` and ``stop`` are for one thread, the numbers for any."""
+    at most; ``room`` of them may wait. ``tell`` and ``stop`` are for one thread, the numbers for
+    any."""
 
     def __init__(
         self,
@@ -102,12 +103,13 @@ class EventWriter:
         node: str,
         spacing_s: float = SPACING_S,
         clock: Callable[[], float] = time.monotonic,
+        room: int = _WAITING_MAX,
     ) -> None:
         self._cache, self._client, self._node = cache, client, node
         self._spacing_s, self._clock = spacing_s, clock
         self._refusals: set[int] = set()
         self._told: dict[str, float] = {}
-        self._waiting: queue.Queue[Tiding | None] = queue.Queue(_WAITING_MAX)
+        self._waiting: queue.Queue[Tiding | None] = queue.Queue(room)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._dropped = self._written = 0

@@ -24,6 +24,7 @@ ACCEPTED_ANNOTATION = "kube-router.io/accepted-pools"
 
 REASON = "BadAddressPools"
 _PATIENCE_S = 30.0
+_DISCONNECTED = "disconnected"  # among the reasons of a reflector
 _POLL_S = 0.2
 _PAUSE_S = 1.0
 _ASK_S = 10.0
@@ -36,8 +37,9 @@ class PoolSource:
     """Runs a reflector and a thread of its own; ``start`` and ``stop`` are for one thread.
 
     The ConfigMap has a cache of its own: where it may not be read, everything else goes on, and
-    after ``patience_s`` with the pools of the flags. Whoever subscribes to ``book`` before
-    ``start`` misses nothing. ``clock`` is monotonic, in seconds.
+    after ``patience_s`` with the pools of the flags. As long as no API server answers at all,
+    nothing is known. Whoever subscribes to ``book`` before ``start`` misses nothing. ``clock`` is
+    monotonic, in seconds.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class PoolSource:
         self._namespace = book.settings.namespace
         self._key = f"{self._namespace}/{CONFIG_MAP}"
         self._patience_s, self._clock = patience_s, clock
-        self._begun = clock()
+        self._refused_at: float | None = None
         self._has_asked = False
         self.cache = Cache((ConfigMap,))
         self._reflector = Reflector(
@@ -79,7 +81,6 @@ class PoolSource:
         return self._events.dropped
 
     def start(self) -> None:
-        self._begun = self._clock()
         self._reflector.start()
         self._thread.start()
 
@@ -109,15 +110,20 @@ class PoolSource:
             self._changed.clear()  # first: what changes while it is read is read again
             self._read()
             self._changed.wait()
-        elif not self._book.is_known and self._is_impatient():
-            reason = self.cache.stats()[ConfigMap].failing or "no answer from the API server"
+        elif not self._book.is_known:
+            self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        stats = self.cache.stats()[ConfigMap]
+        if not stats.errors.keys() - {_DISCONNECTED}:
+            return  # nobody else has lists to act on, either
+        if self._refused_at is None:
+            self._refused_at = self._clock()
+        if self._clock() - self._refused_at >= self._patience_s:
             remedy = "until it can be read, only --loadbalancer-ip-range counts"
-            problem = Problem(self._book.settings.subject, "", f"{reason}; {remedy}")
+            problem = Problem(self._book.settings.subject, "", f"{stats.failing}; {remedy}")
             _log.warning("address pools: %s", problem)
             self._book.put_unreadable(problem)
-
-    def _is_impatient(self) -> bool:
-        return self._clock() - self._begun >= self._patience_s
 
     def _read(self) -> None:
         subject, text = self._book.settings.subject, None
@@ -153,12 +159,14 @@ class PoolSource:
 
     def _kept_text(self) -> str | None:
         """What was accepted before this agent started; None where nobody has kept it."""
+        begun = self._clock()
         while True:
             try:
                 return self._ask()
             except ApiError as error:
+                is_late = self._clock() - begun >= self._patience_s
                 is_refused = isinstance(error, RefusedError) and error.status == 403
-                if is_refused or self._is_impatient() or self._stopping.wait(_PAUSE_S):
+                if is_refused or is_late or self._stopping.wait(_PAUSE_S):
                     _log.warning("address pools accepted before are not known: %s", error)
                     return None
 

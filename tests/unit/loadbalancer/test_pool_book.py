@@ -208,7 +208,7 @@ def until(condition: Callable[[], Any], what: str = "the book") -> None:
 
 class World:
     def __init__(self) -> None:
-        self.api, self.now_s = Api(), 0.0
+        self.api, self.now_s, self.looks = Api(), 0.0, 0
         self.book = PoolBook(SETTINGS)
         self.source: PoolSource | None = None
 
@@ -219,10 +219,15 @@ class World:
             "node1",
             event_spacing_s=0.0,
             timing=FAST,
-            clock=lambda: self.now_s,
+            clock=self._clock,
         )
         self.source.start()
         return self.book
+
+    def _clock(self) -> float:
+        now_s = self.now_s
+        self.looks += 1
+        return now_s
 
     def config(self, text: str | None) -> None:
         self.api.put(CONFIG_MAPS, CONFIG_MAP, data=None if text is None else {"pools": text})
@@ -374,11 +379,10 @@ def test_a_config_map_that_may_not_be_read_holds_nobody_up(world: World) -> None
     world.config(FIRST)
     world.api.refused.add(CONFIG_MAPS)
     book = world.start()
-    until(lambda: world.asked(CONFIG_MAPS) > 1)
+    until(lambda: world.looks > 3, "a look at the clock")
     assert (book.is_known, names(book)) == (False, ["default"])
-    world.now_s = 29.9
-    asked = world.asked(CONFIG_MAPS)
-    until(lambda: world.asked(CONFIG_MAPS) > asked + 1)
+    world.now_s, begun = 29.9, world.looks
+    until(lambda: world.looks > begun + 3, "a look at the clock")
     assert not book.is_known
     world.now_s = 30.0
     until(lambda: book.is_known)
@@ -390,3 +394,19 @@ def test_a_config_map_that_may_not_be_read_holds_nobody_up(world: World) -> None
     world.api.refused.clear()
     until(lambda: names(book) == ["default", "first"])
     assert book.problems == ()
+
+
+def test_as_long_as_nobody_answers_nothing_is_known(world: World) -> None:
+    """Whoever acts on lists must not take the flags' pool for all when a server comes back."""
+    world.config(FIRST)
+    world.api.absent.add(CONFIG_MAPS)
+    book = world.start()
+    until(lambda: world.asked(CONFIG_MAPS) > 1)
+    world.now_s = 3600.0
+    asked = world.asked(CONFIG_MAPS)
+    # Its pauses are 50 ms at most: time for several looks at the cache, of 200 ms each.
+    until(lambda: world.asked(CONFIG_MAPS) > asked + 20)
+    assert not book.is_known
+    world.api.absent.clear()
+    until(lambda: book.is_known)
+    assert names(book) == ["default", "first"]

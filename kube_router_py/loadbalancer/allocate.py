@@ -13,7 +13,8 @@ What a Service has stays, as long as it may have it:
 * its ports or its sharing do not go with those who share its address any more: it has to move.
 
 Of several that have one address in their status without sharing it, the oldest keeps it. An address
-that somebody uses as external IP is not given, but not taken away for that, either.
+that somebody uses as external IP is not given; once it is in a status it is not taken away for
+that, either.
 """
 
 from collections.abc import Iterable, Mapping
@@ -106,6 +107,8 @@ class Allocator:
         order = self.in_order(self._wanted)
         for key in order:
             self._adopt(self._wanted[key][0])
+        for key in order:
+            self._list(key, self._unheld(key), set())
         return order
 
     def set_pools(self, pools: AddressPools) -> tuple[str, ...]:
@@ -124,11 +127,15 @@ class Allocator:
     def put(self, request: Request, namespace_labels: Mapping[str, str]) -> Decision:
         """A Service is new, or has changed, or the labels of its namespace have."""
         before = self._wanted.get(request.key)
-        freed: tuple[str, ...] = ()
+        key, freed = request.key, tuple[str, ...]()
         if before is not None and before[0].uid != request.uid:
-            freed = self.remove(request.key)  # another one, of the same name
-        self._wanted[request.key] = (request, namespace_labels)
-        return self._decide(request.key, freed)
+            freed = self.remove(key)  # another one, of the same name
+        self._wanted[key] = (request, namespace_labels)
+        if set(request.current) == set(self._held.get(key, {}).values()):
+            places: set[Place] = set()
+            self._list(key, (), places)  # the last write has come through
+            freed = (*freed, *self._retry(places))
+        return self._decide(key, freed)
 
     def decide(self, key: str) -> Decision:
         """What a Service has now. Raises KeyError for one that is not known."""
@@ -140,6 +147,7 @@ class Allocator:
         for address in self._held.pop(key, {}).values():
             self._holders.drop(address, key)
             self._settle(address, places)
+        self._list(key, (), places)
         self._terms.pop(key, None)
         self._wanted.pop(key, None)
         self._wait(key, frozenset())
@@ -157,13 +165,13 @@ class Allocator:
         news = []
         for version, address in plan.moves.items():
             if (before := held.get(version)) is not None:
-                self._holders.drop(before, key)
-                self._settle(before, places)
+                self._drop(key, version, places)
                 news.append(_moved(key, before, address, plan.why[version]))
             self._take(key, version, address)
             if terms.share:
                 self._settle(address, places)  # others may join
         news += [_lost(key, each, held.get(each.address.version)) for each in lost.values()]
+        self._list(key, (*self._holders.listed(key), *self._unheld(key)), places)
         self._wait(key, frozenset(plan.waits))
         addresses = self.given(key)
         texts = tuple(str(each.address) for each in addresses)
@@ -173,7 +181,7 @@ class Allocator:
             must_write=texts != request.current_texts if texts else bool(request.current),
             wrong=(*request.mistakes, *plan.wrong, *request.notes),
             news=tuple(news),
-            retry=self.in_order(dict.fromkeys((*retry, *self._retry(places, key)))),
+            retry=self.in_order({*retry, *self._retry(places)} - {key}),
         )
 
     def _leave(self, request: Request, places: set[Place]) -> dict[int, _Lost]:
@@ -183,18 +191,20 @@ class Allocator:
         lost = {}
         for version, address in list(held.items()):
             is_wanted = version in request.versions or bool(request.mistakes)
-            if is_wanted and terms == before:
+            # Nobody has come to rely on what no status lists yet.
+            is_new = address not in request.current
+            is_contested = is_new and bool(self._holders.foreign_users(address, key))
+            if is_wanted and terms == before and not is_contested:
                 continue
-            self._holders.drop(address, key)
-            obstacle = self._holders.obstacle(address, key, terms)
+            self._drop(key, version, places)
             if not is_wanted:
-                del held[version]
-            elif obstacle is None or obstacle.is_foreign:
+                continue
+            obstacle = self._holders.obstacle(address, key, terms)
+            if obstacle is None or not (obstacle.is_holder or is_contested):
+                held[version] = address
                 self._holders.put(address, key, terms)
             else:
-                del held[version]
                 lost[version] = _Lost(address, obstacle)
-            self._settle(address, places)
         self._terms[key] = terms
         return lost
 
@@ -211,7 +221,7 @@ class Allocator:
                 if version in held:
                     break
                 obstacle = self._holders.obstacle(address, key, terms)
-                if obstacle is None or obstacle.is_foreign:
+                if obstacle is None or not obstacle.is_holder:
                     self._take(key, version, address)
                 else:
                     lost.setdefault(version, _Lost(address, obstacle))
@@ -223,6 +233,21 @@ class Allocator:
         self._held[key][version] = address
         self._holders.put(address, key, self._terms[key])
         self._spaces.take(address)
+
+    def _drop(self, key: str, version: int, places: set[Place]) -> None:
+        """A Service does not hold an address any more; its status may list it still."""
+        address = self._held[key].pop(version)
+        self._holders.drop(address, key)
+        self._list(key, (*self._holders.listed(key), address), places)
+
+    def _unheld(self, key: str) -> set[Address]:
+        """What the status of a Service lists without its holding it."""
+        return set(self._wanted[key][0].current) - set(self._held[key].values())
+
+    def _list(self, key: str, addresses: Iterable[Address], places: set[Place]) -> None:
+        held = self._held.get(key, {}).values()
+        for each in self._holders.put_listed(key, set(addresses).difference(held)):
+            self._settle(each, places)
 
     def _settle(self, address: Address, places: set[Place]) -> None:
         """The use of an address has changed: note whether it is free, and who might want it."""
@@ -245,9 +270,8 @@ class Allocator:
             for place in places:
                 self._waiting_for.setdefault(place, set()).add(key)
 
-    def _retry(self, places: Iterable[Place], but: str = "") -> tuple[str, ...]:
-        keys = {key for place in places for key in self._waiting_for.get(place, ())}
-        return self.in_order(keys - {but})
+    def _retry(self, places: Iterable[Place]) -> tuple[str, ...]:
+        return self.in_order({key for each in places for key in self._waiting_for.get(each, ())})
 
     def _pool_name(self, address: Address) -> str:
         pool = self._spaces.of(address)
@@ -265,9 +289,8 @@ def _moved(key: str, before: Address, after: Address, why: str) -> Told:
 
 def _lost(key: str, lost: _Lost, after: Address | None) -> Told:
     becomes = (
-        f"the address changes from {lost.address} to {after}"
-        if after
-        else (f"the address {lost.address} is taken away")
+        f"changes from {lost.address} to {after}" if after else f"{lost.address} is taken away"
     )
-    why = f"Service {lost.obstacle.key} has {lost.address}, too, and {lost.obstacle.why}"
-    return Told(Reason.REALLOCATED, Problem(f"Service {key}", "", f"{becomes}: {why}"))
+    why = f"Service {lost.obstacle.key} has {lost.address}, too{lost.obstacle.why}"
+    problem = Problem(f"Service {key}", "", f"the address {becomes}: {why}")
+    return Told(Reason.REALLOCATED, problem)

@@ -94,10 +94,7 @@ class Planner:
         if pool is None:
             return Reason.NOT_IN_POOL, f"{asked} is in no pool; ask for one of a pool, or add it"
         if self._request.pool not in ("", pool.name):
-            return Reason.NOT_IN_POOL, (
-                f"{asked} is in pool {pool.name}, but the Service asks for pool "
-                f"{self._request.pool}; change one of the two"
-            )
+            return Reason.NOT_IN_POOL, _in_another(asked, pool, self._request.pool)
         if not admits(pool, self._request, self._labels):
             return Reason.POOL_FORBIDS, f"{asked} is in pool {pool.name}, {_NOT_FOR_IT}"
         space = self._spaces.space(pool.name, asked.version)
@@ -109,12 +106,8 @@ class Planner:
         obstacle = self._holders.obstacle(asked, self._request.key, self._terms)
         if obstacle is None:
             return None
-        if obstacle.is_foreign:
-            return Reason.IN_USE, (
-                f"{asked} is in use by Service {obstacle.key}, which none of our pools gave it"
-            )
-        reason = Reason.SHARING if self._terms.share else Reason.IN_USE
-        return reason, f"{asked} is in use by Service {obstacle.key}; {obstacle.why}"
+        reason = Reason.SHARING if self._terms.share and obstacle.is_holder else Reason.IN_USE
+        return reason, f"{asked} is in use by Service {obstacle.key}{obstacle.why}"
 
     def _ask_pool(self, version: int) -> None:
         name = self._request.pool
@@ -181,7 +174,10 @@ class Planner:
         """Tell if the address that it has is not one that it would be given."""
         held = self._held[version]
         pool = self._spaces.of(held)
+        asked = self._request.pool
         if pool is not None and admits(pool, self._request, self._labels):
+            if asked not in ("", pool.name):  # two wishes that contradict each other
+                self._tell(Reason.NOT_IN_POOL, _in_another(held, pool, asked))
             return
         why = f"{held} is in pool {pool.name}, {_NOT_FOR_IT}" if pool else f"{held} is in no pool"
         if may_move and (others := self._reallocating()):
@@ -257,9 +253,10 @@ class Planner:
 
     def _tell_lacking(self) -> None:
         request = self._request
-        if len(request.versions) > 1 and not request.needs_all and self._result():
-            return  # PreferDualStack: it takes what there is
+        takes_less = len(request.versions) > 1 and not request.needs_all and self._result()
         for version, why in self._lacking:
+            if takes_less and version not in self._held:
+                continue  # PreferDualStack takes what there is
             self._refuse(
                 version, Reason.NO_POOL, f"{why}; add some, or change what the Service asks for"
             )
@@ -274,3 +271,10 @@ class Planner:
     def _tell(self, reason: Reason, why: str) -> None:
         problem = Problem(f"Service {self._request.key}", "", why)
         self._plan.wrong.append(Told(reason, problem))
+
+
+def _in_another(address: Address, pool: Pool, asked: str) -> str:
+    return (
+        f"{address} is in pool {pool.name}, but the Service asks for pool {asked}; change one of "
+        "the two"
+    )

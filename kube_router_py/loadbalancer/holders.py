@@ -4,7 +4,9 @@ Services share an address if all of them name the same key, no two serve the sam
 protocol, and all have external traffic policy Cluster or all have Local and the same selector: the
 nodes that an address leads to are one choice for all who share it. (The rules of MetalLB.)
 
-External IPs, and what other load balancers gave, are in use, too, but never shared.
+External IPs, and what other load balancers gave, are in use, too, but never shared; and so is what
+the status of a Service still lists, or may list, until it is seen without it: somebody who was
+given it meanwhile would share it as long as the write takes, and for good if it got lost.
 """
 
 from bisect import bisect_left, insort
@@ -32,11 +34,12 @@ class Terms(Struct, frozen=True):
 
 
 class Obstacle(Struct, frozen=True):
-    """The Service that is in the way; ``is_foreign``: with an address that is not of our giving."""
+    """The Service that is in the way, and why; ``is_holder``: it was given the address by us, and
+    does not have to give it up."""
 
     key: str
     why: str
-    is_foreign: bool = False
+    is_holder: bool = False
 
 
 class _Users:
@@ -62,7 +65,9 @@ class _Users:
         if other is None:
             return None
         if why := terms.disagreement(self.terms[other]):
-            return Obstacle(min(each for each in self.terms if each != key), why)
+            return Obstacle(
+                min(each for each in self.terms if each != key), f"; {why}", is_holder=True
+            )
         taken = {
             port: owner
             for port in terms.ports
@@ -71,7 +76,33 @@ class _Users:
         if not taken:
             return None
         protocol, number = first = min(taken)
-        return Obstacle(taken[first], f"both serve {protocol} port {number}")
+        return Obstacle(taken[first], f"; both serve {protocol} port {number}", is_holder=True)
+
+
+class _Claims:
+    """Addresses that Services use without having been given them by us."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, frozenset[Address]] = {}
+        self.on: dict[Address, set[str]] = {}
+
+    def put(self, key: str, addresses: Iterable[Address]) -> frozenset[Address]:
+        """These are all of a Service. Returns those that it has more or less than before."""
+        before, after = self.of.pop(key, frozenset()), frozenset(addresses)
+        if after:
+            self.of[key] = after
+        for address in before - after:
+            self.on[address].remove(key)
+            if not self.on[address]:
+                del self.on[address]
+        for address in after - before:
+            self.on.setdefault(address, set()).add(key)
+        return before ^ after
+
+    def others(self, address: Address, key: str) -> list[str]:
+        """The Services other than this one that use an address."""
+        users = self.on.get(address)
+        return sorted(users - {key}) if users else []
 
 
 class Holders:
@@ -79,26 +110,26 @@ class Holders:
 
     def __init__(self) -> None:
         self._ours: dict[Address, _Users] = {}
-        self._foreign: dict[Address, set[str]] = {}
-        self._foreign_of: dict[str, tuple[Address, ...]] = {}
+        self._foreign, self._listed = _Claims(), _Claims()
         # Addresses by the key they are shared by and its family, sorted.
         self._shared: dict[tuple[str, int], list[Address]] = {}
 
     def __iter__(self) -> Iterator[Address]:
         """All addresses in use."""
-        yield from self._ours
-        yield from (each for each in self._foreign if each not in self._ours)
+        yield from self._ours.keys() | self._foreign.on.keys() | self._listed.on.keys()
 
     def is_used(self, address: Address) -> bool:
-        return address in self._ours or address in self._foreign
+        return any(address in each for each in (self._ours, self._foreign.on, self._listed.on))
 
     def obstacle(self, address: Address, key: str, terms: Terms) -> Obstacle | None:
-        """Why a Service cannot use an address, if it cannot."""
+        """Why a Service cannot be given an address, if it cannot."""
         users = self._ours.get(address)
         if users is not None and (found := users.obstacle(key, terms)):
             return found
-        if others := self.foreign_users(address, key):
-            return Obstacle(others[0], "it is not shared", is_foreign=True)
+        if others := self._foreign.others(address, key):
+            return Obstacle(others[0], ", which none of our pools gave it")
+        if others := self._listed.others(address, key):
+            return Obstacle(others[0], ", whose status is not yet seen without it")
         return None
 
     def shared(self, share: str, version: int) -> Sequence[Address]:
@@ -107,7 +138,7 @@ class Holders:
 
     def foreign_users(self, address: Address, key: str) -> list[str]:
         """The Services other than this one that use an address not of our giving."""
-        return sorted(self._foreign.get(address, set()) - {key})
+        return self._foreign.others(address, key)
 
     def put(self, address: Address, key: str, terms: Terms) -> None:
         """A Service of ours uses an address on these terms; no other of ours may be an obstacle,
@@ -132,13 +163,12 @@ class Holders:
 
     def put_foreign(self, key: str, addresses: Iterable[Address]) -> frozenset[Address]:
         """These are all that a Service uses not of our giving. Returns those that changed."""
-        before, after = self._foreign_of.pop(key, ()), tuple(addresses)
-        if after:
-            self._foreign_of[key] = after
-        for address in set(before).difference(after):
-            self._foreign[address].remove(key)
-            if not self._foreign[address]:
-                del self._foreign[address]
-        for address in after:
-            self._foreign.setdefault(address, set()).add(key)
-        return frozenset(before) ^ frozenset(after)
+        return self._foreign.put(key, addresses)
+
+    def listed(self, key: str) -> frozenset[Address]:
+        """What the status of a Service lists, or may list, that it does not hold any more."""
+        return self._listed.of.get(key, frozenset())
+
+    def put_listed(self, key: str, addresses: Iterable[Address]) -> frozenset[Address]:
+        """That is all of it. Returns what changed."""
+        return self._listed.put(key, addresses)

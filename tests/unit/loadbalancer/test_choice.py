@@ -3,6 +3,7 @@
 import socket
 from collections import Counter
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -163,7 +164,7 @@ def test_endpoints_on_an_unwell_node_are_better_than_none() -> None:
     assert eligible(nodes, (frozenset({"node1", "node2"}),)) == {"node2"}
 
 
-def service(**spec: str) -> Service:
+def service(**spec: Any) -> Service:
     ports = (ServicePort(name="http", port=80), ServicePort(name="dns", protocol="UDP", port=53))
     return Service(
         metadata=ObjectMeta(name="web", namespace="default"),
@@ -198,7 +199,7 @@ def test_nodes_with_endpoints_of_any_port_in_the_family() -> None:
         slice_of(HTTP, ("fd00::1", "node4", READY), family="IPv6"),
     )
     local = service(external_traffic_policy="Local")
-    assert nodes_with_endpoints(local, slices, socket.AF_INET, FIVE) == {"node1", "node3"}
-    assert nodes_with_endpoints(local, slices, socket.AF_INET6, FIVE) == {"node4"}
+    for family, expected in ((socket.AF_INET, {"node1", "node3"}), (socket.AF_INET6, {"node4"})):
+        assert nodes_with_endpoints(local, slices, family, FIVE) == frozenset(expected)
     assert nodes_with_endpoints(local, (), socket.AF_INET, FIVE) == frozenset()
     assert nodes_with_endpoints(service(), slices, socket.AF_INET, FIVE) is None

@@ -9,11 +9,13 @@ import pytest
 import yaml
 
 import kube_router_py
+from kube_router_py.address_pool_config import CONFIG_MAP, KEY, compile_pools, pool_settings
 from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import Lease
+from kube_router_py.cluster.objects import ConfigMap, Lease
 from kube_router_py.firewall.controller import KINDS as FIREWALL_KINDS
 from kube_router_py.kernel.frr_preflight import lacking_capabilities
 from kube_router_py.lab.sandbox import CAPABILITIES
+from kube_router_py.loadbalancer.controller import KINDS as ALLOCATION_KINDS
 from kube_router_py.options import Options, parse
 from kube_router_py.proxy.dirty_keys import KINDS as PROXY_KINDS
 from kube_router_py.routing.controller import KINDS as ROUTING_KINDS
@@ -27,6 +29,12 @@ PARTS = {
     "overlays/dsr": (True, False, False),
     "overlays/service-proxy-firewall": (True, True, False),
     "overlays/firewall": (False, True, False),
+    "overlays/load-balancer": (True, True, True),
+}
+# Roles of one Secret each, and ConfigMaps, that overlays have beside those of the base.
+MORE = {
+    "overlays/all": ["Role", "RoleBinding"],
+    "overlays/load-balancer": ["ConfigMap", *["Role", "RoleBinding"] * 2],
 }
 OVERLAYS = tuple(PARTS)
 DIRECTORIES = ("base", *OVERLAYS)
@@ -68,12 +76,14 @@ def resource(kind):
 def test_the_roles_allow_exactly_what_is_asked_for():
     watched = {
         (*resource(kind), verb)
-        for kind in {*PROXY_KINDS, *FIREWALL_KINDS, *ROUTING_KINDS}
+        for kind in {*PROXY_KINDS, *FIREWALL_KINDS, *ROUTING_KINDS, *ALLOCATION_KINDS}
         for verb in ("list", "watch")
     }
-    assert allowed("ClusterRole") == watched | {("", "events", "create")}
-    verbs = ("create", "list", "patch", "watch")
-    assert allowed("Role") == {(*resource(Lease), verb) for verb in verbs}
+    written = {("", "events", "create"), ("", "services/status", "patch")}
+    assert allowed("ClusterRole") == watched | written
+    leases = {(*resource(Lease), verb) for verb in ("create", "list", "patch", "watch")}
+    pools = {(*resource(ConfigMap), verb) for verb in ("list", "watch")}
+    assert allowed("Role") == leases | pools
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
@@ -86,7 +96,7 @@ def test_the_overlays_run_what_they_are_called_after(directory):
     options = parse(container(directory)["args"], {})
     parts = (options.run_service_proxy, options.run_firewall, options.run_router)
     assert parts == PARTS[directory]
-    assert not options.run_loadbalancer
+    assert options.run_loadbalancer == (directory == "overlays/load-balancer")
 
 
 def has_all_that_frr_needs(capabilities):
@@ -164,6 +174,8 @@ def test_the_way_to_the_api_server_is_configured_and_not_the_one_pods_are_given(
         assert reference == {"name": settings["metadata"]["name"], "key": key}
         assert key in settings["data"]
     assert env["NODE_NAME"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+    assert env["POD_NAME"]["fieldRef"]["fieldPath"] == "metadata.name"
+    assert env["POD_NAMESPACE"]["fieldRef"]["fieldPath"] == "metadata.namespace"
 
 
 def test_names_fit_together():
@@ -192,9 +204,8 @@ def test_kustomize_builds_all_objects(directory, recent_kubectl):
     )
     assert done.returncode == 0, done.stderr
     built = list(yaml.safe_load_all(done.stdout))
-    more = ["Role", "RoleBinding"] * (directory == "overlays/all")
     assert sorted(obj["kind"] for obj in built) == sorted(
-        [*(obj["kind"] for obj in documents("base")), *more]
+        [*(obj["kind"] for obj in documents("base")), *MORE.get(directory, [])]
     )
     (daemon_set,) = [obj for obj in built if obj["kind"] == "DaemonSet"]
     assert (
@@ -203,14 +214,32 @@ def test_kustomize_builds_all_objects(directory, recent_kubectl):
     )
 
 
-def test_the_agent_may_read_one_secret_and_no_others():
-    role, binding = yaml.safe_load_all((MANIFESTS / "overlays/all/passwords.yaml").read_text())
+@pytest.mark.parametrize(
+    ("file", "secret"),
+    [
+        ("overlays/all/passwords.yaml", "kube-router-py-bgp"),
+        ("overlays/load-balancer/heartbeat.yaml", Options().loadbalancer_heartbeat_secret),
+    ],
+)
+def test_the_agent_may_read_one_secret_and_no_others(file, secret):
+    role, binding = yaml.safe_load_all((MANIFESTS / file).read_text())
     (rule,) = role["rules"]
     assert (rule["resources"], rule["verbs"]) == (["secrets"], ["get"])
-    assert rule["resourceNames"] == ["kube-router-py-bgp"]
+    assert rule["resourceNames"] == [secret]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     account = of_kind("ServiceAccount")["metadata"]
     assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
+
+
+def test_the_address_pools_of_the_example_are_taken_as_they_are():
+    found = of_kind("ConfigMap", "overlays/load-balancer")
+    options = parse(container("overlays/load-balancer")["args"], {})
+    settings = pool_settings(options, found["metadata"]["namespace"])
+    assert found["metadata"]["name"] == CONFIG_MAP
+    compiled = compile_pools(settings, found["data"][KEY])
+    assert compiled.problems == ()
+    assert {each.name for each in compiled.pools.pools} == {"default", "by-request"}
+    assert all(each.announcing.layer2 for each in compiled.pools.pools)
 
 
 # --- Dockerfile and systemd unit ----------------------------------------------------------------

@@ -12,7 +12,7 @@ from kube_router_py.cluster.objects import Service
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.loadbalancer.allocation_values import LEADER, POOLS, WRITES
 from kube_router_py.loadbalancer.controller import KINDS, Allocation
-from kube_router_py.loadbalancer.election import Election
+from kube_router_py.loadbalancer.election import Election, Timing
 from kube_router_py.loadbalancer.status_writer import Result, StatusWriter, list_services
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe.event_writer import EventWriter, Tiding
@@ -54,9 +54,12 @@ class AllocationPart:
         book: PoolBook,
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
+        timing: Timing | None = None,
     ) -> None:
         identity = pod or f"{node}_{uuid4()}"
-        self.election = Election(client, namespace, identity, lambda: self.loop.mark((LEADER,)))
+        self.election = Election(
+            client, namespace, identity, lambda: self.loop.mark((LEADER,)), timing=timing
+        )
         self._book = book
         self._events = EventWriter(cache, client, node, room=_EVENTS_ROOM)
         self._writer = StatusWriter(

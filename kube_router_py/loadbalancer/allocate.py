@@ -68,6 +68,12 @@ class Allocator:
         return frozenset(self._waits_of)
 
     @property
+    def unconfirmed(self) -> frozenset[str]:
+        """The Services whose status may list more than they have: what it may list is nobody
+        else's until they are ``put`` with a status that has what they have."""
+        return self._holders.listing
+
+    @property
     def steps(self) -> int:
         """How many numbers were looked at to find a free address, since the pools changed."""
         return self._spaces.steps
@@ -82,7 +88,7 @@ class Allocator:
             return ()
         request, held = self._wanted[key][0], self._held.get(key, {})
         order = [each for each in request.versions if each in held]
-        order += [each for each in held if each not in order]
+        order += sorted(held.keys() - order)
         return tuple(Given(held[each], self._pool_name(held[each])) for each in order)
 
     def in_order(self, keys: Iterable[str]) -> tuple[str, ...]:
@@ -125,7 +131,8 @@ class Allocator:
         return self._retry(places)
 
     def put(self, request: Request, namespace_labels: Mapping[str, str]) -> Decision:
-        """A Service is new, or has changed, or the labels of its namespace have."""
+        """A Service is new, or has changed, or the labels of its namespace have. To be told again
+        once in a while, too, at a time when no write of it is under way: see ``unconfirmed``."""
         before = self._wanted.get(request.key)
         key, freed = request.key, tuple[str, ...]()
         if before is not None and before[0].uid != request.uid:

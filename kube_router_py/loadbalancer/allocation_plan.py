@@ -66,7 +66,7 @@ class Planner:
             self._choose(automatic)
             self._tell_lacking()
             self._all_or_nothing()
-        for address in self._result().values():
+        for _, address in sorted(self._result().items()):
             for other in self._holders.foreign_users(address, request.key)[:1]:
                 self._tell(
                     Reason.IN_USE,

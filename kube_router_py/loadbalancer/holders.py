@@ -169,6 +169,11 @@ class Holders:
         """What the status of a Service lists, or may list, that it does not hold any more."""
         return self._listed.of.get(key, frozenset())
 
+    @property
+    def listing(self) -> frozenset[str]:
+        """The Services of which there is such a thing."""
+        return frozenset(self._listed.of)
+
     def put_listed(self, key: str, addresses: Iterable[Address]) -> frozenset[Address]:
         """That is all of it. Returns what changed."""
         return self._listed.put(key, addresses)

@@ -75,7 +75,6 @@ class World:
         self.allocator = Allocator(self.pools)
         self.seen: Counter[str] = Counter()
         self.digest = hashlib.sha256()
-        self.withdrawn: set[str] = set()
         self.meddled: dict[str, set[Address]] = {}
         self.now = 0
         self.given_at: dict[tuple[str, Address], int] = {}
@@ -97,7 +96,6 @@ class World:
             (self.edit_pools, 1),
             (self.lead, 1),
         ]
-        self.now += 1
         chosen = self.random.choices([each for each, _ in does], [weight for _, weight in does])[0]
         self.seen[chosen.__name__] += 1
         chosen()
@@ -185,7 +183,7 @@ class World:
                     self.seen["shared"] += 1
                 else:  # they could when the address was given, and the other has changed its mind
                     changed_at = self.changed_at[other.request.key]
-                    assert all(self.given_at[key, each] < changed_at for each in both)
+                    assert all(self.given_at[key, each] < changed_at for each in both), (key, other)
                     self.seen["outlived"] += 1
         self.seen["written"] += 1
         by_us = new | thing.by_us.intersection(addresses)
@@ -201,6 +199,7 @@ class World:
     def deliver(self) -> None:
         if not self.events:
             return
+        self.now += 1
         key, thing = self.events.pop(0)
         before = self.cached.pop(key, None)
         if before is None or thing is None or _terms(before) != _terms(thing):
@@ -229,6 +228,7 @@ class World:
         self.todo |= dict.fromkeys(keys)
 
     def heed(self, decision: Decision, thing: Thing) -> None:
+        self.now += 1
         self.digest.update(repr(decision).encode())
         assert decision.key not in decision.retry
         self.again(decision.retry)
@@ -244,8 +244,7 @@ class World:
             self.writes[decision.key] = (thing.version, addresses)
         else:
             assert not addresses or addresses == thing.request.current
-            if self.writes.pop(decision.key, None) is not None:
-                self.withdrawn.add(decision.key)
+            self.writes.pop(decision.key, None)
 
     def edit_pools(self) -> None:
         self.pools = self.random.choice(POOLS)
@@ -277,18 +276,18 @@ class World:
 
     def settle(self) -> None:
         """Everything arrives; then the world is as a new leader would have it."""
-        if self.losses:
-            self.withdrawn |= self.cached.keys()  # the turn over everything, once in a while
+        if self.losses:  # the turn over everything, once in a while
+            for key in sorted(self.cached):
+                self.look_at(key)
         for _ in range(500):
-            if not (self.events or self.todo or self.writes or self.withdrawn):
-                break
             while self.events:
                 self.deliver()
             self.turn()
             self.land()
             if not (self.events or self.todo or self.writes):
-                keys, self.withdrawn = sorted(self.withdrawn), set()
-                for key in keys:
+                if not self.allocator.unconfirmed:
+                    break
+                for key in sorted(self.allocator.unconfirmed):
                     self.look_at(key)
         else:
             pytest.fail("no end of changes")

@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 OVERLAY = Path("manifests/overlays/service-proxy-firewall")
-ROUTING = Path("manifests/overlays/all")
+ROUTING = Path("manifests/overlays/load-balancer")
+# What its administrator edits before: in a lab, whoever wants pools brings them.
+EXAMPLE_POOLS = "kube-router-address-pools"
 HEALTH_PORT = 20244
 STOP_GRACE_S = 30.0
 PROBE_TIMEOUT_S = 5.0
@@ -67,7 +69,8 @@ class Deployment:
                 f"{directory} not found: the lab runs the agent as the manifests of a source "
                 "checkout describe it; start it from one"
             )
-        return cls(render_kustomization(directory))
+        objects = render_kustomization(directory)
+        return cls([each for each in objects if each["metadata"]["name"] != EXAMPLE_POOLS])
 
 
 class Agent:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from kube_router_py.options import Options
 
 if TYPE_CHECKING:
     from kube_router_py.kernel.ipvs import NetlinkIpvs
+    from kube_router_py.kernel.neighbor_ports import Address, OnClaim, OpenResponder, Responder
     from kube_router_py.routing.controller import RoutingPorts
 
 _log = logging.getLogger(__name__)
@@ -136,6 +137,20 @@ def dsr_opener(options: Options) -> Callable[[], DsrPorts]:
         return open_dsr(options.runtime_endpoint, options.proc_sys_path)
 
     return open_ports
+
+
+def responder_opener(options: Options) -> "OpenResponder":
+    """How ARP and NDP come to be answered: the responder is given whom to tell of claims of others
+    and where to ask for the Node's addresses. Raises PreflightError without CAP_NET_RAW."""
+
+    def open_responder(
+        on_claim: "OnClaim", node_addresses: "Callable[[], Collection[Address]]"
+    ) -> "Responder":
+        from kube_router_py.kernel.neighbor_responder import NeighborResponder
+
+        return NeighborResponder(on_claim, node_addresses, options.loadbalancer_layer2_interfaces)
+
+    return open_responder
 
 
 def check_capabilities(status: Path = Path("/proc/self/status")) -> None:

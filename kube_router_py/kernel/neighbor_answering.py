@@ -19,6 +19,10 @@ _log = logging.getLogger(__name__)
 
 ANSWERS_PER_S: Final = 1000
 """On one link; what is asked beyond that in the same second gets no answer."""
+OLD_S: Final = 1.0
+"""Questions that waited for longer are not answered: they are asked again every second (RFC 4861,
+10; Linux does so for ARP), and whoever was frozen does not know yet whether he still has the
+address."""
 REPEATS: Final = 2
 REPEAT_S: Final = 1.0
 _REOPEN_S: Final = 1.0
@@ -60,16 +64,19 @@ class _Place:
 
 
 class Answering:
-    """``open_port`` opens a link or raises OSError. ``node_addresses`` are the Node's own."""
+    """``open_port`` opens a link or raises OSError. ``node_addresses`` are the Node's own;
+    ``default_patterns`` stand for the links that carry them where there are any."""
 
     def __init__(
         self,
         open_port: Callable[[SegmentLink], Port],
         node_addresses: Callable[[], Collection[Address]],
         on_claim: OnClaim,
+        default_patterns: tuple[str, ...] = (),
     ) -> None:
         self._open_port, self._node_addresses = open_port, node_addresses
-        self._on_claim = on_claim
+        self._on_claim, self._default_patterns = on_claim, default_patterns
+        self._silent_until = float("-inf")
         self._links: tuple[SegmentLink, ...] = ()
         self._own_macs: frozenset[bytes] = frozenset()
         self._wanted: Wanted = {}
@@ -109,8 +116,13 @@ class Answering:
         self._reopen_at = now + _REOPEN_S
         self._sum_up()
 
-    def hear(self, index: int, frame: bytes, now: float) -> None:
-        """Do what a frame asks for."""
+    def rest(self, until: float) -> None:
+        """Answer nothing for a while: this process was asleep, and whoever decides what is answered
+        for has to look around first."""
+        self._silent_until = until
+
+    def hear(self, index: int, frame: bytes, now: float, age_s: float = 0.0) -> None:
+        """Do what a frame asks for that has waited for so long."""
         place, heard = self._places.get(index), packets.read(frame)
         if place is None or heard is None or heard.sender in self._own_macs:
             return
@@ -121,7 +133,8 @@ class Answering:
             return
         if question.mac in self._own_macs:
             return
-        if not place.meter.take(now):
+        is_late = age_s > OLD_S or now < self._silent_until
+        if is_late or not place.meter.take(now):
             self.count["dropped"] += 1
             return
         reply = packets.arp_reply if len(question.target) == 4 else packets.ndp_reply
@@ -183,6 +196,7 @@ class Answering:
         a link itself carries, the kernel answers there."""
         by_patterns: dict[tuple[str, ...], set[bytes]] = {}
         for address, patterns in wanted.items():
+            patterns = patterns or self._default_patterns
             by_patterns.setdefault(patterns, set()).add(address.packed)
         node_addresses = self._node_addresses()
         found: dict[int, frozenset[bytes]] = {}

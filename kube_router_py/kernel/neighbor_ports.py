@@ -9,7 +9,7 @@ of the responder's own.
 """
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -24,9 +24,9 @@ class Responder(Protocol):
     """Answers for addresses on the links of one network namespace.
 
     Links are chosen by patterns of their names (``*``, ``?``, ``[ab]`` as in file names); no
-    pattern stands for the links that carry an address of this Node. Links that come later are
-    taken then; one that is down is left out as long as it is. On each, the answer is the hardware
-    address of that very link.
+    pattern stands for the links that carry an address of this Node, or that the operator named.
+    Links that come later are taken then; one that is down is left out as long as it is. On each,
+    the answer is the hardware address of that very link.
     """
 
     def put(self, wanted: Mapping[Address, tuple[str, ...]]) -> None:
@@ -50,12 +50,15 @@ class Responder(Protocol):
 
     def numbers(self) -> dict[str, float]:
         """Since the start: ``answers`` sent to requests, ``announcements`` sent unasked, ``claims``
-        of others, requests ``dropped`` because there were too many in a second, ``failures`` to
+        of others, requests ``dropped`` (too many in a second, or too old), ``failures`` to
         send or to open a link; and the number of ``links`` in use now."""
 
     def close(self) -> None:
         """End the thread; nothing is answered when this has returned. May be repeated."""
 
+
+OpenResponder = Callable[[OnClaim, Callable[[], Collection[Address]]], Responder]
+"""Opens a responder; is given whom to tell of claims, and how the Node's addresses are learned."""
 
 NUMBERS = ("answers", "announcements", "claims", "dropped", "failures", "links")
 """The keys of ``Responder.numbers``."""

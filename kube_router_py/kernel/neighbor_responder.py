@@ -4,6 +4,10 @@ The thread waits for frames, for links that change and for what it is told to do
 the other: between two frames it knows exactly what to answer for. A flood on a link (frames that
 pass the kernel's filter) is taken in up to a limit for each second; the rest of it waits, and is
 dropped where the kernel has no more room.
+
+A process that was frozen wakes up with questions that wait, and may have lost its addresses to
+others meanwhile. It answers none of those, and nothing for a second: whoever puts addresses gets
+the time to find out.
 """
 
 import logging
@@ -32,6 +36,15 @@ _CLOSE_S: Final = 10.0
 # Pods come and go with their links: what happened meanwhile is looked at once.
 _LOOK_S: Final = 0.2
 _LOOK_AGAIN_S: Final = 1.0
+_IDLE_S: Final = 1.0
+ASLEEP_S: Final = 3.0
+"""Who takes longer for a turn, of which waiting is no more than a second, was asleep."""
+REST_S: Final = 1.0
+
+
+def awake() -> float:
+    """Seconds of a clock that never goes back and counts a suspended host's sleep."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Order:
@@ -60,15 +73,21 @@ class _Open:
 class NeighborResponder:
     """Answers in the network namespace of the thread that creates it, from then on until closed.
 
-    ``node_addresses`` is asked for the Node's addresses in the responder's thread. Raises
+    ``node_addresses`` is asked for the Node's addresses in the responder's thread; the links that
+    carry one are those of no pattern, unless ``default_patterns`` name others. Raises
     PreflightError without CAP_NET_RAW, KernelError where links cannot be read.
     """
 
     def __init__(
-        self, on_claim: OnClaim, node_addresses: Callable[[], Collection[Address]]
+        self,
+        on_claim: OnClaim,
+        node_addresses: Callable[[], Collection[Address]],
+        default_patterns: tuple[str, ...] = (),
+        clock: Callable[[], float] = awake,
     ) -> None:
         check_allowed()
-        self._answering = Answering(self._open, node_addresses, on_claim)
+        self._answering = Answering(self._open, node_addresses, on_claim, default_patterns)
+        self._clock, self._turned_at = clock, clock()
         self._orders: deque[_Order] = deque()
         self._lock = threading.Lock()
         self._by_fileno: dict[int, _Open] = {}
@@ -82,7 +101,7 @@ class NeighborResponder:
         self._epoll.register(self._wake, select.EPOLLIN)
         try:
             # Looked at by the thread first of all; here, so that who makes it hears of errors.
-            self._answering.see(read_links(self._netlink), time.monotonic())
+            self._answering.see(read_links(self._netlink), self._clock())
             self._monitor = SegmentMonitor(self._links_changed)
         except KernelError:
             self._release()
@@ -149,7 +168,7 @@ class NeighborResponder:
     def _links_changed(self) -> None:
         with self._lock:
             if self._look_at is None and not self._has_ended:
-                self._look_at = time.monotonic() + _LOOK_S
+                self._look_at = self._clock() + _LOOK_S
                 os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
@@ -171,9 +190,16 @@ class NeighborResponder:
         os.close(self._wake)
 
     def _turn(self) -> None:
-        waits = [self._answering.work(time.monotonic()), self._look(), self._resume()]
-        timeout = min((each for each in waits if each is not None), default=-1.0)
-        ready = self._epoll.poll(timeout)
+        waits = [self._answering.work(self._clock()), self._look(), self._resume()]
+        timeout = min((each for each in waits if each is not None), default=_IDLE_S)
+        ready = self._epoll.poll(min(timeout, _IDLE_S))
+        now = self._clock()
+        if now - self._turned_at > ASLEEP_S:
+            _log.warning(
+                "was asleep, nothing is answered at once seconds=%d", now - self._turned_at
+            )
+            self._answering.rest(now + REST_S)
+        self._turned_at = now
         if any(fileno == self._wake for fileno, _ in ready):
             os.eventfd_read(self._wake)
             self._carry_out()
@@ -186,14 +212,14 @@ class NeighborResponder:
         while self._orders:
             order = self._orders.popleft()
             try:
-                order.call(time.monotonic())
+                order.call(self._clock())
                 order.is_taken_over = True
             finally:
                 order.done.set()
 
     def _look(self) -> float | None:
         """Look at the links if it is time to; in how many seconds it will be."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             if self._look_at is None or self._look_at > now:
                 return None if self._look_at is None else self._look_at - now
@@ -210,15 +236,15 @@ class NeighborResponder:
     def _receive(self, opened: _Open, fileno: int) -> None:
         meter = opened.meters[fileno]
         for _ in range(_FRAMES_AT_ONCE):
-            now = time.monotonic()
+            now = self._clock()
             try:
-                frame = opened.sockets.receive(fileno)
+                received = opened.sockets.receive(fileno)
             except OSError as error:
                 self._answering.fail(opened.index, error, now)
                 return
-            if frame is None:
+            if received is None:
                 return
-            self._answering.hear(opened.index, frame, now)
+            self._answering.hear(opened.index, received[0], now, received[1])
             if not meter.take(now):
                 self._paused[fileno] = now + 1.0
                 self._epoll.modify(fileno, 0)
@@ -226,7 +252,7 @@ class NeighborResponder:
 
     def _resume(self) -> float | None:
         """Listen again where a flood was; in how many seconds the next such place is due."""
-        now = time.monotonic()
+        now = self._clock()
         for fileno in [each for each, until in self._paused.items() if until <= now]:
             del self._paused[fileno]
             self._answering.count["dropped"] += self._by_fileno[fileno].sockets.lost()

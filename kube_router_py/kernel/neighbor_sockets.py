@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Collection
 from struct import Struct as Layout
 from typing import Final
@@ -25,6 +26,7 @@ from kube_router_py.kernel.neighbor_packets import ETH_P_ARP, ETH_P_IPV6, multic
 _log = logging.getLogger(__name__)
 
 _SO_ATTACH_FILTER: Final = 26
+_SO_TIMESTAMPNS: Final = 35
 _SOL_PACKET: Final = 263
 _PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP, _PACKET_STATISTICS = 1, 2, 6
 _MULTICAST, _ALL_MULTICAST = 0, 2
@@ -33,6 +35,7 @@ _ADDRESS: Final = Layout("@HHiHBB8s")
 _MEMBERSHIP: Final = Layout("@iHH8s")
 _GROUP: Final = Layout("@16sI")
 _STATISTICS: Final = Layout("@II")
+_TIME: Final = Layout("@ll")
 _FRAME_BYTES: Final = 2048
 _BUFFER_BYTES: Final = 1 << 18
 # The memory for what a socket has joined is bounded (net.core.optmem_max, at least 20 KiB).
@@ -72,13 +75,19 @@ class LinkSockets:
     def filenos(self) -> tuple[int, int]:
         return self._arp.fileno(), self._ndp.fileno()
 
-    def receive(self, fileno: int) -> bytes | None:
-        """The next frame that waits at one of both; None if none does."""
+    def receive(self, fileno: int) -> tuple[bytes, float] | None:
+        """The next frame that waits at one of both, and for how many seconds it has; None if none
+        does."""
         sock = self._arp if fileno == self._arp.fileno() else self._ndp
         try:
-            return sock.recv(_FRAME_BYTES)
+            frame, beside, _, _ = sock.recvmsg(_FRAME_BYTES, socket.CMSG_SPACE(_TIME.size))
         except BlockingIOError:
             return None
+        for level, kind, value in beside:
+            if (level, kind, len(value)) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS, _TIME.size):
+                seconds, nanoseconds = _TIME.unpack(value)
+                return frame, time.time() - seconds - nanoseconds * 1e-9
+        return frame, 0.0
 
     def send(self, frame: bytes) -> None:
         """Send a frame as it is, without waiting."""
@@ -165,6 +174,7 @@ def _open(
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         code = ctypes.create_string_buffer(neighbor_filter.encode(program))
         value = _PROGRAM.pack(len(program), ctypes.addressof(code))
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from types import ModuleType
@@ -13,7 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kube_router_py.adapters import responder_opener
+from kube_router_py.kernel.neighbor_answering import OLD_S
 from kube_router_py.kernel.neighbor_ports import Address
+from kube_router_py.kernel.neighbor_responder import ASLEEP_S, REST_S, NeighborResponder
+from kube_router_py.kernel.neighbor_sockets import LinkSockets
+from kube_router_py.options import Options
 
 if TYPE_CHECKING:
     from tests.neighbor_lab import Host, RealWorld
@@ -293,6 +300,78 @@ def test_a_flood_does_not_stop_it(segment: "RealWorld", lab: ModuleType) -> None
     assert node.claims == []
 
 
+def test_a_process_that_was_asleep_is_silent_for_a_moment(
+    segment: "RealWorld", lab: ModuleType
+) -> None:
+    node, vip, now = segment.node("first"), VIPS[0], [100.0]
+
+    def start() -> NeighborResponder:
+        return NeighborResponder(node.note, lambda: [lab.CLIENT[4]], ("eth0",), lambda: now[0])
+
+    with closing(segment.of(node).run(start)) as responder:
+
+        def grows(number: str, since: float) -> bool:
+            segment.ask(vip)
+            return bool(responder.numbers()[number] > since)
+
+        responder.put({vip: ()})
+        now[0] += ASLEEP_S + 1.0
+        for since in (0.0, 1.0, 2.0):
+            lab.wait_until(lambda since=since: grows("dropped", since), "it was silent")
+        assert responder.numbers()["answers"] == 0
+        now[0] += REST_S
+        lab.wait_until(lambda: grows("answers", 0.0), "it answered again")
+
+
+def test_questions_that_have_waited_for_long_are_not_answered(
+    segment: "RealWorld", lab: ModuleType
+) -> None:
+    node, vip, may_go_on = segment.node("first"), VIPS[0], threading.Event()
+    is_held = threading.Event()
+
+    def hold(*_: object) -> None:
+        is_held.set()
+        may_go_on.wait(lab.DEADLINE_S)
+
+    own = [ipaddress.ip_address("10.0.0.1")]
+    responder = segment.of(node).run(NeighborResponder, hold, lambda: own)
+    with closing(responder):
+        responder.put({vip: ()})
+        segment.claim(vip)
+        assert is_held.wait(lab.DEADLINE_S)
+        segment.ask(vip)
+        time.sleep(OLD_S + 0.5)  # the time that this takes is what is tested
+        may_go_on.set()
+        lab.wait_until(lambda: responder.numbers()["dropped"] == 1, "it was dropped")
+        assert responder.numbers()["answers"] == 0
+
+
+def test_the_kernel_hands_over_nothing_but_what_is_about_neighbours(
+    segment: "RealWorld", lab: ModuleType
+) -> None:
+    """Not even to be thrown away: a node's link carries much more."""
+    host = segment.host("other", mac=SECOND_MAC)
+    index = int(host.sh("ip -o link show eth0").split(":")[0])
+    arp, ndp = (lab.question(each, lab.CLIENT_MAC, lab.CLIENT[each.version]) for each in VIPS)
+    udp = lab.ndp(SECOND_MAC, lab.CLIENT_MAC, 135, VIPS[1], VIPS[1], bytes(20))
+    send = segment.capture.socket.send
+    with closing(host.run(LinkSockets, index, "eth0")) as sockets:
+        for _ in range(100):
+            send(udp[:20] + b"\x11" + udp[21:])
+            send(lab.ndp(SECOND_MAC, lab.CLIENT_MAC, 128, VIPS[1], VIPS[1], bytes(4)))
+            send(bytes.fromhex(SECOND_MAC.replace(":", "")) + arp[6:12] + b"\x08\x00" + bytes(46))
+            send(arp[:21] + b"\x03" + arp[22:])
+        heard = []
+        for frame, fileno in zip((arp, ndp), sockets.filenos(), strict=True):
+            send(frame)
+            received = lab.wait_until(lambda at=fileno: sockets.receive(at), "it was heard")
+            heard.append(received[0])
+            assert 0 <= received[1] < lab.DEADLINE_S
+            assert sockets.receive(fileno) is None
+        assert heard == [arp, ndp]
+        assert sockets.lost() == 0
+
+
 def test_a_thousand_addresses_are_listened_for(
     segment: "RealWorld", lab: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -323,6 +402,21 @@ def test_where_groups_cannot_be_joined_all_are_let_in(
     assert segment.who_has(VIPS[1]) == ["first"]
     assert "all are let in instead link=eth0" in caplog.text
     assert "allmulti 1" in segment.of(node).sh("ip -d link show dev eth0")
+
+
+def test_the_agent_opens_it_for_the_links_that_the_operator_names(
+    segment: "RealWorld", lab: ModuleType, vip: Address
+) -> None:
+    node = segment.node("first")
+    host = segment.of(node)
+    segment.plug(host, "lan0", SECOND_MAC)
+    options = Options(loadbalancer_layer2_interfaces=("lan*",))
+    node_address = ipaddress.ip_address("10.0.0.1")
+    opened = host.run(responder_opener(options), node.note, lambda: [node_address])
+    with closing(opened) as responder:
+        responder.put({vip: ()})
+        lab.wait_until(lambda: responder.links()[vip] == ("lan0",), "the link was used")
+        lab.wait_until(lambda: segment.who_has(vip) == [SECOND_MAC], "it was answered there")
 
 
 def test_without_the_capability_the_remedy_is_said() -> None:

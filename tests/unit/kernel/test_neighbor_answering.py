@@ -52,12 +52,12 @@ class FakePort:
 class World:
     """Answering, and the ports it opened, by name of the link and in their order."""
 
-    def __init__(self, *links: SegmentLink) -> None:
+    def __init__(self, *links: SegmentLink, patterns: tuple[str, ...] = ()) -> None:
         self.opened: list[tuple[str, FakePort]] = []
         self.refused: dict[str, OSError] = {}
         self.claims: list[tuple[Address, str, str]] = []
         self.node_addresses = {NODE}
-        self.answering = Answering(self._open, lambda: self.node_addresses, self._note)
+        self.answering = Answering(self._open, lambda: self.node_addresses, self._note, patterns)
         self.answering.see(links, 0.0)
 
     def _open(self, link: SegmentLink) -> FakePort:
@@ -175,6 +175,12 @@ def test_without_patterns_the_links_of_the_nodes_addresses_are_meant() -> None:
     assert world.answering.links == {VIP: ()}
 
 
+def test_other_links_may_be_meant_without_patterns() -> None:
+    world = World(ETH0, ETH1, patterns=("eth1",))
+    world.answering.put({VIP: DEFAULT, OTHER: ("eth0",)}, 0.0)
+    assert world.answering.links == {VIP: ("eth1",), OTHER: ("eth0",)}
+
+
 def test_what_a_link_carries_is_left_to_the_kernel() -> None:
     world = World(structs.replace(ETH0, addresses=frozenset({NODE, VIP})), ETH1)
     world.answering.put({VIP: ("eth*",)}, 0.0)
@@ -235,6 +241,30 @@ def test_a_flood_of_questions_is_answered_up_to_a_limit_in_each_second(lab: Modu
     assert world.answering.count["dropped"] == 7
     world.answering.hear(ETH0.index, question, 1.5)
     assert len(world.sent("eth0")) == 1
+
+
+def test_old_questions_are_not_answered_but_old_claims_are_told(lab: ModuleType) -> None:
+    world = World(ETH0)
+    world.answering.put({VIP: DEFAULT}, 0.0)
+    world.sent("eth0")
+    question = lab.question(VIP, CLIENT_MAC, CLIENT)
+    world.answering.hear(ETH0.index, question, 9.0, 1.5)
+    world.answering.hear(ETH0.index, lab.announcement(VIP, CLIENT_MAC), 9.0, 1.5)
+    assert (world.sent("eth0"), world.answering.count["dropped"]) == ([], 1)
+    assert world.claims == [(VIP, "eth0", CLIENT_MAC)]
+    world.answering.hear(ETH0.index, question, 9.0, 0.5)
+    assert len(world.sent("eth0")) == 1
+
+
+def test_who_was_asleep_answers_nothing_for_a_while(lab: ModuleType) -> None:
+    world = World(ETH0)
+    world.answering.put({VIP: DEFAULT}, 0.0)
+    world.sent("eth0")
+    world.answering.rest(10.0)
+    question = lab.question(VIP, CLIENT_MAC, CLIENT)
+    for now, wanted in ((9.0, 0), (9.9, 0), (10.0, 1)):
+        world.answering.hear(ETH0.index, question, now)
+        assert len(world.sent("eth0")) == wanted
 
 
 def test_the_host_itself_neither_asks_nor_claims(lab: ModuleType) -> None:

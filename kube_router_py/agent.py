@@ -40,10 +40,8 @@ from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
 from kube_router_py.old_daemons import old_daemons
 from kube_router_py.old_policies import old_policies
-from kube_router_py.option_flag import LOADBALANCER
 from kube_router_py.option_types import check_node_name
-from kube_router_py.options import FLAGS, Options, given_text
-from kube_router_py.part import numbers
+from kube_router_py.options import Options, given_text
 from kube_router_py.routing_part import OpenRouting
 from kube_router_py.takeover import Takeover, left_behind
 
@@ -54,13 +52,7 @@ _STOP_REFLECTORS_S = 5.0
 # The agent of the last version may still be ending.
 _LOCK_WAIT_S = 30.0
 
-# Parts that this version does not have yet: field of Options, name, what does not happen.
-_MISSING_PARTS = (
-    ("run_loadbalancer", "load balancer", "Services of type LoadBalancer get no address"),
-)
-_MISSING_GROUPS = frozenset((LOADBALANCER,))
-# Flags in these groups that parts which do run read, too.
-_WITH_EFFECT = frozenset(("loadbalancer-ip-range",))
+_PARTS = ("run_service_proxy", "run_firewall", "run_router", "run_loadbalancer")
 # Flags of parts that do run which nothing reads yet, or never will.
 _WITHOUT_EFFECT = frozenset(
     (
@@ -82,10 +74,11 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         node_name(options, environ),
         " ".join(f"--{name}={text}" for name, text in given_text(options).items()),
     )
-    for line in not_running(options):
+    for line in without_effect(options):
         _log.warning("%s", line)
-    if not (options.run_service_proxy or options.run_firewall or options.run_router):
-        _log.warning("nothing to run: no part that this version has is enabled")
+    if not any(getattr(options, field) for field in _PARTS):
+        flags = ",".join(f"--{field.replace('_', '-')}" for field in _PARTS)
+        _log.warning("nothing to run: no part is enabled; there are flags=%s", flags)
         return 0
     check_capabilities()
     needed = (*PROXY,) * options.run_service_proxy + (*FIREWALL,) * options.run_firewall
@@ -134,18 +127,9 @@ def node_name(options: Options, environ: Mapping[str, str]) -> str:
     return name
 
 
-def not_running(options: Options) -> Iterator[str]:
-    """What was asked for and does not happen, in words for the log."""
-    for field, part, consequence in _MISSING_PARTS:
-        if getattr(options, field):
-            flag = field.replace("_", "-")
-            yield f"not running: {part}, which this version lacks; {consequence} flag=--{flag}"
-    groups = {flag.name: flag.group for flag in FLAGS}
-    given = [
-        f"--{name}"
-        for name in given_text(options)
-        if name in _WITHOUT_EFFECT or (groups[name] in _MISSING_GROUPS and name not in _WITH_EFFECT)
-    ]
+def without_effect(options: Options) -> Iterator[str]:
+    """What was given and changes nothing, in words for the log."""
+    given = [f"--{name}" for name in given_text(options) if name in _WITHOUT_EFFECT]
     if given:
         yield f"accepted, but without effect in this version: flags={','.join(given)}"
 
@@ -195,6 +179,8 @@ class Agent:
             cache=self.cache,
             loops=self.loops,
             kinds=self._kinds,
+            sections=self._parts.status,
+            problems=self._parts.problems,
         )
         self.servers = list(self._bind())
 
@@ -211,10 +197,10 @@ class Agent:
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
-                gauges=lambda: numbers(self._parts.all),
+                gauges=self._parts.numbers,
                 writes=self.writes,
                 traffic=self.proxy.traffic if self.proxy else bytes,
-                more=self.routing.sessions if self.routing else bytes,
+                more=self._parts.page,
             )
             if self.proxy:
                 self.proxy.observe_programming(metrics.on_programmed)
@@ -249,8 +235,7 @@ class Agent:
         for server in self.servers:
             server.start()
         # First: those who follow the cache want to hear its first events, too.
-        for part in self._parts.all:
-            part.start()
+        self._parts.start()
         for reflector in self._reflectors:
             reflector.start()
         for loop in self.loops:
@@ -301,8 +286,7 @@ class Agent:
     def _stop(self) -> int:
         _log.info("stopping; the kernel keeps what it has reason=%r", self._lost or "asked to")
         notify(self._environ, "STOPPING=1")
-        for part in self._parts.all:
-            part.before_loops_stop()
+        self._parts.before_loops_stop()
         for loop in self.loops:
             if not loop.stop(_STOP_LOOP_S):
                 _log.warning("a turn does not end; leaving without it loop=%s", loop.name)
@@ -311,8 +295,7 @@ class Agent:
         deadline = time.monotonic() + _STOP_REFLECTORS_S
         for reflector in self._reflectors:
             reflector.stop(max(0.0, deadline - time.monotonic()))
-        for part in self._parts.all:
-            part.stop()
+        self._parts.stop()
         for server in self.servers:
             server.stop()
         self.client.close()

@@ -1,9 +1,11 @@
 """The parts that an agent has, by its options, and what they have in common."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kube_router_py.address_pool_config import pool_settings
+from kube_router_py.allocation_part import AllocationPart
 from kube_router_py.backend_change import BackendChange
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client
@@ -14,12 +16,17 @@ from kube_router_py.firewall_part import FirewallPart
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Turn
 from kube_router_py.options import Options
-from kube_router_py.part import Part
+from kube_router_py.part import Part, numbers
+from kube_router_py.pool_book import PoolBook
+from kube_router_py.pool_source import PoolSource
+from kube_router_py.problem import Problem
 from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
 from kube_router_py.proxy_part import ProxyPart
 from kube_router_py.routing_part import OpenRouting, RoutingPart
 from kube_router_py.served import Served
 from kube_router_py.takeover import Takeover
+
+_STOP_S = 5.0
 
 
 class AgentParts:
@@ -48,6 +55,7 @@ class AgentParts:
         self.cache = Cache(_kinds(options))
         self.proxy: ProxyPart | None = None
         self.routing: RoutingPart | None = None
+        self.allocation: AllocationPart | None = None
         self.all: list[Part] = []
 
         def changed(is_own: Callable[[str], bool]) -> Callable[[str], None]:
@@ -55,6 +63,12 @@ class AgentParts:
 
         served = Served()
         namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
+        # The pools that Services get addresses of, for all parts; None: nobody gives any.
+        self.book: PoolBook | None = None
+        self._pool_source: PoolSource | None = None
+        if options.run_loadbalancer:
+            self.book = PoolBook(pool_settings(options, namespace))
+            self._pool_source = PoolSource(self.book, client, node)
         if options.run_service_proxy:
             self.proxy = ProxyPart(
                 *(options, self.cache, client, node, namespace, ports, takeover),
@@ -74,6 +88,13 @@ class AgentParts:
                 *(served if self.proxy else None, on_turn, on_dead),
             )
             self.all.append(self.routing)
+        if self.book is not None:
+            pod = environ.get("POD_NAME", "").strip()
+            self.allocation = AllocationPart(
+                *(options, self.cache, client, node, namespace, pod, self.book),
+                *(on_turn, on_dead),
+            )
+            self.all.append(self.allocation)
         # In the order of the first part that needs them.
         self.kinds = tuple(dict.fromkeys(kind for part in self.all for kind in part.kinds))
 
@@ -91,6 +112,49 @@ class AgentParts:
     def _concerns_proxy(self, pod: Pod) -> bool:
         return pod.spec.node_name == self._node or pod.metadata.deletion_timestamp is not None
 
+    def start(self) -> None:
+        """Begin what runs beside the loops."""
+        for part in self.all:
+            part.start()
+        if self._pool_source is not None:
+            self._pool_source.start()
+
+    def before_loops_stop(self) -> None:
+        """End what must not mark the loops any more."""
+        if self._pool_source is not None:
+            self._pool_source.stop(_STOP_S)
+        for part in self.all:
+            part.before_loops_stop()
+
+    def stop(self) -> None:
+        """End what ran beside the loops, which have ended."""
+        for part in self.all:
+            part.stop()
+
+    def numbers(self) -> dict[str, float]:
+        """Values for the metrics, by name without the prefix."""
+        found = numbers(self.all)
+        if self._pool_source is not None:
+            dropped = found.get("events_dropped_total", 0)
+            found["events_dropped_total"] = dropped + self._pool_source.events_dropped
+        return found
+
+    def page(self) -> bytes:
+        """What has labels, in Prometheus' text format."""
+        pages = (
+            self.routing.sessions() if self.routing else b"",
+            self.allocation.page() if self.allocation else b"",
+        )
+        return b"".join(pages)
+
+    def status(self) -> dict[str, Any]:
+        """What the parts say of their work, for the page /status."""
+        return {"load_balancer": self.allocation.status()} if self.allocation else {}
+
+    def problems(self) -> Sequence[Problem]:
+        """What is wrong with the address pools."""
+        return self.book.problems if self.book is not None else ()
+
     def writes(self) -> dict[str, int]:
         """Changes sent to the kernel since the agent started, by adapter. For any thread."""
         total: Counter[str] = Counter()
@@ -106,6 +170,7 @@ def _kinds(options: Options) -> tuple[type, ...]:
         (options.run_service_proxy, ProxyPart),
         (options.run_firewall, FirewallPart),
         (options.run_router, RoutingPart),
+        (options.run_loadbalancer, AllocationPart),
     ):
         if is_on:
             found.update(dict.fromkeys((*part.kinds, *part.reads)))

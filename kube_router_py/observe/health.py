@@ -17,6 +17,7 @@ from kube_router_py.cluster.objects import Node
 from kube_router_py.loop_model import LoopStatus
 from kube_router_py.observe.log import harmless
 from kube_router_py.observe.serve import Answer, Page
+from kube_router_py.problem import Problem
 
 # A probe every few seconds must not carry a list as long as the cluster's Services.
 _MOST = 100
@@ -32,7 +33,8 @@ class Health:
     """Reports on the loops and on the kinds of objects that they read.
 
     Without ``kinds`` nothing works; of the cache's others something is missing at worst.
-    ``sections``: what the parts of the agent say of their work, for ``/status``.
+    ``sections``: what the parts of the agent say of their work, for ``/status``; ``problems``: what
+    is wrong beside what loops and caches tell.
     """
 
     def __init__(
@@ -44,13 +46,14 @@ class Health:
         loops: Sequence[HasStatus],
         kinds: Iterable[type] | None = None,
         sections: Callable[[], Mapping[str, Any]] = dict,
+        problems: Callable[[], Sequence[Problem]] = tuple,
     ) -> None:
         self._node = node
         self._version = version
         self._cache = cache
         self._loops = loops
         self._kinds = tuple(cache.kinds if kinds is None else kinds)
-        self._sections = sections
+        self._sections, self._more_problems = sections, problems
         self._lock = threading.Lock()
         self._applied_revision: int | None = None
 
@@ -88,7 +91,7 @@ class Health:
 
     def problems(self) -> Answer:
         """All of them, one in a line."""
-        found = [*self._cache.problems()]
+        found = [*self._cache.problems(), *self._more_problems()]
         for loop in self._loops:
             found += loop.status().problems
         text = "".join(harmless(str(problem)) + "\n" for problem in sorted(found))
@@ -129,7 +132,7 @@ class Health:
                 }
                 for kind, stats in caches.items()
             },
-            "problems": _problems(self._cache.problems()),
+            "problems": _problems((*self._cache.problems(), *self._more_problems())),
         }
 
     def _is_nobody(self) -> bool:

@@ -242,15 +242,6 @@ def test_a_service_gets_addresses_with_the_rights_of_the_manifests_and_nothing_m
     assert cluster.lease()["holderIdentity"] == ""
 
 
-def begin(cluster: Cluster, names: tuple[str, ...]) -> Agent:
-    """Agents, one of which leads; and many Services that nobody has looked at yet."""
-    for name in names:
-        cluster.agent(name)
-    leader = until(cluster.leader, "somebody leads")
-    assert isinstance(leader, Agent)
-    return leader
-
-
 def check_all_served(cluster: Cluster) -> None:
     until(lambda: len(cluster.addresses()) >= MANY, "all Services have an address")
     addresses = cluster.addresses()
@@ -290,10 +281,11 @@ class Victim:
 def test_a_leader_that_is_killed_in_the_middle_leaves_no_double_and_none_lost(
     cluster: Cluster,
 ) -> None:
-    begin(cluster, ("one", "two", "three"))
     victim = Victim(cluster, signal.SIGKILL)
     for number in range(MANY):
         cluster.create(f"web-{number:03}")
+    for name in ("one", "two", "three"):
+        cluster.agent(name)
     killed = victim.wait()
     killed.process.wait(DEADLINE_S)
     assert 0 < len(victim.served) < MANY
@@ -307,10 +299,11 @@ def test_a_leader_that_is_killed_in_the_middle_leaves_no_double_and_none_lost(
 def test_a_leader_that_was_frozen_in_the_middle_writes_nothing_when_it_wakes(
     cluster: Cluster,
 ) -> None:
-    begin(cluster, ("one", "two"))
     victim = Victim(cluster, signal.SIGSTOP)
     for number in range(MANY):
         cluster.create(f"web-{number:03}")
+    for name in ("one", "two"):
+        cluster.agent(name)
     frozen = victim.wait()
     check_all_served(cluster)
     until(lambda: cluster.leader() not in (None, frozen), "another one leads")
@@ -330,22 +323,28 @@ def test_a_leader_that_was_frozen_in_the_middle_writes_nothing_when_it_wakes(
     # A Service that the new leader gives an address: the old one has seen its news by then, too.
     cluster.create("last")
     until(lambda: cluster.ingress("last"), "the last one has an address")
+    for _ in range(3):  # time to do what it should not
+        renewed = cluster.lease()["renewTime"]
+        until(lambda known=renewed: cluster.lease()["renewTime"] != known, "a renewal")
     frozen.end()
     after = {each["metadata"]["name"]: each["metadata"] for each in cluster.services()}
     assert {name: after[name]["resourceVersion"] for name in before} == {
         name: meta["resourceVersion"] for name, meta in before.items()
     }
     # Not even attempts that are refused, though hundreds waited; but for what was under way.
-    assert cluster.status_writes - tried < MANY // 10
+    assert cluster.status_writes - tried < 20
     assert "the Lease kube-router-lballoc is given back" not in "".join(frozen.lines)
 
 
 def test_when_the_leader_stops_in_order_the_next_one_goes_on_with_what_it_gave(
     cluster: Cluster,
 ) -> None:
-    leader = begin(cluster, ("one", "two"))
+    for name in ("one", "two"):
+        cluster.agent(name)
     cluster.create("before")
     first = until(lambda: cluster.ingress("before"), "the first one has an address")
+    leader = cluster.leader()
+    assert leader is not None
     leader.end()
     cluster.create("after")
     second = until(lambda: cluster.ingress("after"), "the second one has an address")

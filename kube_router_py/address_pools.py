@@ -103,6 +103,16 @@ class AddressPools(Struct, frozen=True):
 
 
 def load_balancer_ranges(flags: Iterable[Network], pools: AddressPools) -> tuple[Network, ...]:
-    """Where the addresses of load balancers may be, each network once: those that flags name, and
-    all pools."""
-    return tuple(dict.fromkeys((*flags, *pools.networks())))
+    """Where the addresses of load balancers may be: the networks that flags name, and those of all
+    pools that lie in none of them."""
+    given = tuple(dict.fromkeys(flags))
+    return (*given, *(each for each in pools.networks() if not _is_in_any(each, given)))
+
+
+def _is_in_any(network: Network, others: Iterable[Network]) -> bool:
+    return any(
+        network.version == each.version
+        and network.prefixlen >= each.prefixlen
+        and network.network_address in each
+        for each in others
+    )

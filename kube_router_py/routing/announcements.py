@@ -17,7 +17,6 @@ from kube_router_py.routing.distinct_terms import DistinctTerms
 from kube_router_py.routing.exports import (
     COMMUNITIES_ANNOTATION,
     LOCAL_PREFERENCE_ANNOTATION,
-    ORDINARY,
     PEERS_ANNOTATION,
     ServiceExport,
     compile_export,
@@ -78,7 +77,7 @@ class Announcements:
         self._exports: dict[str, ServiceExport] = {}
         # Who wants an address announced: mostly one Service, so that tuples are enough.
         self._claimants: dict[bytes, tuple[str, ...]] = {}
-        # Addresses outside the ranges of the flags, and how many Services have each.
+        # Addresses outside the ranges of flags and pools, and how many Services have each.
         self._outside: dict[bytes, int] = {}
         self._outside_shown: tuple[Address, ...] | None = None
         self._with_problems: set[str] = set()
@@ -108,9 +107,7 @@ class Announcements:
         _set_member(self._with_problems, key, is_member=bool(new.problems))
         _set_member(self._with_peers, key, is_member=bool(new.addresses and new.terms.peers))
         for packed in new.addresses - old.addresses:
-            if not is_inside(packed, self._ranges):
-                self._outside[packed] = self._outside.get(packed, 0) + 1
-                self._outside_shown = None
+            self._note_outside(packed)
         for packed in old.addresses - new.addresses:
             if packed in self._outside:
                 self._outside[packed] -= 1
@@ -120,15 +117,19 @@ class Announcements:
         for packed in old.announced ^ new.announced:
             self._claim(packed, key, is_claimed=packed in new.announced)
         touched = old.announced ^ new.announced
-        if old.created != new.created or old.terms != new.terms:
+        if (old.created, old.terms, old.pooled) != (new.created, new.terms, new.pooled):
             touched = old.announced | new.announced
         return self._place(touched | self._reconsidered(key, old, new))
 
+    def _note_outside(self, packed: bytes) -> None:
+        if not is_inside(packed, self._ranges):
+            self._outside[packed] = self._outside.get(packed, 0) + 1
+            self._outside_shown = None
+
     def _reconsidered(self, key: str, old: ServiceExport, new: ServiceExport) -> frozenset[bytes]:
         """What is announced by Services whose terms are now admitted, or not any more."""
-        before = old.terms if old.announced else ORDINARY
-        after = new.terms if new.announced else ORDINARY
-        if before == after and (after == ORDINARY or old.created == new.created):
+        before, after = old.unusual, new.unusual
+        if before == after and (not after or old.created == new.created):
             return frozenset()
         services = self._distinct.update(key, before, after, _rank(key, new))
         return frozenset(packed for each in services for packed in self._announced_by(each))
@@ -139,6 +140,18 @@ class Announcements:
     def remove(self, key: str) -> frozenset[Network]:
         """Forget a Service."""
         return self.update(key, None)
+
+    def follow_settings(self, settings: RoutingSettings) -> None:
+        """Replace flags and pools. What depends on them changes as each Service is updated."""
+        ranges = service_ranges(settings)
+        self._settings = settings
+        if ranges == self._ranges:
+            return
+        self._ranges, self._outside_shown = ranges, None
+        self._outside.clear()
+        for export in self._exports.values():
+            for packed in export.addresses:
+                self._note_outside(packed)
 
     def follow_peers(self, peers: Set[str]) -> frozenset[Network]:
         """Replace the keys of the neighbors outside that Services may choose among."""
@@ -190,7 +203,8 @@ class Announcements:
         return self._current
 
     def outside_ranges(self) -> tuple[Address, ...]:
-        """The Services' addresses, announced or not, that lie in no range of the flags; sorted."""
+        """The Services' addresses, announced or not, that lie in no range of flags and pools.
+        Sorted."""
         if self._outside_shown is None:
             self._outside_shown = tuple(map(_address, sorted(self._outside, key=_address_order)))
         return self._outside_shown
@@ -215,7 +229,7 @@ class Announcements:
         for packed in self._contested:
             holder, *others = self._claimants[packed]
             for key in others:
-                for name, differs in self._differences(holder, key):
+                for name, differs in self._differences(packed, holder, key):
                     if differs:
                         reason = (
                             f"{_address(packed)} is announced as the older Service {holder} says; "
@@ -223,8 +237,8 @@ class Announcements:
                         )
                         yield Problem(f"Service {key}", annotation_field(name), reason)
 
-    def _differences(self, one: str, other: str) -> Iterator[tuple[str, bool]]:
-        a, b = self._exports[one].terms, self._exports[other].terms
+    def _differences(self, packed: bytes, one: str, other: str) -> Iterator[tuple[str, bool]]:
+        a, b = self._exports[one].terms_of(packed), self._exports[other].terms_of(packed)
         yield COMMUNITIES_ANNOTATION, a.communities != b.communities
         yield LOCAL_PREFERENCE_ANNOTATION, a.local_preference != b.local_preference
         yield PEERS_ANNOTATION, a.peers != b.peers
@@ -278,7 +292,7 @@ class Announcements:
         is_programmed = self._programmed is None or packed in self._programmed
         if not claimants or not is_programmed:
             return None
-        terms = self._exports[claimants[0]].terms
+        terms = self._exports[claimants[0]].terms_of(packed)
         if not self._distinct.admits(terms):
             return None
         peers = terms.peers

@@ -28,6 +28,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
@@ -55,6 +56,8 @@ LINKS = "links and routes of this node"
 DAEMONS = "FRR's daemons"
 """Marked when they have ended."""
 SERVED = "addresses that the service proxy serves"
+"""Marked when they have changed."""
+POOLS = "pools of addresses"
 """Marked when they have changed."""
 
 
@@ -104,7 +107,7 @@ class RouteController:
 
     ``make_network``: a new ``PodNetwork`` that has seen nothing. ``programmed`` tells which
     addresses this node's service proxy serves; None: it does not run here. ``after_full`` is called
-    when a full turn has made everything stand.
+    when a full turn has made everything stand. ``pools`` are asked for when ``POOLS`` are marked.
     """
 
     name = "router"
@@ -120,8 +123,9 @@ class RouteController:
         programmed: Programmed | None = None,
         after_full: Callable[[PodNetwork, RoutingPorts], None] = lambda network, ports: None,
         clock: Callable[[], float] = time.monotonic,
+        pools: Callable[[], AddressPools] = AddressPools,
     ) -> None:
-        self._cache = cache
+        self._cache, self._pools = cache, pools
         self._settings = settings
         self._node_name = node_name
         self._make_ports = ports
@@ -194,8 +198,7 @@ class RouteController:
         if ports is None or network is None or speaker is None:
             raise RuntimeError("reconcile before open")
         keys = self._all_keys(speaker) if full else {key for key in dirty if isinstance(key, Key)}
-        for key in sorted(keys):
-            self._follow(key, network, speaker)
+        self._follow_all(keys, network, speaker, with_pools=full or POOLS in dirty)
         if self._programmed is not None:
             speaker.change_programmed(*self._programmed.take())
         network.settle(ports.host, ports.overlay, ports.cni, full=full, moved=LINKS in dirty)
@@ -228,6 +231,20 @@ class RouteController:
             *(Key("Node", name) for name in nodes),
             *(Key("Service", name) for name in services),
         }
+
+    def _follow_all(
+        self, keys: set[Key], network: PodNetwork, speaker: Speaker, *, with_pools: bool
+    ) -> None:
+        nodes = {each for each in keys if each.kind == "Node"}
+        for key in sorted(nodes):
+            self._follow(key, network, speaker)
+        services = keys - nodes
+        # Which pools concern this node, its labels say.
+        if with_pools or Key("Node", self._node_name) in nodes:
+            again = speaker.follow_pools(self._pools())
+            services.update(Key("Service", name) for name in again)
+        for key in sorted(services):
+            self._follow(key, network, speaker)
 
     def _follow(self, key: Key, network: PodNetwork, speaker: Speaker) -> None:
         """Bring the desired state up to date with one object of the cache."""

@@ -9,7 +9,7 @@ could stop all of BGP.
 
 from collections.abc import Iterator, Set
 
-from kube_router_py.routing.exports import ORDINARY, Terms
+from kube_router_py.routing.exports import Terms
 
 MOST_ENTRIES = 128
 
@@ -28,15 +28,19 @@ class DistinctTerms:
         self._users: dict[Terms, dict[str, tuple[str, str]]] = {}
         self._refused: frozenset[Terms] = frozenset()
 
-    def update(self, key: str, old: Terms, new: Terms, rank: tuple[str, str]) -> frozenset[str]:
-        """Service ``key`` asks for other terms than before, or has another rank. Returns the
-        Services whose terms are admitted and were not, or the other way round."""
-        users = self._users.get(old, {})
-        users.pop(key, None)
-        if not users:
-            self._users.pop(old, None)
-        if new != ORDINARY:
-            self._users.setdefault(new, {})[key] = rank
+    def update(
+        self, key: str, old: Set[Terms], new: Set[Terms], rank: tuple[str, str]
+    ) -> frozenset[str]:
+        """Service ``key`` asks for other terms than before, or has another rank; no terms are
+        ordinary ones. Returns the Services that have terms which are admitted and were not, or the
+        other way round."""
+        for terms in old - new:
+            users = self._users[terms]
+            del users[key]
+            if not users:
+                del self._users[terms]
+        for terms in new:
+            self._users.setdefault(terms, {})[key] = rank
         return self._decide()
 
     def follow_peers(self, peers: Set[str]) -> frozenset[str]:
@@ -61,12 +65,18 @@ class DistinctTerms:
         if self._entries(len(self._users), self._peers) <= self._most:
             return  # all fit, whomever they choose
         admitted, chosen = 0, frozenset[str]()
-        for terms in sorted(self._users, key=lambda terms: min(self._users[terms].values())):
+        for terms in sorted(self._users, key=self._order):
             then = chosen | (self._peers & set(terms.peers or ()))
             if self._entries(admitted + 1, then) <= self._most:
                 admitted, chosen = admitted + 1, then
             else:
                 yield terms
+
+    def _order(self, terms: Terms) -> tuple[object, ...]:
+        """Those of the oldest Service first; of one Service with several, in any fixed order."""
+        preference = -1 if terms.local_preference is None else terms.local_preference
+        asked_by = min(self._users[terms].values())
+        return asked_by, terms.communities, preference, terms.peers is None, terms.peers or ()
 
     @staticmethod
     def _entries(terms: int, chosen: Set[str]) -> int:

@@ -1,6 +1,7 @@
 """Compile one Service to what this node announces of it. Pure.
 
-An address is announced if the Service's annotation for its sort says so, or else the flag, and if
+An address is announced if the Service's annotation for its sort says so, or else (that of a load
+balancer) the pool it is from, or else the flag; not by nodes that its pool leaves out; and if
 traffic that arrives here is served: where only endpoints of this node may be used (traffic policy
 Local), one of them must be usable for a port of the Service, in the family of the address. With
 traffic policy Cluster there is no such condition, as in kube-router: an address without any
@@ -18,6 +19,7 @@ from kube_router_py.option_types import parse_peer
 from kube_router_py.problem import Problem
 from kube_router_py.routing.communities import parse_communities
 from kube_router_py.routing.model import Community
+from kube_router_py.routing.pool_terms import NO_POOL, PoolTerms, pool_of
 from kube_router_py.routing.settings import RoutingSettings
 from kube_router_py.routing.texts import annotation_field, parse_boolean, shown
 from kube_router_py.service_addresses import Address, Kind, Report, compile_addresses, refusal
@@ -60,7 +62,8 @@ ORDINARY = Terms()
 class ServiceExport(Struct, frozen=True):
     """What one Service asks to be announced from this node; addresses are packed.
 
-    ``addresses`` are all that it may have, ``announced`` those of them that are announced.
+    ``addresses`` are all that it may have, ``announced`` those of them that are announced;
+    ``pooled`` are the terms of those for which pools say otherwise than ``terms``.
     """
 
     created: str
@@ -68,6 +71,18 @@ class ServiceExport(Struct, frozen=True):
     announced: frozenset[bytes] = frozenset()
     terms: Terms = ORDINARY
     problems: tuple[Problem, ...] = ()
+    pooled: dict[bytes, Terms] = {}
+
+    def terms_of(self, packed: bytes) -> Terms:
+        """How an address is announced."""
+        return self.pooled.get(packed, self.terms)
+
+    @property
+    def unusual(self) -> frozenset[Terms]:
+        """All the terms it asks for, but ordinary ones."""
+        if not self.pooled:
+            return frozenset((self.terms,) if self.announced and self.terms != ORDINARY else ())
+        return frozenset(map(self.terms_of, self.announced)) - {ORDINARY}
 
 
 def compile_export(
@@ -102,29 +117,50 @@ class _Exporter:
     def compile(self, created: str) -> ServiceExport:
         tell = _nobody if self._settings.has_proxy else self._report
         addresses = compile_addresses(self._service, self._settings, tell, tell)
-        wanted = self._wanted()
-        announced = frozenset(
-            address.packed
-            for address in addresses
-            if any(
-                kind in wanted and self._is_served(kind, address.family)
-                for kind in _kinds(address, self._settings)
-            )
-        )
+        said = self._said()
+        by_flag = _by_flag(self._settings)
+        terms = compile_terms(self._service, self._report)
+        announced: set[bytes] = set()
+        pooled: dict[bytes, Terms] = {}
+        for address in addresses:
+            for kind in _kinds(address, self._settings):
+                pool = NO_POOL
+                if kind is Kind.LOAD_BALANCER_IP:
+                    pool = pool_of(address.packed, self._settings.pools)
+                by_default = kind in by_flag if pool.is_announced is None else pool.is_announced
+                is_wanted = pool.is_here and said.get(kind, by_default)
+                if is_wanted and self._is_served(kind, address.family):
+                    announced.add(address.packed)
+                    if (own := self._in_pool(terms, pool)) != terms:
+                        pooled[address.packed] = own
         return ServiceExport(
             created=created,
             addresses=frozenset(address.packed for address in addresses),
-            announced=announced,
-            terms=compile_terms(self._service, self._report),
+            announced=frozenset(announced),
+            terms=terms,
             problems=tuple(sorted(set(self._problems))),
+            pooled=pooled,
+        )
+
+    def _in_pool(self, terms: Terms, pool: PoolTerms) -> Terms:
+        """The terms of an address from a pool; an annotation counts even if it is wrong."""
+        if not pool.has_terms:
+            return terms
+        notes = self._service.metadata.annotations or {}
+        has_communities = COMMUNITIES_ANNOTATION in notes
+        has_preference = LOCAL_PREFERENCE_ANNOTATION in notes
+        return Terms(
+            terms.communities if has_communities else pool.communities,
+            terms.local_preference if has_preference else pool.local_preference,
+            terms.peers,
         )
 
     def _report(self, field: str, reason: str) -> None:
         self._problems.append(Problem(f"Service {self._service.metadata.key}", field, reason))
 
-    def _wanted(self) -> set[Kind]:
-        """The sorts of addresses that are to be announced."""
-        wanted = _by_flag(self._settings)
+    def _said(self) -> dict[Kind, bool]:
+        """What annotations say of announcing the sorts of addresses."""
+        said: dict[Kind, bool] = {}
         for kind, name in ADVERTISE_ANNOTATIONS.items():
             text = self._service.metadata.annotation(name)
             if text is None:
@@ -133,8 +169,8 @@ class _Exporter:
             if is_wanted is None:
                 reason = f"{shown(text)} is neither true nor false; it counts as false"
                 self._report(annotation_field(name), reason)
-            (wanted.add if is_wanted else wanted.discard)(kind)
-        return wanted
+            said[kind] = bool(is_wanted)
+        return said
 
     def _is_served(self, kind: Kind, family: int) -> bool:
         """Whether traffic that comes here may go on."""

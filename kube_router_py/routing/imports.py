@@ -27,12 +27,16 @@ _CUSTOM_FIELD = annotation_field(CUSTOM_ANNOTATION)
 
 
 def service_ranges(settings: RoutingSettings) -> tuple[Network, ...]:
-    """All ranges of Services' addresses."""
-    return (
-        *settings.cluster_ranges,
-        *settings.external_ranges,
-        *settings.load_balancer_ranges,
-    )
+    """The ranges of Services' addresses: all of them, but pools in many small pieces. The largest
+    ones count then, and what lies in the others is refused address by address."""
+    balanced = settings.load_balancer_ranges
+    few: list[Network] = []
+    for version in (4, 6):
+        own = [each for each in balanced if each.version == version]
+        if len(own) > MOST:
+            own = sorted(own, key=lambda n: (n.prefixlen, prefix_order(n)))[:MOST]
+        few += own
+    return (*settings.cluster_ranges, *settings.external_ranges, *few)
 
 
 def compile_refused(
@@ -57,7 +61,7 @@ def compile_refused(
 def refused_addresses(
     addresses: tuple[Address, ...], node: str
 ) -> tuple[tuple[PrefixRange, ...], tuple[Problem, ...]]:
-    """The same for addresses of Services that lie in no range of the flags.
+    """The same for addresses of Services that lie in no range of flags and pools.
 
     Each is refused by itself; where they are many, networks that neighbors fill, and still no
     other address. Remembers what it said: it is asked again with every change of any Service.

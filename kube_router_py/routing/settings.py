@@ -1,12 +1,15 @@
 """What the pure part of the route controller takes as given: the agent's options, as values."""
 
 import socket
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from kube_router_py.address_pools import AddressPools, load_balancer_ranges
 from kube_router_py.routing.model import Address, Bfd, GracefulRestart, Network, Version
+from kube_router_py.routing.pool_terms import PoolTerms, compile_pool_terms
 
 if TYPE_CHECKING:
     from kube_router_py.options import Options
@@ -37,6 +40,8 @@ class RoutingSettings(Struct, frozen=True, kw_only=True):
     cluster_ranges: tuple[Network, ...] = ()
     external_ranges: tuple[Network, ...] = ()
     load_balancer_ranges: tuple[Network, ...] = ()
+    # How pools have their addresses announced, see ``with_pools``.
+    pools: tuple[PoolTerms, ...] = ()
     # Whether the service proxy runs on this node, so that addresses lead somewhere only once it
     # has programmed them.
     has_proxy: bool = True
@@ -154,6 +159,17 @@ def routing_settings(options: "Options") -> RoutingSettings:
         overlay_encap_port=options.overlay_encap_port,
         enable_pod_egress=options.enable_pod_egress,
         disable_source_dest_check=options.disable_source_dest_check,
+    )
+
+
+def with_pools(
+    settings: RoutingSettings, pools: AddressPools, labels: Mapping[str, str]
+) -> RoutingSettings:
+    """The flags, with these pools on the node that has these labels."""
+    return structs.replace(
+        settings,
+        load_balancer_ranges=load_balancer_ranges(settings.load_balancer_ranges, pools),
+        pools=compile_pool_terms(pools, labels),
     )
 
 

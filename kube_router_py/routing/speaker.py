@@ -2,6 +2,7 @@
 
     Nodes, flags, annotations -> Neighborhood  (when one of them changes)
     a Service, its slices     -> Announcements (that Service alone)
+    pools, this Node's labels -> the same, of Services with addresses that a load balancer gave
     both                      -> RouterConfig -> FrrConfig -> commands, by ``FrrSync``
 
 Everything runs in the thread of the route controller's loop. Nothing is removed for want of
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Set
 
 from msgspec import Struct
 
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.node import NodeView, node_view
 from kube_router_py.cluster.objects import Node, Service
@@ -27,7 +29,8 @@ from kube_router_py.routing.frr_sync import FrrSync
 from kube_router_py.routing.model import Address
 from kube_router_py.routing.peers import external_peers, secret_refs
 from kube_router_py.routing.secrets import PasswordSources
-from kube_router_py.routing.settings import RoutingSettings
+from kube_router_py.routing.settings import RoutingSettings, with_pools
+from kube_router_py.services import load_balanced
 
 # For Secrets that cannot be asked for at the start, before FRR of an earlier agent loses a session.
 _WAIT_S = 30.0
@@ -56,7 +59,8 @@ class Speaker:
         passwords: PasswordSources,
     ) -> None:
         self._cache = cache
-        self._settings = settings
+        # The flags, and what pools make of them.
+        self._flags = self._settings = settings
         self._node_name = node_name
         self._passwords = passwords
         self._sync = FrrSync(frr, node_name)
@@ -115,6 +119,18 @@ class Speaker:
                 self._members[name] = member
             else:
                 del self._members[name]
+
+    def follow_pools(self, pools: AddressPools) -> frozenset[str]:
+        """Take the pools, or other labels of this node. Returns the Services to follow again."""
+        labels = (self._node.metadata.labels if self._node is not None else None) or {}
+        before, settings = self._settings, with_pools(self._flags, pools, labels)
+        if settings == before:
+            return frozenset()
+        self._settings = settings
+        if settings.load_balancer_ranges != before.load_balancer_ranges:
+            self._around = None
+        self._services.follow_settings(settings)
+        return load_balanced(self._cache.list(Service))
 
     def follow_programmed(self, programmed: Set[Address] | None) -> None:
         """The addresses that this node's proxy serves; None: it has no proxy."""

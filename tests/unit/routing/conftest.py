@@ -103,10 +103,11 @@ class Make:
         cidrs: Sequence[str] = ("10.244.1.0/24", "fd00:10:244:1::/64"),
         *,
         annotations: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
         **spec: Any,
     ) -> Node:
         return Node(
-            metadata=ObjectMeta(name=name, annotations=annotations),
+            metadata=ObjectMeta(name=name, annotations=annotations, labels=labels),
             spec=NodeSpec(pod_cidrs=tuple(cidrs), **spec),
             status=NodeStatus(tuple(NodeAddress("InternalIP", text) for text in addresses)),
         )

@@ -72,20 +72,20 @@ class AgentParts:
         if options.run_service_proxy:
             self.proxy = ProxyPart(
                 *(options, self.cache, client, node, namespace, ports, takeover),
-                *(on_turn, on_dead, changed(is_proxy_chain), served),
+                *(on_turn, on_dead, changed(is_proxy_chain), served, self.book),
             )
             self.all.append(self.proxy)
         if options.run_firewall:
             self.all.append(
                 FirewallPart(
                     *(options, self.cache, node, firewall_ports),
-                    *(on_turn, on_dead, changed(is_firewall_chain)),
+                    *(on_turn, on_dead, changed(is_firewall_chain), self.book),
                 )
             )
         if options.run_router and routing_ports is not None:
             self.routing = RoutingPart(
                 *(options, self.cache, client, node, namespace, routing_ports),
-                *(served if self.proxy else None, on_turn, on_dead),
+                *(served if self.proxy else None, on_turn, on_dead, self.book),
             )
             self.all.append(self.routing)
         if self.book is not None:

@@ -199,6 +199,14 @@ class RealWorld:
             f"ip link set {port} master br0 up",
         )
         host.sh(f"ip link set {link} address {mac} up")
+        # A carrier is noticed some time after both ends are up; what is sent before is lost.
+        wait_until(
+            lambda: (
+                "state forwarding" in sh(f"ip -d link show {port}")
+                and "state UP" in host.sh(f"ip link show {link}")
+            ),
+            f"{port} was joined",
+        )
         return port
 
     def node(self, name: str) -> Node:
@@ -213,6 +221,7 @@ class RealWorld:
         self._stack.callback(node.responder.close)
         self._nodes.append(node)
         node.put()
+        wait_until(lambda: node.responder.links()[node.marker], f"{name} answered")
         return node
 
     def of(self, node: Node) -> Host:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -354,22 +355,27 @@ def test_the_kernel_hands_over_nothing_but_what_is_about_neighbours(
     index = int(host.sh("ip -o link show eth0").split(":")[0])
     arp, ndp = (lab.question(each, lab.CLIENT_MAC, lab.CLIENT[each.version]) for each in VIPS)
     udp = lab.ndp(SECOND_MAC, lab.CLIENT_MAC, 135, VIPS[1], VIPS[1], bytes(20))
-    send = segment.capture.socket.send
-    with closing(host.run(LinkSockets, index, "eth0")) as sockets:
-        for _ in range(100):
-            send(udp[:20] + b"\x11" + udp[21:])
-            send(lab.ndp(SECOND_MAC, lab.CLIENT_MAC, 128, VIPS[1], VIPS[1], bytes(4)))
-            send(bytes.fromhex(SECOND_MAC.replace(":", "")) + arp[6:12] + b"\x08\x00" + bytes(46))
-            send(arp[:21] + b"\x03" + arp[22:])
-        heard = []
-        for frame, fileno in zip((arp, ndp), sockets.filenos(), strict=True):
-            send(frame)
-            received = lab.wait_until(lambda at=fileno: sockets.receive(at), "it was heard")
+    others = [
+        udp[:20] + b"\x11" + udp[21:],
+        lab.ndp(SECOND_MAC, lab.CLIENT_MAC, 128, VIPS[1], VIPS[1], bytes(4)),
+        bytes.fromhex(SECOND_MAC.replace(":", "")) + arp[6:12] + b"\x08\x00" + bytes(46),
+        arp[:21] + b"\x03" + arp[22:],
+    ]
+    heard: list[bytes] = []
+
+    def hears(frame: bytes, fileno: int) -> bool:
+        """Whether it has come; the kernels of the segment ask, too."""
+        while (received := sockets.receive(fileno)) is not None:
             heard.append(received[0])
             assert 0 <= received[1] < lab.DEADLINE_S
-            assert sockets.receive(fileno) is None
-        assert heard == [arp, ndp]
-        assert sockets.lost() == 0
+        return frame in heard
+
+    with closing(host.run(LinkSockets, index, "eth0")) as sockets:
+        for frame in others * 100 + [arp, ndp]:
+            segment.capture.socket.send(frame)
+        for frame, fileno in zip((arp, ndp), sockets.filenos(), strict=True):
+            lab.wait_until(partial(hears, frame, fileno), "it was heard")
+        assert not set(others) & set(heard)
 
 
 def test_a_thousand_addresses_are_listened_for(

@@ -110,9 +110,9 @@ def test_of_two_with_one_address_the_older_keeps_it() -> None:
     allocator = Allocator(_pools(_pool("a", "10.0.0.1-10.0.0.9")))
     young, old = _request("b", "10.0.0.1"), _request("a", "10.0.0.1")
     allocator.rebuild([(young, {}), (old, {})], {})
-    assert not allocator.decide("default/a").must_write
     decision = allocator.decide("default/b")
     assert _texts(decision) == ["10.0.0.2"]
+    assert not allocator.decide("default/a").must_write
     (news,) = decision.news
     assert news.reason is Reason.REALLOCATED
     assert news.problem.reason == (
@@ -143,6 +143,14 @@ def test_what_a_status_may_still_list_is_given_to_nobody() -> None:
     assert world.allocator.unconfirmed == {"default/a"}
     assert world.written("a").retry == ("default/c", "default/d")
     assert _texts(world.allocator.decide("default/c")) == ["10.0.0.1"]
+
+
+def test_what_may_be_on_its_way_into_a_status_is_given_to_nobody() -> None:
+    world = World(_pool("a", "10.0.0.1"), _pool("b", "10.0.1.1", auto_assign=False))
+    world.put("a")
+    assert _texts(world.put("a", pool="b")) == ["10.0.1.1"]
+    assert _reasons(world.put("c")) == [Reason.EXHAUSTED]
+    assert world.written("a").retry == ("default/c",)
 
 
 def test_the_same_holds_from_the_first_moment_of_a_leader() -> None:

@@ -39,6 +39,7 @@ _FILES = {
     "steps": "tests/unit/firewall/test_transitions.py",
     "names": "tests/unit/firewall/test_claims.py",
     "reused": "tests/unit/firewall/test_reused_addresses.py",
+    "addresses": "tests/unit/loadbalancer/test_allocate.py",
     "pools": "tests/unit/proxy/test_live_pools.py",
     "fw_pools": "tests/unit/firewall/test_live_pools.py",
 }
@@ -73,6 +74,10 @@ _WAYS = "firewall/dispatch.py"
 _MEMBERS = "firewall/membership.py"
 _CONTENTS = "firewall/contents.py"
 _TIES = "firewall/entangled.py"
+_ALLOCATE = "loadbalancer/allocate.py"
+_PLAN = "loadbalancer/allocation_plan.py"
+_HOLDERS = "loadbalancer/holders.py"
+_FREE = "loadbalancer/free_addresses.py"
 
 _FOLLOWS = ("firewall test_what_stands_follows_every_object",)
 _FULL = ("firewall test_a_full_turn_finds_what_no_event_told",)
@@ -1086,6 +1091,90 @@ MUTANTS = (
         "and add and spec.family not in self._unguarded:",
         "and add:",
         ("firewall test_with_default_deny_a_pod_is_not_let_through_while_its_isolation_fails",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "            self._adopt(self._wanted[key][0])\n",
+        "            self._held[key] = {}\n",
+        ("addresses test_of_two_with_one_address_the_older_keeps_it",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "            self._list(key, self._unheld(key), set())",
+        "            pass",
+        ("addresses test_the_same_holds_from_the_first_moment_of_a_leader",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "        self._list(key, (*self._holders.listed(key), address), places)",
+        "        self._settle(address, places)",
+        ("addresses test_what_may_be_on_its_way_into_a_status_is_given_to_nobody",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "            self._list(key, (), places)  # the last write has come through",
+        "            pass",
+        ("addresses test_what_a_status_may_still_list_is_given_to_nobody",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "            freed = self.remove(key)  # another one, of the same name",
+        "            pass",
+        ("addresses test_another_service_of_the_same_name_inherits_nothing",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "        places.add(address)\n",
+        "",
+        ("addresses test_an_address_that_is_asked_for_is_waited_for",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "            places.add((pool.name, address.version))",
+        "            pass",
+        ("addresses test_the_lowest_free_address_is_given_and_given_again",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "            is_contested = is_new and ",
+        "            is_contested = False and ",
+        ("addresses test_an_address_that_no_status_lists_yet_gives_way_to_an_external_ip",),
+    ),
+    Mutant(
+        _PLAN,
+        "            self._all_or_nothing()",
+        "            pass",
+        ("addresses test_who_requires_both_gets_both_or_none",),
+    ),
+    Mutant(
+        _PLAN,
+        "                self._plan.waits.add(asked)",
+        "                pass",
+        ("addresses test_an_address_that_is_asked_for_is_waited_for",),
+    ),
+    Mutant(
+        _PLAN,
+        "shared[_SHARED_TRIES:]",
+        "()",
+        ("addresses test_when_no_address_is_free_every_shared_one_is_tried",),
+    ),
+    Mutant(
+        _HOLDERS,
+        "        if others := self._foreign.others(address, key):",
+        "        if others := []:",
+        ("addresses test_a_refusal_names_its_reason_and_harms_nobody",),
+    ),
+    Mutant(
+        _HOLDERS,
+        "        for port in terms.ports:\n            del self._by_port[port]\n",
+        "",
+        ("addresses test_services_with_one_key_share_an_address",),
+    ),
+    Mutant(
+        _FREE,
+        "            heappush(self._released, number)",
+        "            pass",
+        ("addresses test_the_lowest_free_address_is_given_and_given_again",),
     ),
 )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kube_router_py.adapters import Host, dsr_opener, open_ipvs
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client
 from kube_router_py.cluster.objects import EndpointSlice, Lease, NetworkPolicy, Pod, Service
@@ -15,17 +16,18 @@ from kube_router_py.kernel.address_monitor import AddressMonitor
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.options import Options
+from kube_router_py.pool_book import PoolBook
 from kube_router_py.problem import Problem
 from kube_router_py.proxy.controller import ServiceProxy
 from kube_router_py.proxy.desired import Changes, Desired
-from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE
+from kube_router_py.proxy.dirty_keys import KINDS, OWN_NODE, POOLS
 from kube_router_py.proxy.dsr_host import OTHER_NODES, Dsr
 from kube_router_py.proxy.dsr_ready import LABEL, LABEL_VALUE, LeaseReady
 from kube_router_py.proxy.isolation import Isolation
 from kube_router_py.proxy.serving import Serving
 from kube_router_py.proxy.settings import ThisNode, proxy_options
 from kube_router_py.proxy.sysctls import VIP_LINK
-from kube_router_py.served import Served
+from kube_router_py.served import Served, ServedToAll
 from kube_router_py.takeover import Takeover
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class _WhenRulesStand:
 class ProxyPart:
     """A part of the agent (see ``part.Part``). Without ``takeover`` nobody was here before.
 
-    ``served`` is told which addresses are served.
+    ``served`` is told which addresses are served. Without ``book`` only flags say which addresses
+    load balancers may give.
     """
 
     # Without these nothing works; without Pods, NetworkPolicies and Leases something is missing.
@@ -77,9 +80,10 @@ class ProxyPart:
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
         on_settled: Callable[[str], None],
-        served: Served | None = None,
+        served: Served | ServedToAll | None = None,
+        book: PoolBook | None = None,
     ) -> None:
-        self._cache = cache
+        self._cache, self._book = cache, book
         serving = Serving(lambda: self._proxy, served or Served())
         # Apart from the others: without permission to read Leases everything but DSR goes on.
         self.leases = Cache((Lease,))
@@ -110,6 +114,7 @@ class ProxyPart:
                 serving,
             ),
             before=serving.before,
+            pools=lambda: book.pools if book is not None else AddressPools(),
         )
         self._takeover.is_settled = lambda: self._proxy.rules_stand
         # Made in start(), in the namespace that the agent serves.
@@ -123,6 +128,8 @@ class ProxyPart:
             on_dead=on_dead,
         )
         self._proxy.subscribe(cache, self.loop)
+        if book is not None:
+            book.subscribe(lambda: self.loop.mark((POOLS,)))
         self._followers.on_opened = lambda: self.loop.mark((OWN_NODE,))
         self.leases.subscribe((Lease,), lambda event: self.loop.mark((OTHER_NODES,)))
         isolation.subscribe(self.loop, (OTHER_NODES,))
@@ -131,6 +138,8 @@ class ProxyPart:
         """Whether enough is known to write to the kernel. Services are served without Pods, where
         it is not permitted to read these; but not for want of a moment's patience."""
         if not (self._cache.is_synced(KINDS) and self._dsr_ready.is_known()):
+            return False
+        if self._book is not None and not self._book.is_known:
             return False
         pods = self._cache.stats()[Pod]
         return (pods.synced or bool(pods.failing)) and self._takeover.may_program()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.client import Client
 from kube_router_py.cluster.objects import Node
@@ -20,12 +21,14 @@ from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe.event_writer import EventWriter
 from kube_router_py.observe.problem_events import SPACING_S, ProblemEvents
 from kube_router_py.options import Options
+from kube_router_py.pool_book import PoolBook
 from kube_router_py.router_takeover import RouterTakeover
 from kube_router_py.routing.cni import BRIDGE
 from kube_router_py.routing.controller import (
     DAEMONS,
     KINDS,
     LINKS,
+    POOLS,
     SERVED,
     RouteController,
     RoutingPorts,
@@ -63,7 +66,8 @@ class RoutingPart:
     """A part of the agent (see ``part.Part``).
 
     ``namespace`` is the agent's own, with the Secrets that annotations name. ``served``: the
-    addresses that this node's service proxy serves; None: it does not run here.
+    addresses that this node's service proxy serves; None: it does not run here. Without ``book``
+    only flags say which addresses load balancers may give, and how these are announced.
     """
 
     kinds: tuple[type, ...] = KINDS
@@ -81,6 +85,7 @@ class RoutingPart:
         served: Served | None,
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
+        book: PoolBook | None = None,
     ) -> None:
         settings = routing_settings(options)
         takeover = RouterTakeover(self._left_by_kube_router)
@@ -102,8 +107,9 @@ class RoutingPart:
             ),
             served,
             takeover.follow,
+            pools=lambda: book.pools if book is not None else AddressPools(),
         )
-        self._settings, self._served = settings, served
+        self._settings, self._served, self._book = settings, served, book
         self._on_turn = on_turn
         self._events = ProblemEvents(EventWriter(cache, client, node, SPACING_S), node)
         self._frr_dir = options.frr_dir
@@ -113,13 +119,15 @@ class RoutingPart:
             served.on_change = lambda: self.loop.mark((SERVED,))
         self.loop = Loop(
             self.controller,
-            ready=lambda: cache.is_synced(KINDS) and self._may_announce(),
+            ready=lambda: cache.is_synced(KINDS) and self._knows_pools() and self._may_announce(),
             min_interval_s=_MIN_INTERVAL_S,
             resync_interval_s=min(options.routes_sync_period, options.injected_routes_sync_period),
             on_turn=self._after_turn,
             on_dead=on_dead,
         )
         self.controller.subscribe(cache, self.loop)
+        if book is not None:
+            book.subscribe(lambda: self.loop.mark((POOLS,)))
         if options.disable_source_dest_check:
             _switch_off_source_dest_check(cache, node)
 
@@ -151,6 +159,9 @@ class RoutingPart:
             return
         monitor.start()
         self._monitor = monitor
+
+    def _knows_pools(self) -> bool:
+        return self._book is None or self._book.is_known
 
     def _may_announce(self) -> bool:
         """Whether the proxy has said what it serves, or has had its time; asked once the cache is

@@ -106,7 +106,7 @@ def _weight(address: bytes, node: str) -> bytes:
 
 
 def nodes_with_endpoints(
-    service: Service, slices: Sequence[EndpointSlice], family: int, among: Iterable[str]
+    service: Service, slices: Sequence[EndpointSlice], family: int
 ) -> frozenset[str] | None:
     """The nodes with a usable endpoint for a port of a Service in a family (socket.AF_*), where
     only those of the receiving node may be used; None: all endpoints may be used everywhere."""
@@ -114,7 +114,6 @@ def nodes_with_endpoints(
         return None
     told: list[Problem] = []  # the service proxy tells the same
     found: set[str] = set()
-    wanted = frozenset(among)
     for port in service.spec.ports or ():
         protocol = PROTOCOLS.get(port.protocol or "TCP")
         if protocol is None:
@@ -122,7 +121,7 @@ def nodes_with_endpoints(
         listed, _ = listed_endpoints(slices, port.name or "", protocol, family, _key, told)
         by_node: dict[str, dict[tuple[bytes, int], Candidate]] = {}
         for key, candidate in listed.items():
-            if candidate.node in wanted:
+            if candidate.node:
                 by_node.setdefault(candidate.node, {})[key] = candidate
         found.update(node for node, own in by_node.items() if local_endpoints(own, node))
     return frozenset(found)

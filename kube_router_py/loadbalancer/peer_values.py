@@ -38,7 +38,10 @@ def heartbeat_timing(members: int) -> Timing:
     )
 
 
-LEASE_TIMING = Timing(interval_s=10.0, silence_s=30.0, proof_s=30.0, settle_s=0.0, damping_s=0.0)
+LEASE_TIMING = Timing(
+    interval_s=10.0, silence_s=30.0, proof_s=30.0, settle_s=0.0, damping_s=0.0, lonely_s=12.0
+)
+"""Leases are renewed so often; a node that was away counts as soon as it says so."""
 
 
 class View(Struct, frozen=True):

@@ -195,11 +195,11 @@ DNS = EndpointPort(name="dns", port=5353, protocol="UDP")
 def test_nodes_with_endpoints_of_any_port_in_the_family() -> None:
     slices = (
         slice_of(HTTP, ("10.0.0.1", "node1", READY), ("10.0.0.2", "node2", PAUSED)),
-        slice_of(DNS, ("10.0.0.3", "node3", LEAVING), ("10.0.0.9", "stranger", READY)),
+        slice_of(DNS, ("10.0.0.3", "node3", LEAVING), ("10.0.0.9", "", READY)),
         slice_of(HTTP, ("fd00::1", "node4", READY), family="IPv6"),
     )
     local = service(external_traffic_policy="Local")
     for family, expected in ((socket.AF_INET, {"node1", "node3"}), (socket.AF_INET6, {"node4"})):
-        assert nodes_with_endpoints(local, slices, family, FIVE) == frozenset(expected)
-    assert nodes_with_endpoints(local, (), socket.AF_INET, FIVE) == frozenset()
-    assert nodes_with_endpoints(service(), slices, socket.AF_INET, FIVE) is None
+        assert nodes_with_endpoints(local, slices, family) == frozenset(expected)
+    assert nodes_with_endpoints(local, (), socket.AF_INET) == frozenset()
+    assert nodes_with_endpoints(service(), slices, socket.AF_INET) is None

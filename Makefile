@@ -35,6 +35,7 @@ test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
 bench: setup ## Measured ratios, each table within one run
 	@$(TIMED) "informer cache" $(BIN)/python tests/bench/bench_cache.py
 	@$(TIMED) "service proxy" $(BIN)/python tests/bench/bench_proxy.py
+	@$(TIMED) "addresses" $(BIN)/python tests/bench/bench_loadbalancer.py
 	@$(TIMED) "firewall" $(if $(filter 0,$(shell id -u)),,sudo )$(BIN)/python tests/bench/bench_firewall.py
 	@$(TIMED) "routes" $(if $(filter 0,$(shell id -u)),,sudo )$(BIN)/python tests/bench/bench_routing.py
 	@$(TIMED) "IPVS" .ci/in-kernel $(BIN)/python tests/bench/bench_ipvs.py

@@ -197,8 +197,8 @@ class Allocation:
     def _look_at_all(self) -> None:
         """Every Service is looked at again. Raises ApiError."""
         before = frozenset(self._known.keys())
-        if is_older(self._reached(), self._known.listed):
-            # So long after the list: most likely etcd was restored, and counts from before again.
+        if is_older(self._reached(), self._known.latest):
+            # The cache lags, or etcd was restored and counts from before again: a list knows.
             self._listed()
         found = {each.metadata.key for each in self._cache.list(Service)}
         for key in sorted(before | self._known.keys() | found, key=self._age):

@@ -18,8 +18,9 @@ class KnownServices:
     def __init__(self) -> None:
         self._newest: dict[str, Service] = {}
         self._gone: dict[str, str] = {}  # the last version of Services that a write did not find
-        self.listed = ""
-        """The version of the whole list that all this is based on."""
+        self._listed = ""
+        self.latest = ""
+        """The newest version of all that was listed, written and seen."""
 
     def __contains__(self, key: str) -> bool:
         return key in self._newest
@@ -34,14 +35,13 @@ class KnownServices:
         """All Services as the API server has them at this moment."""
         self._newest = {each.metadata.key: each for each in services}
         self._gone.clear()
-        self.listed = revision
+        self._listed = self.latest = revision
 
     def put(self, service: Service) -> None:
         """A Service as the API server has just answered."""
         known = self._newest.get(service.metadata.key)
         if known is None or not is_older(_version(service), _version(known)):
-            self._newest[service.metadata.key] = service
-            self._gone.pop(service.metadata.key, None)
+            self._keep(service)
 
     def drop(self, key: str) -> None:
         """The API server has just said that there is no such Service."""
@@ -52,18 +52,23 @@ class KnownServices:
         """What counts, now that the cache has this; ``reached`` is how far the cache has come."""
         known = self._newest.get(key)
         if cached is not None:
-            floor = _version(known) if known is not None else self._gone.get(key, self.listed)
+            floor = _version(known) if known is not None else self._gone.get(key, self._listed)
             is_late = is_older if known is not None else is_not_newer
             if is_late(_version(cached), floor):
                 return known
-            self._newest[key] = cached
-            self._gone.pop(key, None)
+            self._keep(cached)
             return cached
         if known is not None and is_older(reached, _version(known)):
             return known
         self._newest.pop(key, None)
         self._gone.pop(key, None)
         return None
+
+    def _keep(self, service: Service) -> None:
+        self._newest[service.metadata.key] = service
+        self._gone.pop(service.metadata.key, None)
+        if not is_older(_version(service), self.latest):
+            self.latest = _version(service)
 
 
 def _version(service: Service) -> str:

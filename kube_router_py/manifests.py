@@ -11,9 +11,11 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from kube_router_py.address_pool_config import CONFIG_MAP
 from kube_router_py.cluster.decode import Item, ObjectDecoder
 from kube_router_py.cluster.defaults import with_defaults
 from kube_router_py.cluster.objects import (
+    ConfigMap,
     EndpointSlice,
     Namespace,
     NetworkPolicy,
@@ -32,9 +34,12 @@ _KINDS: dict[tuple[str, str], type] = {
     ("v1", "Node"): Node,
     ("v1", "Namespace"): Namespace,
     ("v1", "Pod"): Pod,
+    ("v1", "ConfigMap"): ConfigMap,
     ("discovery.k8s.io/v1", "EndpointSlice"): EndpointSlice,
     ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicy,
 }
+# Of a kind that anything is kept in, only the one that the agent reads.
+_NAMES: dict[type, str] = {ConfigMap: CONFIG_MAP}
 _CLUSTER_SCOPED = frozenset({"Node", "Namespace"})
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -113,6 +118,9 @@ class Manifests:
         self, struct: type, document: dict[str, Any], where: str, primary_family: str
     ) -> None:
         metadata = document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        if name != _NAMES.get(struct, name):
+            return
         if (
             struct.__name__ not in _CLUSTER_SCOPED
             and isinstance(metadata, dict)

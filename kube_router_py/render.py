@@ -44,9 +44,11 @@ from kube_router_py.proxy.settings import (
 from kube_router_py.render_bgp import NOTHING_GIVEN, Given
 from kube_router_py.render_dsr import DirectServers, with_direct_return
 from kube_router_py.render_firewall import render_firewall, text_of_firewall
+from kube_router_py.render_pools import with_pools
 from kube_router_py.render_routing import render_routing, routing_notes, text_of_routing
 from kube_router_py.routing.model import Address
 from kube_router_py.routing.settings import routing_settings
+from kube_router_py.routing.settings import with_pools as with_pool_terms
 from kube_router_py.services import FAMILY_NAMES, cluster_ips, is_proxied, service_key_of
 
 _FLAG_NAMES = {
@@ -127,7 +129,8 @@ def render(
 ) -> dict[str, Any]:
     """The whole document, ready for JSON."""
     document: dict[str, Any] = {}
-    problems = set(manifests.problems)
+    options, pools, wrong_pools = with_pools(manifests, options, given.namespace)
+    problems = {*manifests.problems, *wrong_pools}
     served: frozenset[Address] | None = None
     if options.run_service_proxy:
         desired, direct, more = _compile(manifests, node_name, proxy_options(options))
@@ -147,7 +150,9 @@ def render(
         document |= found
         problems |= wrong
     if options.run_router:
-        settings = routing_settings(options)
+        own = manifests.get(Node, node_name)
+        labels = (own.metadata.labels if own is not None else None) or {}
+        settings = with_pool_terms(routing_settings(options), pools, labels)
         found, wrong = render_routing(manifests, node_name, settings, given, served)
         document |= found
         problems |= wrong

@@ -253,3 +253,51 @@ def test_that_links_are_not_looked_at_is_noted_on_stderr(
     _, _, errors = run(capsys, "-", stdin=json.dumps(SERVICE), flags=(flag,))
     assert "addresses that the Node lists" in errors
     assert "addresses that the Node lists" not in run(capsys, "-", stdin=json.dumps(SERVICE))[2]
+
+
+POOLS = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kube-router-address-pools, namespace: kube-system}
+data: {pools: "- {name: a, addresses: [203.0.113.0/28]}"}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "namespace", "is_served"),
+    [
+        (POOLS, ("--run-loadbalancer",), "kube-system", True),
+        (POOLS, (), "kube-system", False),  # nobody follows it
+        (POOLS, ("--run-loadbalancer",), "elsewhere", False),
+        (
+            POOLS.replace("203.0.113.0/28", "nonsense"),
+            ("--run-loadbalancer",),
+            "kube-system",
+            False,
+        ),
+        (POOLS.replace("pools:", "pool:"), ("--run-loadbalancer",), "kube-system", False),
+    ],
+)
+def test_pools_are_those_of_the_agents_own_config_map(
+    config: str,
+    flags: tuple[str, ...],
+    namespace: str,
+    is_served: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = Given(namespace=namespace)
+    # Without a range kube-router's allocator does not run.
+    everything = ("--loadbalancer-ip-range=198.51.100.0/24", *flags)
+    _, text, _ = run(capsys, "-", flags=everything, stdin=config, given=where)
+    document = json.loads(text)
+    assert ("203.0.113.1" in {each["address"] for each in document["virtual_servers"]}) is is_served
+    assert ("is refused" in str(document["problems"])) is not is_served
+    # What is wrong with the ConfigMap itself is told, too.
+    is_wrong = config != POOLS
+    assert ("ConfigMap kube-system/kube-router-address-pools" in text) is is_wrong

@@ -24,7 +24,13 @@ from functools import partial
 from types import FrameType
 
 import kube_router_py
-from kube_router_py.adapters import check_capabilities, firewall_opener, opener, routing_opener
+from kube_router_py.adapters import (
+    check_capabilities,
+    firewall_opener,
+    opener,
+    responder_opener,
+    routing_opener,
+)
 from kube_router_py.agent_parts import AgentParts
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.client import Client, connect
@@ -33,6 +39,7 @@ from kube_router_py.errors import ConfigurationError
 from kube_router_py.kernel.agent_lock import AgentLock
 from kube_router_py.kernel.modules import FIREWALL, PROXY, advice, missing_modules
 from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.layer2_part import OpenResponder
 from kube_router_py.loop import Turn
 from kube_router_py.observe import log
 from kube_router_py.observe.health import Health
@@ -104,6 +111,7 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
         takeover=takeover,
         firewall_ports=firewall_opener(options),
         routing_ports=routing_opener(options),
+        open_responder=responder_opener(options),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.on_signal)
@@ -150,6 +158,7 @@ class Agent:
         takeover: Takeover | None = None,
         firewall_ports: Callable[[], HostPorts] | None = None,
         routing_ports: OpenRouting | None = None,
+        open_responder: OpenResponder | None = None,
     ) -> None:
         self._options = options
         self._environ = environ
@@ -165,7 +174,8 @@ class Agent:
         self._observers: list[Callable[[Turn], None]] = []
         self._parts = AgentParts(
             *(options, self.client, self.node, environ, ports, takeover),
-            *(firewall_ports or ports, routing_ports, self._on_turn, self._on_dead),
+            *(firewall_ports or ports, routing_ports, open_responder),
+            *(self._on_turn, self._on_dead),
         )
         self.cache, self.proxy = self._parts.cache, self._parts.proxy
         self.routing = self._parts.routing

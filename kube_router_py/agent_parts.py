@@ -14,6 +14,7 @@ from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
 from kube_router_py.firewall_part import FirewallPart
 from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.layer2_part import Layer2Part, OpenResponder
 from kube_router_py.loop import Turn
 from kube_router_py.options import Options
 from kube_router_py.part import Part, numbers
@@ -23,7 +24,7 @@ from kube_router_py.problem import Problem
 from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
 from kube_router_py.proxy_part import ProxyPart
 from kube_router_py.routing_part import OpenRouting, RoutingPart
-from kube_router_py.served import Served
+from kube_router_py.served import Served, ServedToAll
 from kube_router_py.takeover import Takeover
 
 _STOP_S = 5.0
@@ -33,9 +34,9 @@ class AgentParts:
     """Makes the parts; ``all`` has them in the order in which they are started and stopped.
 
     ``ports`` opens the host's adapters for each part (``firewall_ports`` those of the firewall,
-    which needs less; ``routing_ports`` those of the route controller, which does not run without);
-    without ``takeover`` nobody was here before, this agent included. ``namespace`` is the agent's
-    own.
+    which needs less; ``routing_ports`` those of the route controller, which does not run without;
+    ``open_responder`` that of ARP and NDP, without which nobody answers). Without ``takeover``
+    nobody was here before, this agent included.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class AgentParts:
         takeover: Takeover | None,
         firewall_ports: Callable[[], HostPorts],
         routing_ports: OpenRouting | None,
+        open_responder: OpenResponder | None,
         on_turn: Callable[[Turn], None],
         on_dead: Callable[[str, str], None],
     ) -> None:
@@ -56,12 +58,15 @@ class AgentParts:
         self.proxy: ProxyPart | None = None
         self.routing: RoutingPart | None = None
         self.allocation: AllocationPart | None = None
+        self.layer2: Layer2Part | None = None
         self.all: list[Part] = []
 
         def changed(is_own: Callable[[str], bool]) -> Callable[[str], None]:
             return BackendChange(is_own).settled if takeover else lambda variant: None
 
-        served = Served()
+        # The route controller reads the one, the announcer by ARP and NDP the other.
+        served, served_here = Served(), Served(sending_s=0.0)
+        readers: list[Served] = []
         namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
         # The pools that Services get addresses of, for all parts; None: nobody gives any.
         self.book: PoolBook | None = None
@@ -69,10 +74,14 @@ class AgentParts:
         if options.run_loadbalancer:
             self.book = PoolBook(pool_settings(options, namespace))
             self._pool_source = PoolSource(self.book, client, node)
+        if options.run_router and routing_ports is not None:
+            readers.append(served)
+        if self.book is not None and open_responder is not None:
+            readers.append(served_here)
         if options.run_service_proxy:
             self.proxy = ProxyPart(
                 *(options, self.cache, client, node, namespace, ports, takeover),
-                *(on_turn, on_dead, changed(is_proxy_chain), served, self.book),
+                *(on_turn, on_dead, changed(is_proxy_chain), ServedToAll(readers), self.book),
             )
             self.all.append(self.proxy)
         if options.run_firewall:
@@ -95,6 +104,12 @@ class AgentParts:
                 *(on_turn, on_dead),
             )
             self.all.append(self.allocation)
+            if open_responder is not None:
+                self.layer2 = Layer2Part(
+                    *(options, self.cache, client, node, namespace, self.book),
+                    *(served_here if self.proxy else None, open_responder, on_turn, on_dead),
+                )
+                self.all.append(self.layer2)
         # In the order of the first part that needs them.
         self.kinds = tuple(dict.fromkeys(kind for part in self.all for kind in part.kinds))
 
@@ -149,7 +164,12 @@ class AgentParts:
 
     def status(self) -> dict[str, Any]:
         """What the parts say of their work, for the page /status."""
-        return {"load_balancer": self.allocation.status()} if self.allocation else {}
+        found: dict[str, Any] = {}
+        if self.allocation:
+            found["load_balancer"] = self.allocation.status()
+        if self.layer2:
+            found["layer2"] = self.layer2.status()
+        return found
 
     def problems(self) -> Sequence[Problem]:
         """What is wrong with the address pools."""
@@ -171,6 +191,7 @@ def _kinds(options: Options) -> tuple[type, ...]:
         (options.run_firewall, FirewallPart),
         (options.run_router, RoutingPart),
         (options.run_loadbalancer, AllocationPart),
+        (options.run_loadbalancer, Layer2Part),
     ):
         if is_on:
             found.update(dict.fromkeys((*part.kinds, *part.reads)))

@@ -18,7 +18,9 @@ from kube_router_py.problem import Problem
 Place = Address | tuple[str, int]
 """Where a Service waits for room: an address, or a pool in one family."""
 
-_NOT_FOR_IT = "which is not for this Service (serviceAllocation)"
+_NOT_FOR_IT = (
+    "which is not for this Service (see its namespaces, namespaceSelector, serviceSelector)"
+)
 _OF_VERSION: dict[int, type[Address]] = {4: IPv4Address, 6: IPv6Address}
 # How many addresses that might be shared are tried before a free one is taken.
 _SHARED_TRIES = 32

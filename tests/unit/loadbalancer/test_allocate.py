@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,12 @@ from kube_router_py.address_pools import Address, AddressPools, AddressRange, Po
 from kube_router_py.cluster.selectors import Requirement, Selector
 from kube_router_py.loadbalancer.allocate import Allocator
 from kube_router_py.loadbalancer.decisions import Decision, Occupancy, Reason, Told
-from kube_router_py.loadbalancer.requests import Request
+from kube_router_py.loadbalancer.requests import (
+    ADDRESS_ANNOTATIONS,
+    POOL_ANNOTATIONS,
+    SHARE_ANNOTATIONS,
+    Request,
+)
 from kube_router_py.problem import Problem
 
 
@@ -43,6 +49,9 @@ def _texts(decision: Decision) -> list[str]:
 
 def _reasons(decision: Decision) -> list[Reason]:
     return [each.reason for each in decision.wrong]
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "load-balancer.md").read_text()
 
 
 class World:
@@ -229,6 +238,18 @@ def test_a_refusal_names_its_reason_and_harms_nobody(asked: dict[str, Any], reas
         assert (_texts(decision), decision.must_write) == (["10.0.0.2"], False)
         assert _reasons(decision) == [reason]
         assert "keeps 10.0.0.2" in decision.wrong[0].problem.reason
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_event_is_explained(reason: Reason) -> None:
+    assert f"\n| `{reason}` | " in PAGE
+
+
+@pytest.mark.parametrize(
+    "name", [*POOL_ANNOTATIONS[:2], *ADDRESS_ANNOTATIONS[:2], *SHARE_ANNOTATIONS[:2]]
+)
+def test_every_annotation_is_explained(name: str) -> None:
+    assert f"`{name}`" in PAGE
 
 
 def test_what_cannot_be_read_keeps_its_address() -> None:

@@ -324,11 +324,12 @@ class Announcer:
 
     def _responder_numbers(self) -> dict[str, float]:
         responder = self._responder
-        return (
-            {}
-            if responder is None
-            else {f"layer2_{name}": value for name, value in responder.numbers().items()}
-        )
+        if responder is None:
+            return {}
+        return {
+            f"layer2_{name}{'' if name == 'links' else '_total'}": value
+            for name, value in responder.numbers().items()
+        }
 
     def status(self) -> dict[str, Any]:
         """Who has which address, and why nobody has; JSON."""

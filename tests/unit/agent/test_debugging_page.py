@@ -4,19 +4,27 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from kube_router_py.address_pool_config import pool_settings
+from kube_router_py.allocation_part import AllocationPart
 from kube_router_py.cluster.cache import Cache
-from kube_router_py.cluster.objects import Node, Service
+from kube_router_py.cluster.objects import EndpointSlice, Namespace, Node, Service
 from kube_router_py.firewall.controller import KINDS, Firewall
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.ipvs_decode import Traffic
+from kube_router_py.kernel.neighbor_ports import NUMBERS
 from kube_router_py.kernel.ports_frr import BfdState, SessionState, Summary
+from kube_router_py.layer2_part import Layer2Part
+from kube_router_py.loadbalancer.decisions import Occupancy
 from kube_router_py.loop import Loop
 from kube_router_py.loop_model import Controller, Outcome, Turn
 from kube_router_py.observe.bgp import BgpPage
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.metrics import Metrics
 from kube_router_py.observe.traffic import LABELS, TrafficPage
+from kube_router_py.options import parse
+from kube_router_py.pool_book import PoolBook
 from kube_router_py.proxy.model import VirtualServerKey
 from kube_router_py.proxy.settings import ProxyOptions
 from kube_router_py.proxy.sysctls import sysctls
@@ -80,7 +88,22 @@ def test_every_field_of_readyz_is_explained(parts):
     assert fields - explained == set()
 
 
-def test_every_metric_is_explained_and_exists(parts):
+@pytest.fixture
+def balancer():
+    """The parts that allocate addresses (as if this agent led) and that announce them."""
+    options = parse(["--run-loadbalancer", "--loadbalancer-ip-range=192.0.2.0/24"], {})
+    cache = Cache((Service, Namespace, Node, EndpointSlice))
+    book = PoolBook(pool_settings(options, "kube-system"))
+    rest = (book, fail, fail)
+    allocation = AllocationPart(options, cache, None, "node1", "kube-system", "", *rest)
+    layer2 = Layer2Part(options, cache, None, "node1", "kube-system", book, None, *(fail,) * 3)
+    allocation.controller.report = structs.replace(
+        allocation.controller.report, occupancy=(Occupancy("default", 4, 256, 1, 255),)
+    )
+    return allocation, layer2
+
+
+def test_every_metric_is_explained_and_exists(parts, balancer):
     cache, loops = parts
     metrics = Metrics(
         version="1",
@@ -95,10 +118,14 @@ def test_every_metric_is_explained_and_exists(parts):
                 *(cache, RoutingSettings(), "node1", fail, fail),
                 PasswordSources(RoutingSettings(), "node1"),
             ).numbers,
+            **balancer[0].numbers(),
+            **balancer[1].numbers(),
+            **{f"layer2_{each}_total": 0 for each in NUMBERS if each != "links"},
+            "layer2_links": 0,
         },
         writes=lambda: {"ipvs": 0},
         traffic=TrafficPage(OneServer, lambda key: ("default/web", key)).text,
-        more=BgpPage(lambda: ONE_SESSION, lambda: None).text,
+        more=lambda: BgpPage(lambda: ONE_SESSION, lambda: None).text() + balancer[0].page(),
     )
     metrics.on_turn(Turn("service-proxy", 1.0, False, 1, 0))
     page = metrics.page().body.decode()

@@ -6,6 +6,7 @@ is to give.
 """
 
 import ipaddress
+from bisect import bisect_right
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -83,30 +84,60 @@ class Pool(Struct, frozen=True):
 
 
 class AddressPools(Struct, frozen=True):
-    """All pools; no two have an address in common. In the order of priority, then of names."""
+    """All pools; no two have an address in common. In the order of priority, then of names.
+
+    ``retired``: sorted, apart from each other and from all pools, the ranges that were in pools
+    before an edit took them away. Nobody gets an address of them, but who has one goes on to be
+    served at it: nothing names such an address but the status of a Service, which users may not
+    write, so that nobody can draw traffic by them.
+    """
 
     pools: tuple[Pool, ...] = ()
+    retired: tuple[AddressRange, ...] = ()
 
     def of(self, packed: bytes) -> Pool | None:
         """The pool that has an address (packed)."""
         address = ipaddress.ip_address(packed)
         return next((each for each in self.pools if each.has(address)), None)
 
+    def is_retired(self, address: Address) -> bool:
+        """Whether an address was taken out of the pools."""
+        place = _place(address)
+        index = bisect_right(self.retired, place, key=lambda each: _place(each.first))
+        return index > 0 and self.retired[index - 1].has(address)
+
+    @property
+    def ranges(self) -> tuple[AddressRange, ...]:
+        """Those of all pools."""
+        return tuple(each for pool in self.pools for each in pool.ranges)
+
     def networks(self) -> tuple[Network, ...]:
-        """All addresses as networks."""
-        return tuple(
-            network
-            for pool in self.pools
-            for each in pool.ranges
-            for network in ipaddress.summarize_address_range(each.first, each.last)
-        )
+        """All addresses of pools as networks."""
+        return _networks(self.ranges)
+
+    def retired_networks(self) -> tuple[Network, ...]:
+        """All that is retired as networks."""
+        return _networks(self.retired)
 
 
 def load_balancer_ranges(flags: Iterable[Network], pools: AddressPools) -> tuple[Network, ...]:
     """Where the addresses of load balancers may be: the networks that flags name, and those of all
-    pools that lie in none of them."""
+    pools that lie in none of them, also what was taken out of pools."""
     given = tuple(dict.fromkeys(flags))
-    return (*given, *(each for each in pools.networks() if not _is_in_any(each, given)))
+    pooled = (*pools.networks(), *pools.retired_networks())
+    return (*given, *(each for each in pooled if not _is_in_any(each, given)))
+
+
+def _networks(ranges: Iterable[AddressRange]) -> tuple[Network, ...]:
+    return tuple(
+        network
+        for each in ranges
+        for network in ipaddress.summarize_address_range(each.first, each.last)
+    )
+
+
+def _place(address: Address) -> tuple[int, int]:
+    return address.version, int(address)
 
 
 def _is_in_any(network: Network, others: Iterable[Network]) -> bool:

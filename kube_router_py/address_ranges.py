@@ -122,3 +122,38 @@ def _without(part: AddressRange, hole: AddressRange) -> Iterator[AddressRange]:
         yield AddressRange(part.first, kind(int(hole.first) - 1))
     if int(part.last) > int(hole.last):
         yield AddressRange(kind(int(hole.last) + 1), part.last)
+
+
+def remaining(
+    ranges: Iterable[AddressRange], taken: Iterable[AddressRange] = ()
+) -> tuple[AddressRange, ...]:
+    """What of these ranges is in none of those taken: sorted, disjoint, as few as can be."""
+    ranges, taken = tuple(ranges), tuple(taken)
+    found: list[AddressRange] = []
+    for version, kind in ((4, IPv4Address), (6, IPv6Address)):
+        holes, begin = _merged(taken, version), 0
+        for first, last in _merged(ranges, version):
+            while begin < len(holes) and holes[begin][1] < first:
+                begin += 1
+            index = begin
+            while index < len(holes) and (low := holes[index][0]) <= last:
+                if first < low:
+                    found.append(AddressRange(kind(first), kind(low - 1)))
+                first = holes[index][1] + 1
+                index += 1
+            if first <= last:
+                found.append(AddressRange(kind(first), kind(last)))
+    return tuple(found)
+
+
+def _merged(ranges: Iterable[AddressRange], version: int) -> list[tuple[int, int]]:
+    """Those of one family, in order and without neighbors, as numbers."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(
+        (int(each.first), int(each.last)) for each in ranges if each.version == version
+    ):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(last, merged[-1][1])
+        else:
+            merged.append((first, last))
+    return merged

@@ -18,7 +18,7 @@ from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe.event_writer import EventWriter, Tiding
 from kube_router_py.options import Options
 from kube_router_py.pool_book import PoolBook
-from kube_router_py.pool_source import ACCEPTED_ANNOTATION
+from kube_router_py.pool_source import ACCEPTED_ANNOTATION, KEPT_ANNOTATION
 from kube_router_py.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class AllocationPart:
         self.election = Election(
             client, namespace, identity, lambda: self.loop.mark((LEADER,)), timing=timing
         )
-        self._book = book
+        self._book, self._on_turn = book, on_turn
         self._events = EventWriter(cache, client, node, room=_EVENTS_ROOM)
         self._writer = StatusWriter(
             client,
@@ -83,7 +83,7 @@ class AllocationPart:
             min_interval_s=_MIN_INTERVAL_S,
             resync_interval_s=options.loadbalancer_sync_period,
             retry_max_s=_RETRY_MAX_S,
-            on_turn=on_turn,
+            on_turn=self._after_turn,
             on_dead=on_dead,
         )
         self.controller.subscribe(cache, self.loop)
@@ -91,9 +91,17 @@ class AllocationPart:
 
     def _follow_book(self) -> None:
         """In the thread of whoever changed the pools."""
-        if self._book.accepted_text is not None:
-            self.election.annotate(ACCEPTED_ANNOTATION, self._book.accepted_text)
         self.loop.mark((POOLS,))
+
+    def _after_turn(self, turn: Turn) -> None:
+        """Leave what agents that start have to know: first what Services keep, and then the pools
+        that no longer have it."""
+        report, accepted = self.controller.report, self._book.accepted_text
+        if report.term and self._book.knows_past and report.pools is self._book.pools:
+            self.election.annotate(KEPT_ANNOTATION, report.kept, report.term)
+            if accepted is not None:
+                self.election.annotate(ACCEPTED_ANNOTATION, accepted, report.term)
+        self._on_turn(turn)
 
     def _tell(self, key: str, reason: str, problem: Problem, *, is_good: bool = False) -> None:
         kind = "Normal" if is_good else "Warning"
@@ -101,7 +109,6 @@ class AllocationPart:
 
     def start(self) -> None:
         """Begin to campaign."""
-        self._follow_book()
         self.election.start()
 
     def before_loops_stop(self) -> None:

@@ -4,13 +4,24 @@ import logging
 import threading
 from collections.abc import Callable
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from kube_router_py.address_pool_config import PoolSettings, compile_pools
-from kube_router_py.address_pools import AddressPools
+from kube_router_py.address_pool_config import PoolSettings, compile_pools, parse_config
+from kube_router_py.address_pools import AddressPools, AddressRange
+from kube_router_py.address_ranges import remaining
+from kube_router_py.kept_addresses import parse_kept
 from kube_router_py.problem import Problem
 
 _log = logging.getLogger(__name__)
+
+
+class Past(Struct, frozen=True):
+    """What the allocator's Lease says of the time before the agent started: the text of the
+    ConfigMap that was ``accepted`` last, and the addresses that Services ``kept`` (see
+    ``kept_addresses``)."""
+
+    accepted: str | None = None
+    kept: str = ""
 
 
 class _Page(Struct, frozen=True):
@@ -21,12 +32,15 @@ class _Page(Struct, frozen=True):
     problems: tuple[Problem, ...]
     unreadable: tuple[Problem, ...] = ()
     is_known: bool = True
+    knows_past: bool = False
 
 
 class PoolBook:
     """Holds the pools; for any thread.
 
-    Before anything is known of the ConfigMap the pools are those of the flags. Subscribers are
+    Before anything is known of the ConfigMap the pools are those of the flags. What an edit takes
+    away from the pools is retired (see ``AddressPools``) until the agent ends: Services have it
+    still. What they had when it started, ``put_past`` says. Subscribers are
     called in the thread of whoever changes something, under no lock of the book's, and find there
     what is new: when it becomes known, and whenever pools, Problems or the accepted text are others
     than before.
@@ -41,8 +55,13 @@ class PoolBook:
 
     @property
     def pools(self) -> AddressPools:
-        """The pools to use."""
+        """The pools to use, and what was taken away from them."""
         return self._page.pools
+
+    @property
+    def knows_past(self) -> bool:
+        """Whether it is known what was retired before the agent started."""
+        return self._page.knows_past
 
     @property
     def is_known(self) -> bool:
@@ -80,8 +99,11 @@ class PoolBook:
             before = self._page
             last_good = last_good if before.accepted is None else before.accepted
             compiled = compile_pools(self.settings, text, last_good, mistakes)
-            self._page = _Page(compiled.pools, compiled.accepted, compiled.problems)
-            is_news = self._page != before
+            pools = _retire(compiled.pools, before.pools.ranges, before.pools.retired)
+            page = _Page(pools, compiled.accepted, compiled.problems, knows_past=before.knows_past)
+            is_news = page != before
+            if is_news:
+                self._page = page
         if is_news:
             self._tell()
 
@@ -89,7 +111,20 @@ class PoolBook:
         """The ConfigMap cannot be read, for this reason: what holds goes on to hold."""
         with self._changing:
             before = self._page
-            self._page = _Page(before.pools, before.accepted, before.problems, (problem,))
+            self._page = structs.replace(before, unreadable=(problem,), is_known=True)
+            is_news = self._page != before
+        if is_news:
+            self._tell()
+
+    def put_past(self, past: Past) -> None:
+        """What went while no agent ran here is retired, as if this one had seen it go. To be told
+        before the ConfigMap, or an address may not be served for a while."""
+        there = parse_config(past.accepted or "", self.settings).pools
+        gone = AddressPools(there).ranges + parse_kept(past.kept, self.settings.cluster_ranges)
+        with self._changing:
+            before = self._page
+            pools = _retire(before.pools, gone, before.pools.retired)
+            self._page = structs.replace(before, pools=pools, knows_past=True)
             is_news = self._page != before
         if is_news:
             self._tell()
@@ -102,3 +137,10 @@ class PoolBook:
                 notify()
             except Exception:  # noqa: BLE001 - one subscriber's bug must not keep others ignorant
                 _log.exception("a subscriber of the address pools failed")
+
+
+def _retire(
+    pools: AddressPools, gone: tuple[AddressRange, ...], retired: tuple[AddressRange, ...]
+) -> AddressPools:
+    """The pools after these ranges were there; what is in one is in use again."""
+    return structs.replace(pools, retired=remaining((*gone, *retired), pools.ranges))

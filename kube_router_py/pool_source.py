@@ -13,7 +13,7 @@ from kube_router_py.cluster.objects import ConfigMap, Lease
 from kube_router_py.cluster.reflector import Reflector, Timing
 from kube_router_py.errors import ApiError
 from kube_router_py.observe.event_writer import EventWriter, Tiding
-from kube_router_py.pool_book import PoolBook
+from kube_router_py.pool_book import Past, PoolBook
 from kube_router_py.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -21,13 +21,17 @@ _log = logging.getLogger(__name__)
 ACCEPTED_LEASE = "kube-router-lballoc"
 ACCEPTED_ANNOTATION = "kube-router.io/accepted-pools"
 """Of that Lease: the text of the ConfigMap that was accepted last, for agents that start."""
+KEPT_ANNOTATION = "kube-router.io/kept-addresses"
+"""Of that Lease: what Services have though it was taken out of the pools (``kept_addresses``)."""
 
 REASON = "BadAddressPools"
 _PATIENCE_S = 30.0
 _DISCONNECTED = "disconnected"  # among the reasons of a reflector
 _POLL_S = 0.2
 _PAUSE_S = 1.0
-_ASK_S = 10.0
+_ASK_S = 5.0
+# So long the ConfigMap, without a mistake in it, waits to be heard of from the Lease.
+_PAST_PATIENCE_S = 5.0
 # Every node finds the same mistakes, and asks the API server to take each.
 _MOST_EVENTS = 10
 _EVENT_SPACING_S = 1.0
@@ -58,7 +62,8 @@ class PoolSource:
         self._key = f"{self._namespace}/{CONFIG_MAP}"
         self._patience_s, self._clock = patience_s, clock
         self._refused_at: float | None = None
-        self._has_asked = False
+        self._past: Past | None = None
+        self._has_waited = False
         self.cache = Cache((ConfigMap,))
         self._reflector = Reflector(
             client,
@@ -109,7 +114,8 @@ class PoolSource:
         if self.cache.wait_synced(None, _POLL_S):
             self._changed.clear()  # first: what changes while it is read is read again
             self._read()
-            self._changed.wait()
+            while not self._changed.wait(_PAUSE_S if self._past is None else None):
+                self._learn_past(0.0)
         elif not self._book.is_known:
             self._lose_patience()
 
@@ -123,6 +129,7 @@ class PoolSource:
             remedy = "until it can be read, only --loadbalancer-ip-range counts"
             problem = Problem(self._book.settings.subject, "", f"{stats.failing}; {remedy}")
             _log.warning("address pools: %s", problem)
+            self._learn_past(0.0)
             self._book.put_unreadable(problem)
 
     def _read(self) -> None:
@@ -135,10 +142,11 @@ class PoolSource:
                 reason = f"it has no entry {KEY!r}; write one, empty where there are no pools"
                 mistakes = (*mistakes, Problem(subject, "data", reason))
         last_good = None
-        if self._book.accepted_text is None and not self._has_asked:
-            if mistakes or (text is not None and parse_config(text, self._book.settings).problems):
-                last_good = self._kept_text()
-            self._has_asked = True
+        if not self._has_waited:
+            is_bad = mistakes or parse_config(text or "", self._book.settings).problems
+            self._learn_past(self._patience_s if is_bad else _PAST_PATIENCE_S)
+            self._has_waited = True
+            last_good = self._past.accepted if self._past is not None else None
         self._book.put_config(text, last_good, mistakes)
         self._tell()
 
@@ -157,20 +165,25 @@ class PoolSource:
         for problem in (*about[: _MOST_EVENTS - 1], *about[_MOST_EVENTS - 1 :][-1:]):
             self._events.tell(Tiding(ConfigMap, self._key, REASON, problem))
 
-    def _kept_text(self) -> str | None:
-        """What was accepted before this agent started; None where nobody has kept it."""
+    def _learn_past(self, patience_s: float) -> None:
+        """Ask once for what was before this agent started, and for so long if nobody answers."""
         begun = self._clock()
-        while True:
+        while self._past is None:
             try:
-                return self._ask()
+                self._past = self._ask()
             except ApiError as error:
-                is_late = self._clock() - begun >= self._patience_s
                 is_refused = isinstance(error, RefusedError) and error.status == 403
+                if is_refused:
+                    self._past = Past()
+                is_late = self._clock() - begun >= patience_s
                 if is_refused or is_late or self._stopping.wait(_PAUSE_S):
-                    _log.warning("address pools accepted before are not known: %s", error)
-                    return None
+                    if patience_s:
+                        _log.warning("address pools of before are not known: %s", error)
+                    break
+        if self._past is not None and not self._book.knows_past:
+            self._book.put_past(self._past)
 
-    def _ask(self) -> str | None:
+    def _ask(self) -> Past:
         parent, _, plural = RESOURCES[Lease].path.rpartition("/")
         path = f"{parent}/namespaces/{self._namespace}/{plural}"
         # Not by get: one Role lets the agent list the Leases of its namespace anyway.
@@ -178,5 +191,6 @@ class PoolSource:
         body = self._client.list(path, query, timeout_s=_ASK_S)
         for item in ObjectDecoder(Lease).page(body).items:
             if item.object is not None and item.object.metadata.name == ACCEPTED_LEASE:
-                return item.object.metadata.annotation(ACCEPTED_ANNOTATION)
-        return None
+                said = item.object.metadata.annotation
+                return Past(said(ACCEPTED_ANNOTATION), said(KEPT_ANNOTATION) or "")
+        return Past()

@@ -43,7 +43,10 @@ class Tell(Protocol):
 
 
 class Report(Struct, frozen=True):
-    """How the allocation is, for other threads: numbers of Services, and how full the pools are."""
+    """How the allocation is, for other threads: numbers of Services, and how full the pools are.
+
+    ``kept`` names what Services have of what was retired from ``pools`` (``kept_addresses``).
+    """
 
     term: int = 0
     allocated: int = 0
@@ -52,6 +55,8 @@ class Report(Struct, frozen=True):
     conflicts: int = 0
     writing: int = 0
     occupancy: tuple[Occupancy, ...] = ()
+    kept: str = ""
+    pools: AddressPools = AddressPools()
 
 
 Listing = tuple[dict[str, Service], str, frozenset[str]]

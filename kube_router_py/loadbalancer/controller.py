@@ -22,6 +22,7 @@ from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.objects import Namespace, Service
 from kube_router_py.cluster.revision import is_older
 from kube_router_py.errors import ApiError
+from kube_router_py.kept_addresses import KeptAddresses
 from kube_router_py.loadbalancer.allocate import Allocator, Wanted
 from kube_router_py.loadbalancer.allocation_values import (
     LEADER,
@@ -97,6 +98,7 @@ class Allocation:
         self._term = 0
         self._known = KnownServices()
         self._allocator = Allocator(self._pools.pools)
+        self._kept = KeptAddresses()
         self._again: deque[str] = deque()
         self._wrong: dict[str, tuple[Told, ...]] = {}
         self._having: dict[str, Ingress] = {}  # by key, what Services of ours are to list
@@ -158,6 +160,8 @@ class Allocation:
             conflicts=sum(1 for each in told if each.reason in _CONFLICTS),
             writing=len(self._writing),
             occupancy=self._allocator.occupancy() if self._term else (),
+            kept=self._kept.text,
+            pools=self._allocator.pools,
         )
         found = {*problems, *self._pools.problems}
         found.update(self._failing.values(), self._broken.values())
@@ -238,6 +242,7 @@ class Allocation:
                 self._release(service)
             else:
                 self._having.pop(key, None)
+                self._kept.put(key, ())
                 self._written.pop(key, None)
                 self._is_written(key)
         except Exception as error:  # noqa: BLE001 - one Service must not stop the others
@@ -269,6 +274,10 @@ class Allocation:
             self._wrong[key] = decision.wrong
         else:
             self._wrong.pop(key, None)
+        pools = self._allocator.pools
+        self._kept.put(
+            key, (each.address for each in decision.addresses if pools.is_retired(each.address))
+        )
         service = self._known[key]
         wanted = wanted_ingress(service, decision.addresses)
         self._having[key] = wanted
@@ -286,6 +295,7 @@ class Allocation:
         self._written.pop(key, None)
         if service.metadata.deletion_timestamp:
             return  # it is served until the end, and its status goes with it
+        self._kept.put(key, ())
         if service.spec.type == "LoadBalancer":
             left = ingress_without(service, lambda address: str(address) in had)
         else:  # an API server that does not do it itself

@@ -133,7 +133,7 @@ class Election:
         self._changed = threading.Condition()  # guards what follows, up to the thread
         self._renewed: float | None = None
         self._term = 0
-        self._wanted: dict[str, str] = {}
+        self._wanted: dict[str, tuple[str, int | None]] = {}
         self._holder = ""
         self._stopping = self._is_hurried = False
         self._seen: Seen | None = None
@@ -166,16 +166,17 @@ class Election:
                 return False
             return self._clock() + self.timing.request_s < self._renewed + self.timing.lease_s
 
-    def annotate(self, name: str, text: str) -> None:
-        """Have the Lease carry this annotation, whenever this candidate holds it. A text that the
-        API server might refuse, and the renewal with it, is left out."""
+    def annotate(self, name: str, text: str, term: int | None = None) -> None:
+        """Have the Lease carry this annotation, whenever this candidate holds it, or only in this
+        term. Of two the first is never there later than the second. A text that the API server
+        might refuse, and the renewal with it, is left out."""
         if len(text.encode()) > LONGEST_ANNOTATION:
             _log.warning("too long for an annotation of the Lease %s name=%s", LEASE, name)
             return
         with self._changed:
-            if self._wanted.get(name) == text:
+            if self._wanted.get(name) == (text, term):
                 return
-            self._wanted[name] = text
+            self._wanted[name] = text, term
             self._is_hurried = True
             self._changed.notify_all()
 
@@ -314,8 +315,9 @@ class Election:
         with self._changed:
             return {
                 name: text
-                for name, text in self._wanted.items()
+                for name, (text, term) in self._wanted.items()
                 if lease.metadata.annotation(name) != text
+                and (term is None or (term == self._term and self._leads()))
             }
 
     def _now(self) -> str:

@@ -27,9 +27,11 @@ _CUSTOM_FIELD = annotation_field(CUSTOM_ANNOTATION)
 
 
 def service_ranges(settings: RoutingSettings) -> tuple[Network, ...]:
-    """The ranges of Services' addresses: all of them, but pools in many small pieces. The largest
-    ones count then, and what lies in the others is refused address by address."""
-    balanced = settings.load_balancer_ranges
+    """The ranges of Services' addresses: all of them, but pools in many small pieces, and what was
+    taken out of pools. Of the pieces the largest ones count; what lies in other ranges is refused
+    address by address."""
+    retired = frozenset(settings.retired_ranges)
+    balanced = [each for each in settings.load_balancer_ranges if each not in retired]
     few: list[Network] = []
     for version in (4, 6):
         own = [each for each in balanced if each.version == version]

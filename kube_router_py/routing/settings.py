@@ -40,6 +40,8 @@ class RoutingSettings(Struct, frozen=True, kw_only=True):
     cluster_ranges: tuple[Network, ...] = ()
     external_ranges: tuple[Network, ...] = ()
     load_balancer_ranges: tuple[Network, ...] = ()
+    # Those of them that were taken out of pools: somebody else may announce the rest of them.
+    retired_ranges: tuple[Network, ...] = ()
     # How pools have their addresses announced, see ``with_pools``.
     pools: tuple[PoolTerms, ...] = ()
     # Whether the service proxy runs on this node, so that addresses lead somewhere only once it
@@ -169,6 +171,7 @@ def with_pools(
     return structs.replace(
         settings,
         load_balancer_ranges=load_balancer_ranges(settings.load_balancer_ranges, pools),
+        retired_ranges=pools.retired_networks(),
         pools=compile_pool_terms(pools, labels),
     )
 

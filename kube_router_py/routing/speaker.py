@@ -26,6 +26,7 @@ from kube_router_py.routing.drain import Stage, drain_cause, drain_stage
 from kube_router_py.routing.frr_config import render_frr
 from kube_router_py.routing.frr_sections import FrrConfig
 from kube_router_py.routing.frr_sync import FrrSync
+from kube_router_py.routing.imports import service_ranges
 from kube_router_py.routing.model import Address
 from kube_router_py.routing.peers import external_peers, secret_refs
 from kube_router_py.routing.secrets import PasswordSources
@@ -127,7 +128,7 @@ class Speaker:
         if settings == before:
             return frozenset()
         self._settings = settings
-        if settings.load_balancer_ranges != before.load_balancer_ranges:
+        if service_ranges(settings) != service_ranges(before):
             self._around = None
         self._services.follow_settings(settings)
         return load_balanced(self._cache.list(Service))

@@ -93,7 +93,7 @@ class Wire:
         self._desk.send(frame)
         return when
 
-    def answers(self, address: str, deadline_s: float, settle_s: float = 0.5) -> list[Claim]:
+    def answers(self, address: str, deadline_s: float, settle_s: float = 0.2) -> list[Claim]:
         """What comes of asking once: claims until ``settle_s`` after the first, or none in time."""
         asked = self.ask(address)
         end = asked + deadline_s
@@ -142,7 +142,8 @@ class Wire:
                 continue
             frame, place = self._capture.recvfrom(2048)
             when = time.monotonic()
-            if claim := read_claim(frame):
+            # What is for all comes in a second time, at the bridge itself.
+            if place[0] != BRIDGE and (claim := read_claim(frame)):
                 address, mac, kind = claim
                 self.claims.append(Claim(when, place[0], address, mac, kind))
 

@@ -168,8 +168,8 @@ class Options(RoutingOptions):
         kind.SWITCH,
         True,
         PROXY,
-        "Refuse external and load balancer IPs outside --service-external-ip-range and "
-        "--loadbalancer-ip-range.",
+        "Refuse external IPs outside --service-external-ip-range, and load balancer IPs outside "
+        "--loadbalancer-ip-range and address pools.",
     )
     service_tcp_timeout: float = flag(
         kind.whole_seconds(2147483),

@@ -36,9 +36,9 @@ from kube_router_py.loadbalancer.announcer import (
     POOLS,
     RESPONDER,
     Announcer,
-    Layer2Settings,
 )
 from kube_router_py.loadbalancer.heartbeat import Standing
+from kube_router_py.loadbalancer.layer2_ports import Layer2Settings
 from kube_router_py.loadbalancer.peer_values import View
 from kube_router_py.loop import Outcome
 from kube_router_py.served import Served

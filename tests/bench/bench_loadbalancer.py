@@ -2,15 +2,21 @@
 
     python tests/bench/bench_loadbalancer.py [--services N]
 
-From a Service as it comes from the watch to the decision, and from the status that comes back to
-the decision that nothing is to be done; no API server, no network. Every figure comes from a fresh
-process. Only the ratios compare between machines; steps are counted, and the same everywhere.
+First the decisions alone: from a Service as it comes from the watch to the decision, and from the
+status that comes back to the decision that nothing is to be done; no API server, no network. Then
+all that an agent does for it, elected and with every status written, against the lab's API server
+in a process of its own. Every figure comes from a fresh process. Only the ratios compare between
+machines; steps are counted, and the same everywhere.
 """
 
 import argparse
+import asyncio
 import gc
+import logging
 import multiprocessing
 import resource
+import socket
+import tempfile
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -18,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+RBAC = Path(__file__).resolve().parents[2] / "manifests/base/rbac.yaml"
 FEW = 100
 REPEATS = 5
 
@@ -59,7 +66,7 @@ def service(number: int, families: list[str], addresses: list[str]) -> dict[str,
         "spec": {
             "type": "LoadBalancer",
             "ipFamilies": families,
-            "ports": [{"port": 80}, {"port": 443}],
+            "ports": [{"name": "http", "port": 80}, {"name": "https", "port": 443}],
         },
         "status": {"loadBalancer": {"ingress": [{"ip": each} for each in addresses]}},
     }
@@ -152,6 +159,94 @@ def run(layout: str, services: int) -> Any:
     return SimpleNamespace(**best)
 
 
+def serve(services: int, directory: str, ready: Any, stop: Any) -> None:
+    """An API server with as many Services that have no address yet."""
+    import yaml
+
+    from kube_router_py.lab.apiserver.server import ApiServer
+    from kube_router_py.lab.apiserver.store import Store
+
+    async def until_stopped() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        store = Store(("10.96.0.0/16", "fd00:96::/112"))
+        server = ApiServer(store, Path(directory) / "pki", ["127.0.0.1"], port)
+        for document in yaml.safe_load_all(RBAC.read_text()):
+            store.create(f"{document['kind'].lower()}s", document)
+        for number in range(services):
+            made = service(number, ["IPv4"], [])
+            made["metadata"] = {"namespace": "default", "name": made["metadata"]["name"]}
+            # Every Service would have a node port, and there are fewer of them than that.
+            made["spec"]["allocateLoadBalancerNodePorts"] = False
+            store.create("services", {**made, "status": {}})
+        await server.start([listening])
+        token = server.issue_token("kube-system", "kube-router-py")
+        path = Path(directory) / "kubeconfig"
+        server.write_kubeconfig(path, f"https://127.0.0.1:{port}", token)
+        ready.put(str(path))
+        await asyncio.get_running_loop().run_in_executor(None, stop.get)
+
+    asyncio.run(until_stopped())
+
+
+def allocate(services: int, kubeconfig: str, result: Any) -> None:
+    """An agent that does nothing else, until every status is written."""
+    logging.disable(logging.CRITICAL)
+    from kube_router_py.address_pool_config import pool_settings
+    from kube_router_py.allocation_part import AllocationPart
+    from kube_router_py.cluster.cache import Cache
+    from kube_router_py.cluster.client import connect
+    from kube_router_py.cluster.reflector import Reflector
+    from kube_router_py.loadbalancer.controller import KINDS
+    from kube_router_py.options import parse
+    from kube_router_py.pool_book import PoolBook
+
+    options = parse([f"--kubeconfig={kubeconfig}", "--loadbalancer-ip-range=10.0.0.0/16"], {})
+    before = rss_kib()
+    wall, cpu = time.perf_counter(), time.process_time()
+    client, cache = connect(options), Cache(KINDS)
+    book = PoolBook(pool_settings(options, "kube-system"))
+    part = AllocationPart(
+        *(options, cache, client, "node", "kube-system", "agent", book),
+        *(lambda turn: None, lambda loop, reason: None),
+    )
+    reflectors = [Reflector(client, cache, kind) for kind in KINDS]
+    book.put_config(None)
+    for each in (part, *reflectors, part.loop):
+        each.start()
+    end = time.monotonic() + 280
+    while part.numbers()["loadbalancer_status_writes_total"] < services:
+        assert time.monotonic() < end, part.numbers()
+        time.sleep(0.02)
+    found = SimpleNamespace(
+        wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, memory=rss_kib() - before
+    )
+    part.loop.stop(10)
+    for reflector in reflectors:
+        reflector.stop(5)
+    part.stop()
+    result.put(found)
+
+
+def whole(services: int) -> Any:
+    """Wall and CPU seconds, and KiB, of an agent that gives as many Services an address."""
+    context = multiprocessing.get_context("spawn")
+    ready, stop, result = context.Queue(), context.Queue(), context.Queue()
+    with tempfile.TemporaryDirectory() as directory:
+        server = context.Process(target=serve, args=(services, directory, ready, stop))
+        server.start()
+        try:
+            kubeconfig = ready.get(timeout=120)
+            agent = context.Process(target=allocate, args=(services, kubeconfig, result))
+            agent.start()
+            found = result.get(timeout=300)
+            agent.join(60)
+        finally:
+            stop.put(None)
+            server.join(60)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--services", type=int, default=5000)
@@ -173,6 +268,13 @@ def main() -> None:
         print(
             f"{'':34}{1 / much.fill:,.0f} new Services a second; a new leader has read all {many} "
             f"in {much.rebuild:.2f} s"
+        )
+    few, much = whole(FEW), whole(many)
+    print("an agent, from its start until every status is written, the election included")
+    for count, found in ((FEW, few), (many, much)):
+        print(
+            f"  {count:6} Services: {found.wall:6.1f} s, {count / found.wall:6.0f} a second; CPU "
+            f"{found.cpu / count * 1000:.2f} ms each; {found.memory / 1024:.0f} MiB more"
         )
     print(f"{'':46}{'found':>9}{'at most':>8}")
     for layout, ratio, steps in ratios:

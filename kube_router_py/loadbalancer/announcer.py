@@ -110,6 +110,7 @@ class Announcer:
         self._answered: frozenset[bytes] = frozenset()
         self._put: dict[Address, tuple[str, ...]] | None = None
         self._known_candidates: frozenset[str] = frozenset()
+        self._known_alive: frozenset[str] = frozenset()
         self._is_repeat_due = False
         self._repeated_at = self._clock()
         self._broken: dict[Key, Problem] = {}
@@ -241,9 +242,11 @@ class Announcer:
 
     def _repeat(self, responder: Responder, view: View, now: float) -> Iterator[float]:
         """Tell all again where that may be news to somebody; in how many seconds to ask again."""
-        # One that comes back may have told all something else.
-        self._is_repeat_due |= bool(view.candidates - self._known_candidates)
-        self._known_candidates = view.candidates
+        # One that comes back may have told all something else, and hosts on its side of a cut have
+        # not heard what was told meanwhile.
+        returned = (view.alive - view.candidates) - self._known_alive
+        self._is_repeat_due |= bool(returned or view.candidates - self._known_candidates)
+        self._known_candidates, self._known_alive = view.candidates, view.alive
         is_contested, again_s = self._conflicts.answer(now)
         period_s = self._settings.announce_period_s
         if again_s is not None:

@@ -455,6 +455,26 @@ def test_all_is_told_again_when_a_node_comes_back(world: World) -> None:
     assert agent.announced < kept
 
 
+def test_all_is_told_again_when_a_node_is_heard_again_that_was_away(world: World) -> None:
+    agent = world.agents["a"]
+    world.candidates("a", "b")
+    world.turn()
+    agent.living.change(alive=frozenset({"b"}))
+    agent.turn()
+    told = world.segments["eth0"].told
+    told.clear()
+    agent.living.change(alive=frozenset({"b", "c"}))
+    agent.turn()
+    assert {str(each.address) for each in told} == agent.announced
+    told.clear()
+    agent.turn()
+    agent.living.change(alive=frozenset())
+    agent.turn()
+    agent.living.change(alive=frozenset({"b"}))  # it restarts, and counts all the time
+    agent.turn()
+    assert told == []
+
+
 def test_periodic_announcements() -> None:
     world = World(announce_period_s=60.0)
     world.put(service("web", "192.0.2.1"))

@@ -163,7 +163,7 @@ class NeighborResponder:
         if wait_s and not order.done.wait(wait_s):
             raise KernelError(f"the responder for ARP and NDP is busy for more than {wait_s:g} s")
         if wait_s and not order.is_taken_over:
-            raise KernelError("the responder for ARP and NDP has ended")
+            raise KernelError("the responder for ARP and NDP could not take it over")
 
     def _links_changed(self) -> None:
         with self._lock:
@@ -174,7 +174,10 @@ class NeighborResponder:
     def _run(self) -> None:
         try:
             while not self._is_closing:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception:  # noqa: BLE001 - who is dead answers nothing, and tells nobody
+                    self._begin_anew()
         finally:
             self._answering.close()
             with self._lock:
@@ -183,6 +186,14 @@ class NeighborResponder:
                 self._release()
             for order in left:
                 order.done.set()
+
+    def _begin_anew(self) -> None:
+        _log.exception("answering ARP and NDP failed, it begins anew")
+        self._answering.count["failures"] += 1
+        self._answering.close()
+        with self._lock:
+            self._look_at = self._clock()
+        time.sleep(_LOOK_AGAIN_S)  # whatever is wrong may last
 
     def _release(self) -> None:
         self._epoll.close()
@@ -202,7 +213,7 @@ class NeighborResponder:
         self._turned_at = now
         if any(fileno == self._wake for fileno, _ in ready):
             os.eventfd_read(self._wake)
-            self._carry_out()
+        self._carry_out()
         for fileno, _ in ready:
             opened = self._by_fileno.get(fileno)
             if opened is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kube_router_py.adapters import responder_opener
+from kube_router_py.errors import KernelError
 from kube_router_py.kernel.neighbor_answering import OLD_S
 from kube_router_py.kernel.neighbor_ports import Address
 from kube_router_py.kernel.neighbor_responder import ASLEEP_S, REST_S, NeighborResponder
@@ -333,6 +334,24 @@ def test_a_process_that_was_asleep_is_silent_for_a_moment(
         assert responder.numbers()["answers"] == 0
         now[0] += REST_S
         lab.wait_until(lambda: grows("answers", 0.0), "it answered again")
+
+
+def test_what_fails_unexpectedly_is_begun_anew(
+    segment: "RealWorld", lab: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, vip = segment.node("first"), VIPS[0]
+    own = [ipaddress.ip_address("10.0.0.1")]
+    known = [own]
+    with closing(segment.of(node).run(NeighborResponder, node.note, lambda: known[0])) as responder:
+        responder.put({vip: ()})
+        known.clear()
+        with pytest.raises(KernelError, match="could not take it over"):
+            responder.put({vip: (), FREE[4]: ()})
+        lab.wait_until(lambda: responder.links()[vip] == (), "all was closed")
+        known.append(own)
+        lab.wait_until(lambda: responder.links().get(FREE[4]) == ("eth0",), "it was answered")
+        assert responder.links()[vip] == ("eth0",)
+    assert "IndexError" in caplog.text
 
 
 def test_questions_that_have_waited_for_long_are_not_answered(

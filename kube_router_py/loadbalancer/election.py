@@ -239,9 +239,10 @@ class Election:
                 self._write(move)
                 break
             except RefusedError as error:
-                if error.status not in (404, 409):
+                if error.status in (404, 409):
+                    must_look = True  # somebody else was faster
+                elif error.status not in (413, 422) or not self._drop_annotations(error):
                     raise
-                must_look = True  # somebody else was faster
         self._must_look = False
         self._follow()
 
@@ -319,6 +320,17 @@ class Election:
                 if lease.metadata.annotation(name) != text
                 and (term is None or (term == self._term and self._leads()))
             }
+
+    def _drop_annotations(self, error: RefusedError) -> bool:
+        """Go without those that would be written: the API server may have no room for them beside
+        those of others. Whether there are any."""
+        refused = self._annotations()
+        with self._changed:
+            for name in refused:
+                del self._wanted[name]
+        if refused:
+            _log.warning("the Lease %s cannot carry annotations: %s", LEASE, error)
+        return bool(refused)
 
     def _now(self) -> str:
         """Kubernetes' MicroTime."""

@@ -14,7 +14,9 @@ from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.loadbalancer.controller import KINDS
 from kube_router_py.loadbalancer.election import Timing
 from kube_router_py.options import parse
-from kube_router_py.pool_book import PoolBook
+from kube_router_py.pool_book import Past, PoolBook
+
+POOLS = "[{name: more, addresses: [10.30.0.0/24], autoAssign: false}]"
 
 
 def main(kubeconfig: str, name: str) -> None:
@@ -37,7 +39,8 @@ def main(kubeconfig: str, name: str) -> None:
     for reflector in reflectors:
         reflector.start()
     part.loop.start()
-    book.put_config(None)
+    book.put_past(Past())
+    book.put_config(POOLS)
     sys.stdin.read()
     part.before_loops_stop()
     part.loop.stop(10)

@@ -27,7 +27,7 @@ from kube_router_py.options import parse
 
 AGENT = Path(__file__).with_name("allocating_agent.py")
 RBAC = Path(__file__).parents[3] / "manifests/base/rbac.yaml"
-DEADLINE_S = 120.0
+DEADLINE_S = 60.0
 MANY = 500
 RESOURCES = {
     "ClusterRole": "clusterroles",
@@ -136,6 +136,11 @@ class Cluster:
         found = self.call(self.store.find, "leases", LEASE, "kube-system")
         return dict(found["spec"]) if found else {}
 
+    def accepted_pools(self) -> str:
+        found = self.call(self.store.get, "leases", LEASE, "kube-system")
+        annotations = found["metadata"].get("annotations", {})
+        return str(annotations.get("kube-router.io/accepted-pools", ""))
+
     def leader(self) -> Agent | None:
         holder = self.lease().get("holderIdentity")
         return next((each for each in self.agents if each.name == holder), None)
@@ -202,6 +207,8 @@ def test_a_service_gets_addresses_with_the_rights_of_the_manifests_and_nothing_m
         {"ip": "2001:db8:20::", "ipMode": "VIP", "ports": ports},
     ]
     until(lambda: ("Normal", "IPAllocated", "web") in cluster.events(), "the Event of it")
+    # The pools that were accepted are kept for agents that start while there is a mistake in them.
+    until(lambda: "name: more" in cluster.accepted_pools(), "the annotation of the Lease")
     # Its ports change: so does the status.
     cluster.update("web", ports=[{"port": 443, "protocol": "TCP"}])
     until(

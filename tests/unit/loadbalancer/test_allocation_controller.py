@@ -454,6 +454,24 @@ def test_other_pools_are_used_at_once_and_problems_of_the_book_are_shown(api: Ap
     assert ("Warning", "AddressReallocated", "default/web") in agent.told
 
 
+def test_who_moves_to_another_pool_makes_room_for_those_who_wait(api: Api) -> None:
+    agent = Agent(
+        api,
+        Book(
+            pool("192.0.2.0", "192.0.2.0"),
+            pool("198.51.100.0", "198.51.100.9", name="more", auto_assign=False),
+        ),
+    )
+    agent.lead()
+    api.create("a")
+    api.create("b")
+    agent.settle()
+    assert (api.ips("a"), api.ips("b")) == (["192.0.2.0"], [])
+    api.change("a", annotations={"kube-router.io/address-pool": "more"})
+    agent.settle()
+    assert (api.ips("a"), api.ips("b")) == (["198.51.100.0"], ["192.0.2.0"])
+
+
 def test_labels_of_namespaces_decide_when_they_change(api: Api) -> None:
     from kube_router_py.cluster.selectors import Requirement, Selector
 
@@ -516,6 +534,22 @@ def test_what_failed_is_tried_again_and_the_address_stays_reserved(api: Api, age
     agent.writer.step()
     outcome = agent.turn()
     assert api.ips("web") == ["192.0.2.0"]
+    assert (outcome.failed, outcome.problems) == (frozenset(), ())
+    assert Key("Service", "default/web") in outcome.settled
+
+
+def test_what_failed_is_forgotten_with_its_service(api: Api, agent: Agent) -> None:
+    agent.turn()
+    api.create("web")
+    agent.see()
+    agent.turn()
+    api.is_down = True
+    agent.writer.step()
+    assert agent.turn().failed
+    api.is_down = False
+    api.delete("web")
+    agent.see()
+    outcome = agent.turn()
     assert (outcome.failed, outcome.problems) == (frozenset(), ())
     assert Key("Service", "default/web") in outcome.settled
 
@@ -632,8 +666,10 @@ def test_a_new_term_waits_for_the_writes_of_the_last_one(api: Api, agent: Agent)
     agent.writer.step()
     assert agent.writer.ended[-1].result is Result.FENCED
     assert agent.writer.ended[-1].write is on_its_way
-    agent.turn()
+    assert agent.turn().failed == frozenset(), "that was another term's"
     assert agent.controller.report.term == 2
+    agent.settle()
+    assert api.ips("web") == ["192.0.2.0"]
 
 
 def test_after_a_crash_everything_is_learned_anew(api: Api, agent: Agent) -> None:

@@ -392,6 +392,37 @@ def test_annotations_are_written_once_by_whoever_leads_and_kept_by_others(world:
     assert world.store.lease["metadata"]["annotations"] == {name: "theirs"}
 
 
+def test_an_annotation_of_one_term_is_not_written_in_another(world: World) -> None:
+    me = world.candidate("me")
+    me.campaign()
+    me.annotate("kube-router.io/kept", "first", me.term)
+    world.pass_s(30)
+    me.campaign()
+    assert me.term == 2
+    me.annotate("kube-router.io/kept", "second", me.term)
+    me.campaign()
+    written = [each["metadata"].get("annotations") for each in world.store.writes]
+    assert written == [None, None, {"kube-router.io/kept": "second"}]
+
+
+def test_annotations_that_the_api_server_refuses_do_not_cost_the_lease(world: World) -> None:
+    class Strict(Store):
+        def patch(self, path: str, body: Any, *, timeout_s: float | None = None) -> bytes:
+            if body["metadata"].get("annotations"):
+                raise RefusedError("must have at most 262144 bytes", 422, "Invalid", 0)
+            return super().patch(path, body, timeout_s=timeout_s)
+
+    store = Strict()
+    me = world.candidate("me", store)
+    me.campaign()
+    me.annotate("kube-router.io/kept", "x" * 100_000)
+    for _ in range(3):
+        world.pass_s(8)
+        me.campaign()
+        assert me.term == 1
+    assert len(store.writes) == 4
+
+
 def test_the_thread_campaigns_for_ever_and_tells_of_each_reason_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,8 +77,8 @@ def refused_addresses(
             own = sorted(collapse(own, version), key=lambda n: (n.prefixlen, prefix_order(n)))
         if len(own) > MOST:
             reason = (
-                f"{len(addresses)} Service addresses lie in no range of the flags, and routes to "
-                "some of them can be learned from outside; name their range by "
+                f"{len(addresses)} Service addresses lie in no range of flags and address pools, "
+                "and routes to some of them can be learned from outside; name their range by "
                 "--service-external-ip-range or --loadbalancer-ip-range"
             )
             problems.append(Problem(f"Node {node}", "", reason))

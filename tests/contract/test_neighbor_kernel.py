@@ -267,6 +267,21 @@ def test_a_port_of_a_bridge_is_none_and_the_bridge_is_one(
     lab.wait_until(lambda: {name for name, _ in segment.answers(vip)} == {mac}, "it answered")
 
 
+def test_the_bridge_of_the_pods_is_never_one(segment: "RealWorld", lab: ModuleType) -> None:
+    node, vip = segment.node("first"), VIPS[0]
+    host = segment.of(node)
+    for bridge, port in (("kube-bridge", "lan0"), ("br9", "lan1")):
+        host.sh(f"ip link add {bridge} type bridge", f"ip link set {bridge} up")
+        segment.plug(host, port, SECOND_MAC)
+        host.sh(f"ip link set {port} master {bridge}")
+    host.sh("ip link add kube-dummy-if type veth peer name tun-1", "ip link set tun-1 up")
+    host.sh("ip link set kube-dummy-if up")
+    node.put(vip, links=("*",))
+    # The other bridge came last.
+    lab.wait_until(lambda: "br9" in node.responder.links()[vip], "the other bridge was used")
+    lab.wait_until(lambda: node.responder.links()[vip] == ("br9", "eth0"), "these alone were")
+
+
 def test_questions_of_other_vlans_and_to_other_hosts_are_not_answered(
     segment: "RealWorld", lab: ModuleType, vip: Address
 ) -> None:

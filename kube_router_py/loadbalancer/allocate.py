@@ -197,7 +197,7 @@ class Allocator:
         held, before = self._held.get(key, {}), self._terms.get(key)
         lost = {}
         for version, address in list(held.items()):
-            is_wanted = version in request.versions or bool(request.mistakes)
+            is_wanted = version in request.versions
             # Nobody has come to rely on what no status lists yet.
             is_new = address not in request.current
             is_contested = is_new and bool(self._holders.foreign_users(address, key))

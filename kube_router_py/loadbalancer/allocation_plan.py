@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from kube_router_py.address_pools import Address, Pool
 from kube_router_py.loadbalancer.decisions import Reason, Told
-from kube_router_py.loadbalancer.holders import Holders, Terms
+from kube_router_py.loadbalancer.holders import NOT_GIVEN, Holders, Terms
 from kube_router_py.loadbalancer.pool_spaces import PoolSpaces, admits
 from kube_router_py.loadbalancer.requests import Request
 from kube_router_py.problem import Problem
@@ -72,8 +72,8 @@ class Planner:
             for other in self._holders.foreign_users(address, request.key)[:1]:
                 self._tell(
                     Reason.IN_USE,
-                    f"{address} is an address of Service {other} as well, which none of our pools "
-                    "gave it; traffic may go to either until one of the two gives it up",
+                    f"{address} is an address of Service {other}, too ({NOT_GIVEN}); traffic may "
+                    "go to either until one of the two gives it up",
                 )
         return plan
 

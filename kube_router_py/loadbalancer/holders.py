@@ -16,6 +16,8 @@ from msgspec import Struct
 
 from kube_router_py.address_pools import Address
 
+NOT_GIVEN = "an external IP, another load balancer's address, or that of a Service that is going"
+
 
 class Terms(Struct, frozen=True):
     """On which terms a Service uses an address; ``share`` empty: alone."""
@@ -127,7 +129,7 @@ class Holders:
         if users is not None and (found := users.obstacle(key, terms)):
             return found
         if others := self._foreign.others(address, key):
-            return Obstacle(others[0], ", which none of our pools gave it")
+            return Obstacle(others[0], f" ({NOT_GIVEN})")
         if others := self._listed.others(address, key):
             return Obstacle(others[0], ", whose status is not yet seen without it")
         return None

@@ -256,7 +256,7 @@ def test_what_cannot_be_read_keeps_its_address() -> None:
     world = World(_pool("a", "10.0.0.1-10.0.0.9"))
     world.give("a")
     mistake = Told(Reason.INVALID_REQUEST, Problem("Service default/a", "x", "is wrong"))
-    decision = world.put("a", mistakes=(mistake,), versions=(6,))
+    decision = world.put("a", mistakes=(mistake,), pool="b")
     assert (_texts(decision), decision.must_write) == (["10.0.0.1"], False)
     assert decision.wrong == (mistake,)
     assert _texts(world.put("b", mistakes=(mistake,))) == []

@@ -132,7 +132,8 @@ class AllocationPart:
             "loadbalancer_address_conflicts": report.conflicts,
             "loadbalancer_status_writes_total": results[Result.WRITTEN],
             "loadbalancer_status_write_conflicts_total": results[Result.CHANGED],
-            "loadbalancer_status_write_failures_total": results[Result.FAILED],
+            "loadbalancer_status_write_failures_total": results[Result.FAILED]
+            + results[Result.UNKNOWN],
             "events_dropped_total": self._events.dropped,
         }
 

@@ -105,6 +105,7 @@ class Allocation:
         self._writing: set[str] = set()
         self._written: dict[str, Ingress] = {}
         self._failing: dict[str, Problem] = {}  # could not be written
+        self._unsure: dict[str, Write] = {}  # failed, and may have been made all the same
         self._broken: dict[str, Problem] = {}  # could not be decided about
         self._settled: set[Hashable] = set()
         self.report = Report()
@@ -200,6 +201,8 @@ class Allocation:
 
     def _look_at_all(self) -> None:
         """Every Service is looked at again. Raises ApiError."""
+        for write in self._unsure.values():
+            self._write(write.service, write.ingress)
         before = frozenset(self._known.keys())
         if is_older(self._reached(), self._known.latest):
             # The cache lags, or etcd was restored and counts from before again: a list knows.
@@ -230,6 +233,9 @@ class Allocation:
         try:
             reached = self._reached()  # first: what the cache gets meanwhile is not gone
             service = self._known.see(key, self._cache.get(Service, key), reached)
+            if key in self._unsure and service == self._unsure[key].service:
+                return  # what its status lists is not known: the write is made again, as it was
+            self._unsure.pop(key, None)
             request = compile_request(service, self._rules) if service is not None else None
             foreign = foreign_addresses(service, request is not None) if service is not None else ()
             self._again.extend(self._allocator.note_foreign(key, foreign))
@@ -321,7 +327,11 @@ class Allocation:
         if write.term != self._term:
             return
         self._writing.discard(key)
-        if done.result in (Result.FAILED, Result.FENCED):
+        if done.result is Result.UNKNOWN:
+            self._unsure[key] = write
+        elif done.result is Result.FAILED:
+            self._unsure.pop(key, None)  # had it been made before, this one would be a conflict
+        if done.result in (Result.FAILED, Result.FENCED, Result.UNKNOWN):
             why = done.why or "the Lease of the allocator is about to expire"
             reason = f"its address cannot be written: {why}"
             self._failing[key] = Problem(f"Service {key}", "status", reason)

@@ -35,6 +35,7 @@ class Result(Enum):
     GONE = "gone"
     FENCED = "fenced"
     FAILED = "failed"
+    UNKNOWN = "unknown"  # it failed, and may have been made all the same
 
 
 class Write(Struct, frozen=True):
@@ -179,14 +180,15 @@ class StatusWriter:
         except FencedError:
             return Done(write, Result.FENCED)
         except RefusedError as error:
-            if error.status not in (404, 409):
-                return Done(write, Result.FAILED, why=str(error))
-            return self._look(write)
+            if error.status in (404, 409):
+                return self._look(write)
+            result = Result.UNKNOWN if error.status >= 500 else Result.FAILED
+            return Done(write, result, why=str(error))
         except ApiError as error:
-            return Done(write, Result.FAILED, why=str(error))
+            return Done(write, Result.UNKNOWN, why=str(error))
         item = _SERVICES.item(answer)
         if item.object is None:
-            return Done(write, Result.FAILED, why=f"the answer cannot be read: {item.problem}")
+            return Done(write, Result.UNKNOWN, why=f"the answer cannot be read: {item.problem}")
         return Done(write, Result.WRITTEN, item.object)
 
     def _look(self, write: Write) -> Done:

@@ -25,10 +25,12 @@ from kube_router_py.cluster.objects import (
     ServiceStatus,
 )
 from kube_router_py.errors import ApiError
+from kube_router_py.loadbalancer.allocate import Allocator
 from kube_router_py.loadbalancer.allocation_values import LEADER, Key
 from kube_router_py.loadbalancer.controller import KINDS, Allocation
 from kube_router_py.loadbalancer.ingress import ingress_without, present_ingress
 from kube_router_py.loadbalancer.known_services import KnownServices
+from kube_router_py.loadbalancer.requests import Request
 from kube_router_py.loadbalancer.status_writer import (
     Done,
     Result,
@@ -60,8 +62,8 @@ class Api:
         self.history: list[tuple[int, str, Service | None]] = []
         self.is_down = False
         self.forgets: frozenset[str] = frozenset()
-        self.before_patch: Callable[[], None] = lambda: None
         self.loses_answer = False
+        self.refuses = 0
         self.written: Counter[str] = Counter()
 
     # --- what users do -------------------------------------------------------------------------
@@ -139,7 +141,8 @@ class Api:
     ) -> bytes:
         if self.is_down:
             raise ApiError("no API server answers")
-        self.before_patch()
+        if self.refuses:
+            raise RefusedError("not so", self.refuses, "", 0)
         if fence is not None and not fence():
             raise FencedError("too late")
         key = "/".join(path.removesuffix("/status").split("/")[4::2])
@@ -565,6 +568,68 @@ def test_a_write_whose_answer_was_lost_is_found_to_have_been_made(api: Api, agen
     outcome = agent.settle()  # the event of the write
     assert (outcome.failed, outcome.problems) == (frozenset(), ())
     assert api.written == {"default/web": 1}
+
+
+def test_until_it_is_known_what_a_status_lists_the_allocator_is_told_of_none(
+    api: Api, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    put = Allocator.put
+
+    def record(self: Allocator, request: Request, labels: Mapping[str, str]) -> Any:
+        told.append(request.key)
+        return put(self, request, labels)
+
+    monkeypatch.setattr(Allocator, "put", record)
+    agent.turn()
+    api.create("a")
+    agent.see()
+    agent.turn()
+    write = agent.writer.queue[0]
+    api.loses_answer = True
+    agent.writer.step()
+    api.loses_answer = False
+    told.clear()
+    agent.turn()
+    agent.turn(full=True)
+    assert list(agent.writer.queue) == [write], "the same once more: it is refused if it was made"
+    assert told == []
+    agent.writer.step()
+    agent.turn()
+    assert told == ["default/a"]
+    agent.turn(full=True)
+    assert (told, list(agent.writer.queue)) == (["default/a"] * 2, [])
+    # A refusal is an answer, too.
+    api.create("b")
+    agent.see()
+    agent.turn()
+    api.is_down = True
+    agent.writer.step()
+    agent.turn()
+    api.is_down, api.refuses = False, 403
+    told.clear()
+    agent.turn(full=True)
+    agent.writer.step()
+    agent.turn()
+    assert "default/b" not in told
+    agent.turn(full=True)
+    assert "default/b" in told
+    api.refuses = 0
+    agent.writer.step()
+    # Or an event tells of it first.
+    api.change("a", ports=(ServicePort(port=81, protocol="TCP"),))
+    agent.see()
+    agent.turn()
+    api.loses_answer = True
+    agent.writer.step()
+    api.loses_answer = False
+    agent.turn()
+    agent.see()
+    told.clear()
+    agent.turn()
+    assert told == ["default/a"]
+    assert agent.turn(full=True).failed == frozenset()
+    assert list(agent.writer.queue) == []
 
 
 def test_a_service_that_is_gone_frees_its_address_though_the_cache_still_has_it(

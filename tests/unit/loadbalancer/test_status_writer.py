@@ -141,21 +141,29 @@ def test_after_a_conflict_the_present_service_is_looked_up_by_a_list(
 
 def test_whatever_else_is_refused_fails_and_says_why(server: Server) -> None:
     bench = Bench(server)
-    for status in (400, 403, 422, 429, 500):
+    for status in (400, 403, 422, 429):
         server.answer = refused(status)
         done = bench.do(Write(1, service(), INGRESS))
         assert (done.result, done.why) == (Result.FAILED, f"HTTP {status}")
+    server.answer = refused(409)
+    server.found = [{"metadata": {"name": "web", "namespace": "default"}, "spec": 5}]
+    assert bench.do(Write(1, service(), INGRESS)).result is Result.FAILED
+
+
+def test_without_a_word_from_etcd_it_is_not_known_whether_it_was_written(server: Server) -> None:
+    bench = Bench(server)
+    server.answer = refused(504)
+    assert bench.do(Write(1, service(), INGRESS)).result is Result.UNKNOWN
 
     def silent() -> bytes:
         raise ApiError("no API server answers")
 
     server.answer = silent
-    assert bench.do(Write(1, service(), INGRESS)).result is Result.FAILED
+    assert bench.do(Write(1, service(), INGRESS)).result is Result.UNKNOWN
     server.answer = lambda: b"<html>"
-    assert "cannot be read" in bench.do(Write(1, service(), INGRESS)).why
-    server.answer = refused(409)
-    server.found = [{"metadata": {"name": "web", "namespace": "default"}, "spec": 5}]
-    assert bench.do(Write(1, service(), INGRESS)).result is Result.FAILED
+    done = bench.do(Write(1, service(), INGRESS))
+    assert done.result is Result.UNKNOWN
+    assert "cannot be read" in done.why
 
 
 def test_outside_its_term_nothing_is_sent(server: Server) -> None:

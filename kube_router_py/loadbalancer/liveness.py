@@ -48,7 +48,8 @@ def boot_clock() -> float:
 
 
 class Liveness:
-    """For any thread. ``on_change`` is called in the heartbeats' thread when ``view`` is another.
+    """For any thread. ``on_change`` is called in the heartbeats' thread when ``view``
+    or ``problem`` is another.
 
     ``port`` is every node's. ``is_in_contact`` is asked where Leases count: whether this node's own
     could be renewed lately.
@@ -75,6 +76,7 @@ class Liveness:
         self._view = View()
         self._count = {"sent": 0, "received": 0, "refused": 0}
         self._told_refused_at = float("-inf")
+        self._told_problem = ""
         self._sockets = open_sockets(port, self._hear, self._tick)
 
     @property
@@ -189,7 +191,8 @@ class Liveness:
             found = self._peers.tick(now)
             key = self._keys.signing(now)
             addresses = self._addresses
-            has_changed = self._look()
+            has_changed = self._look() or self._sockets.problem != self._told_problem
+            self._told_problem = self._sockets.problem
         if has_changed:
             self.on_change()
         if key:

@@ -423,6 +423,35 @@ def test_annotations_that_the_api_server_refuses_do_not_cost_the_lease(world: Wo
     assert len(store.writes) == 4
 
 
+def test_an_annotation_of_a_term_is_not_written_before_it_is_said_anew(world: World) -> None:
+    me, other = world.candidate("me"), world.candidate("other")
+    name = "kube-router.io/kept-addresses"
+    me.annotate(name, "without a term", 0)
+    me.campaign()
+    assert world.store.lease is not None
+    assert "annotations" not in world.store.writes[-1]["metadata"]
+    me.annotate(name, "192.0.2.1", me.term)
+    me.campaign()
+    assert world.store.lease["metadata"]["annotations"] == {name: "192.0.2.1"}
+    # Another one leads for a while, and has found out something else.
+    world.pass_s(1)
+    other.campaign()
+    world.pass_s(15)
+    other.campaign()
+    other.annotate(name, "192.0.2.2", other.term)
+    other.campaign()
+    assert world.store.lease["metadata"]["annotations"] == {name: "192.0.2.2"}
+    me.campaign()
+    assert not me.is_leader()
+    world.pass_s(15)
+    me.campaign()
+    assert (world.store.holder, me.term) == ("me", 2)
+    assert world.store.lease["metadata"]["annotations"] == {name: "192.0.2.2"}
+    me.annotate(name, "", me.term)
+    me.campaign()
+    assert world.store.lease["metadata"]["annotations"] == {name: ""}
+
+
 def test_the_thread_campaigns_for_ever_and_tells_of_each_reason_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

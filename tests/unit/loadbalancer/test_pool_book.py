@@ -14,8 +14,13 @@ from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
 from kube_router_py.cluster.client import RefusedError
 from kube_router_py.cluster.reflector import Timing
 from kube_router_py.errors import ApiError
-from kube_router_py.pool_book import PoolBook
-from kube_router_py.pool_source import ACCEPTED_ANNOTATION, ACCEPTED_LEASE, PoolSource
+from kube_router_py.pool_book import Past, PoolBook
+from kube_router_py.pool_source import (
+    ACCEPTED_ANNOTATION,
+    ACCEPTED_LEASE,
+    KEPT_ANNOTATION,
+    PoolSource,
+)
 from kube_router_py.problem import Problem
 
 _TIMEOUT_S = 60.0
@@ -30,6 +35,10 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 
 def names(book: PoolBook) -> list[str]:
     return [pool.name for pool in book.pools.pools]
+
+
+def retired(book: PoolBook) -> list[str]:
+    return list(map(str, book.pools.retired_networks()))
 
 
 # --- the book -------------------------------------------------------------------------------------
@@ -107,6 +116,69 @@ def test_what_cannot_be_read_changes_no_pool() -> None:
     assert names(book) == ["default", "first"]
     assert book.accepted_text == FIRST
     assert calls[-1] == (problem,)
+
+
+def test_what_an_edit_takes_away_is_retired_until_it_is_in_a_pool_again() -> None:
+    book = PoolBook(SETTINGS)
+    heard: list[list[str]] = []
+    book.subscribe(lambda: heard.append(retired(book)))
+    book.put_config(FIRST)
+    assert retired(book) == []
+    book.put_config("- {name: first, addresses: [192.0.2.0/25]}\n")
+    assert retired(book) == ["192.0.2.128/25"]
+    book.put_config(SECOND)
+    assert retired(book) == ["192.0.2.0/24"]
+    book.put_config("- {name: x, addresses: [192.0.2.64/26]}\n")
+    assert retired(book) == ["192.0.2.0/26", "192.0.2.128/25", "198.51.100.0/24"]
+    book.put_config(None)
+    assert retired(book) == ["192.0.2.0/24", "198.51.100.0/24"]
+    book.put_config(f"{FIRST}{SECOND}")
+    assert retired(book) == []
+    assert [] not in heard[1:-1]
+    assert names(book) == ["default", "first", "second"]
+
+
+def test_what_never_was_in_force_is_not_retired() -> None:
+    book = PoolBook(SETTINGS)
+    book.put_config(FIRST)
+    book.put_config(BAD)
+    assert (names(book), retired(book)) == (["default", "first"], [])
+    book.put_config(SECOND)
+    assert retired(book) == ["192.0.2.0/24"]
+    # Of what was never good the right pools were in force.
+    book = PoolBook(SETTINGS)
+    book.put_config(BAD)
+    book.put_config(SECOND)
+    assert retired(book) == ["192.0.2.77/32"]
+
+
+def test_what_went_before_the_start_is_retired_too() -> None:
+    book = PoolBook(SETTINGS)
+    assert not book.knows_past
+    kept = "192.0.2.1,198.51.100.7,203.0.113.1,2001:db8::1"
+    book.put_past(Past(SECOND, kept))
+    assert (book.knows_past, book.is_known, book.accepted_text) == (True, False, None)
+    assert retired(book) == ["192.0.2.1/32", "198.51.100.0/24", "2001:db8::1/128"]
+    book.put_config(FIRST)
+    assert (names(book), book.knows_past, book.is_known) == (["default", "first"], True, True)
+    assert retired(book) == ["198.51.100.0/24", "2001:db8::1/128"]
+    book.put_unreadable(Problem(SETTINGS.subject, "", "forbidden"))
+    assert retired(book) == ["198.51.100.0/24", "2001:db8::1/128"]
+    book.put_config(FIRST)
+    book.put_config(None)
+    assert retired(book) == ["192.0.2.0/24", "198.51.100.0/24", "2001:db8::1/128"]
+
+
+def test_of_the_past_counts_what_a_pool_could_have() -> None:
+    ranges = (ip_network("10.96.0.0/16"),)
+    book = PoolBook(PoolSettings(cluster_ranges=ranges))
+    accepted = "- {name: a, addresses: [10.96.0.0/24]}\n- {name: b, addresses: [192.0.2.0/30]}\n"
+    book.put_past(Past(accepted, "10.96.0.1,127.0.0.1,nonsense,192.0.2.7"))
+    assert retired(book) == ["192.0.2.0/30", "192.0.2.7/32"]
+    for accepted in ("[", "- x\n", "\0"):
+        book = PoolBook(PoolSettings(cluster_ranges=ranges))
+        book.put_past(Past(accepted))
+        assert (retired(book), book.knows_past) == ([], True)
 
 
 # --- what follows the ConfigMap -------------------------------------------------------------------
@@ -232,8 +304,9 @@ class World:
     def config(self, text: str | None) -> None:
         self.api.put(CONFIG_MAPS, CONFIG_MAP, data=None if text is None else {"pools": text})
 
-    def keep(self, text: str) -> None:
-        self.api.put(LEASES, ACCEPTED_LEASE, metadata={"annotations": {ACCEPTED_ANNOTATION: text}})
+    def keep(self, text: str, kept: str = "") -> None:
+        annotations = {ACCEPTED_ANNOTATION: text, KEPT_ANNOTATION: kept}
+        self.api.put(LEASES, ACCEPTED_LEASE, metadata={"annotations": annotations})
 
     def asked(self, path: str) -> int:
         with self.api.lock:
@@ -410,3 +483,58 @@ def test_as_long_as_nobody_answers_nothing_is_known(world: World) -> None:
     world.api.absent.clear()
     until(lambda: book.is_known)
     assert names(book) == ["default", "first"]
+
+
+def test_what_services_kept_is_known_before_anything_else_is(world: World) -> None:
+    world.config(FIRST)
+    world.keep(SECOND, "192.0.2.9,10.1.2.3")
+    seen: list[tuple[bool, list[str]]] = []
+    world.book.subscribe(lambda: seen.append((world.book.is_known, retired(world.book))))
+    book = world.start()
+    until(lambda: book.is_known)
+    assert (names(book), retired(book)) == (
+        ["default", "first"],
+        ["10.1.2.3/32", "198.51.100.0/24"],
+    )
+    assert [each for is_known, each in seen if is_known] == [retired(book)]
+
+
+def test_where_only_flags_can_be_read_services_keep_what_they_have(world: World) -> None:
+    world.api.refused.add(CONFIG_MAPS)
+    world.keep(FIRST, "10.1.2.3")
+    book = world.start()
+    until(lambda: world.looks > 3, "a look at the clock")
+    world.now_s = 30.0
+    until(lambda: book.is_known)
+    assert (names(book), retired(book)) == (["default"], ["10.1.2.3/32", "192.0.2.0/24"])
+
+
+def test_for_what_services_kept_nobody_waits_long_and_it_is_asked_for_later(
+    world: World,
+) -> None:
+    world.config(FIRST)
+    world.keep(FIRST, "10.1.2.3")
+    world.api.absent.add(LEASES)
+    book = world.start()
+    until(lambda: world.asked(LEASES))
+    assert not book.is_known
+    world.now_s = 5.0
+    until(lambda: book.is_known)
+    assert (names(book), retired(book), book.knows_past) == (["default", "first"], [], False)
+    world.api.absent.clear()
+    until(lambda: book.knows_past)
+    assert (names(book), retired(book)) == (["default", "first"], ["10.1.2.3/32"])
+    asked = world.asked(LEASES)
+    world.config(SECOND)
+    until(lambda: names(book) == ["default", "second"])
+    assert world.asked(LEASES) == asked
+
+
+def test_who_may_not_read_the_lease_goes_on_without(world: World) -> None:
+    world.config(FIRST)
+    world.keep(FIRST, "10.1.2.3")
+    world.api.refused.add(LEASES)
+    book = world.start()
+    until(lambda: book.is_known)
+    assert (names(book), retired(book), book.knows_past) == (["default", "first"], [], True)
+    assert world.asked(LEASES) == 1

@@ -42,6 +42,7 @@ _FILES = {
     "addresses": "tests/unit/loadbalancer/test_allocate.py",
     "pools": "tests/unit/proxy/test_live_pools.py",
     "fw_pools": "tests/unit/firewall/test_live_pools.py",
+    "retired": "tests/unit/proxy/test_retired_pools.py",
 }
 
 
@@ -242,6 +243,30 @@ MUTANTS = (
         "if full or POOLS in dirty:",
         "if POOLS in dirty:",
         ("fw_pools test_addresses_follow_the_pools",),
+    ),
+    Mutant(
+        "address_pools.py",
+        "(*pools.networks(), *pools.retired_networks())",
+        "pools.networks()",
+        ("retired test_a_pool_shrinks_and_goes_and_its_services_stay",),
+    ),
+    Mutant(
+        "pool_book.py",
+        "remaining((*gone, *retired), pools.ranges)",
+        "remaining(gone, pools.ranges)",
+        ("retired test_a_pool_shrinks_and_goes_and_its_services_stay",),
+    ),
+    Mutant(
+        "pool_book.py",
+        " + parse_kept(past.kept, self.settings.cluster_ranges)",
+        "",
+        ("retired test_an_agent_that_starts_later_goes_on_until_the_address_is_given_up",),
+    ),
+    Mutant(
+        "pool_book.py",
+        'parse_config(past.accepted or "", self.settings)',
+        'parse_config("", self.settings)',
+        ("retired test_an_edit_that_no_agent_saw_changes_nothing_either",),
     ),
     # --- the cache and its indexes -------------------------------------------------------------
     Mutant(

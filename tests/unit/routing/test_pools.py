@@ -222,6 +222,15 @@ def test_pools_in_many_pieces_do_not_make_lists_that_hold_up_bgp() -> None:
     assert {ip_network("203.0.113.0/24"), ip_network("192.0.2.0/24")} <= set(shown)
 
 
+def test_what_was_taken_out_of_pools_may_be_learned() -> None:
+    taken = ip_network("198.51.100.64/26")
+    retired = (AddressRange(taken[0], taken[-1]),)
+    found = with_pools(flags(), AddressPools((pool("one"),), retired), {})
+    assert taken in found.load_balancer_ranges
+    never = with_pools(flags(), AddressPools((pool("one"),)), {})
+    assert service_ranges(found) == service_ranges(never)
+
+
 # --- live ----------------------------------------------------------------------------------------
 
 
@@ -302,6 +311,26 @@ def cache_of(*things: Any) -> Cache:
 
 def own_node(make: Any, **labels: str) -> Any:
     return make.node("node1", ["192.168.1.1"], ["10.244.1.0/24"], labels=labels)
+
+
+def test_what_was_taken_out_of_pools_is_announced_as_the_flags_say(make: Any) -> None:
+    service = make.service("one", ips=("10.96.0.1",), lb_ips=(ONE,))
+    ranges = pool("one").ranges
+    for says in (True, False):
+        world = World(
+            cache_of(own_node(make), service), AddressPools(), advertise_load_balancer_ip=says
+        )
+        world.pools = AddressPools((pool("one", bgp=not says),))
+        world.turn(full=True)
+        assert world.announced() == (set() if says else {ONE})
+        world.pools = AddressPools((), ranges)
+        outcome = world.turn(POOLS)
+        assert world.announced() == ({ONE} if says else set())
+        assert "is refused" not in str(outcome.problems)
+        # Its neighbors may announce the rest of the range now, though nobody's address.
+        refused = {str(each.network) for each in world.told[-1].refuse}
+        assert f"{ONE}/32" in refused
+        assert not refused & {str(each) for each in AddressPools((), ranges).retired_networks()}
 
 
 def test_announcements_follow_the_pools_and_sessions_stay(make: Any) -> None:

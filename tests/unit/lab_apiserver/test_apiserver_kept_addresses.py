@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -83,6 +84,11 @@ class World:
         found = self.call("get", "services", name, "default")
         return [each["ip"] for each in found["status"]["loadBalancer"].get("ingress") or ()]
 
+    def has(self, number: int) -> bool:
+        """Whether so many Services have an address."""
+        found = [each["metadata"]["name"] for each in self.call("list", "services", "default")]
+        return sum(bool(self.addresses(name)) for name in found) == number
+
     def left(self) -> tuple[str | None, str | None]:
         """What the Lease says: the pools that were accepted, the addresses that are kept."""
         found = self.call("find", "leases", LEASE, "kube-system")
@@ -113,9 +119,9 @@ def test_what_services_keep_is_known_to_agents_that_start(world: World, until: U
         return found
 
     first, agent = world.allocate("first")
-    for name in ("zero", "one", "two"):
+    for number, name in enumerate(("zero", "one", "two"), 1):
         world.create(name)
-        until(lambda name=name: world.addresses(name), "an address")
+        until(partial(world.has, number), "an address")
     until(lambda: world.left() == (WIDE, ""), "what the first one leaves")
     assert starts_with() == []
 

@@ -22,6 +22,7 @@ from kube_router_py.pool_book import Past, PoolBook
 from kube_router_py.proxy.controller import ServiceProxy
 from kube_router_py.proxy.dirty_keys import POOLS
 from kube_router_py.proxy.settings import ProxyOptions
+from kube_router_py.services import load_balancer_ips
 
 RANGES = (ip_network("203.0.113.0/28"),)
 CLUSTER = (ip_network("10.96.0.0/16"),)
@@ -63,8 +64,7 @@ def past_of(book: PoolBook, cache: Cache) -> Past:
     """What the agent that allocates leaves for others, as its loop does it."""
     kept = KeptAddresses()
     for service in cache.list(Service):
-        ingress = service.status.load_balancer.ingress if service.status else ()
-        found = [ip_address(each.ip) for each in ingress or () if each.ip]
+        found = [ip_address(text) for _, text in load_balancer_ips(service)]
         kept.put(service.metadata.key, [each for each in found if book.pools.is_retired(each)])
     return Past(book.accepted_text, kept.text)
 

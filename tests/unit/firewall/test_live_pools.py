@@ -88,6 +88,17 @@ def test_addresses_follow_the_pools(node: Any) -> None:
     assert balanced(node) == {BY_FLAG}
 
 
+def test_what_was_taken_out_of_pools_changes_nothing(node: Any) -> None:
+    node.change_pools(BOTH)
+    turn(node)
+    writes = node.writes
+    node.change_pools(AddressPools(retired=BOTH.ranges))
+    turn(node)
+    assert (balanced(node), node.writes) == ({BY_FLAG, POOLED, IPV6}, writes)
+    turn(node, full=True)
+    assert (balanced(node), node.writes) == ({BY_FLAG, POOLED, IPV6}, writes)
+
+
 def test_another_agent_begins_with_the_pools_and_writes_nothing(node: Any) -> None:
     node.change_pools(BOTH)
     turn(node)

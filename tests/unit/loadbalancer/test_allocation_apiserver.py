@@ -25,6 +25,9 @@ from kube_router_py.lab.apiserver.store import Store
 from kube_router_py.loadbalancer.election import LEASE
 from kube_router_py.options import parse
 
+# Each waits for several things in turn, on a machine that may be slow.
+pytestmark = pytest.mark.timeout(300)
+
 AGENT = Path(__file__).with_name("allocating_agent.py")
 RBAC = Path(__file__).parents[3] / "manifests/base/rbac.yaml"
 DEADLINE_S = 60.0

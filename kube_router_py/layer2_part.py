@@ -81,7 +81,7 @@ class Layer2Part:
         self._leases = LeaseLife(client, cache, node, namespace, self.liveness)
         self._key_problem: tuple[Problem, ...] = ()
         self._is_missing = False
-        self._stopping = threading.Event()
+        self._needed, self._stopping = threading.Event(), threading.Event()
         self._reader = threading.Thread(target=self._read_keys, name="layer2-key", daemon=True)
         self._events = EventWriter(cache, client, node)
         self._assigned: dict[tuple[str, Address], int] = {}
@@ -148,6 +148,7 @@ class Layer2Part:
     def stop(self) -> None:
         """End what ran beside the loop, which has ended."""
         self._stopping.set()
+        self._needed.set()
         self._leases.stop(_STOP_S)
         self.liveness.stop(_STOP_S)
         self._events.stop(_STOP_S)
@@ -170,6 +171,8 @@ class Layer2Part:
 
     def _after_turn(self, turn: Turn) -> None:
         """In the loop's thread."""
+        if self.controller.is_taking_part:
+            self._needed.set()
         problems = self.loop.status().problems
         self._told.intersection_update(problems)
         for problem in problems:
@@ -187,7 +190,9 @@ class Layer2Part:
     # --- the key --------------------------------------------------------------------------------
 
     def _read_keys(self) -> None:
-        """In a thread of its own: the API server may take its time."""
+        """In a thread of its own: the API server may take its time. Where no pool is announced by
+        ARP and NDP from this node, it is not asked."""
+        self._needed.wait()
         while not self._stopping.is_set():
             before = self._key_problem
             try:

@@ -92,6 +92,8 @@ class Announcer:
         self.is_exiting = False
         # Nothing is answered for any more. For any thread.
         self.is_silent = True
+        # Some pool has this node announce its addresses. For any thread.
+        self.is_taking_part = False
         self._claims: deque[Claim] = deque(maxlen=_CLAIMS_MAX)
         self._lock = threading.Lock()  # of what ``status`` reads
         self._responder: Responder | None = None
@@ -153,7 +155,7 @@ class Announcer:
         keys = self._all_keys() if full else {key for key in dirty if isinstance(key, Key)}
         view = self._living.view
         with self._lock:
-            self._follow(keys, view, full=full)
+            self._follow(keys, view)
             if self._programmed is not None:
                 added, removed = self._programmed.take()
                 self._served -= {each.packed for each in removed}
@@ -176,7 +178,7 @@ class Announcer:
                 self._programmed.pass_on(has_told=False)
             self._tell_assigned(responder, (self._answered & own) - before)
             waits_s += self._repeat(responder, view, now)
-        self._tell_living(keys, full=full)
+        self._tell_living()
         problems.update(self._problems(responder, own))
         return Outcome(
             frozenset(failed),
@@ -193,7 +195,7 @@ class Announcer:
             *(Key("Service", name) for name in self._index.service_keys() | services),
         }
 
-    def _follow(self, keys: set[Key], view: View, *, full: bool) -> None:
+    def _follow(self, keys: set[Key], view: View) -> None:
         """Bring the index up to date."""
         self._index.follow_pools(self._pools())
         nodes = [key.name for key in keys if key.kind == "Node"]
@@ -274,8 +276,9 @@ class Announcer:
             for key in place.local:
                 self._on_assigned(key, place.address, found)
 
-    def _tell_living(self, keys: set[Key], *, full: bool) -> None:
+    def _tell_living(self) -> None:
         """Whom to talk to, and that this node knows what it serves."""
+        self.is_taking_part = self._index.is_taking_part()
         self._living.follow_members(self._index.members(), self._index.own_addresses())
         is_drained = bool(self._index.drain_cause())
         self._living.follow_drain(is_draining=self.is_exiting or is_drained)

@@ -132,12 +132,15 @@ class Layer2Index:
         facts = self._facts.get(self._node)
         return facts.drain_cause if facts is not None else ""
 
+    def is_taking_part(self) -> bool:
+        """Whether some pool has this node announce its addresses."""
+        return self._node in self._facts and self._is_selected(self._node, self._layer2_selectors())
+
     def members(self) -> dict[str, Address]:
         """The other nodes with which this one shares addresses, and where they listen; none where
         no pool has this node announce."""
-        selectors = {each.announcing.nodes for each in self._pools.pools if each.announcing.layer2}
-        own = self._views.get(self._node)
-        if own is None or not self._is_selected(self._node, selectors):
+        own, selectors = self._views.get(self._node), self._layer2_selectors()
+        if own is None or not self.is_taking_part():
             return {}
         found = {
             name: _common_address(own, view)
@@ -147,9 +150,11 @@ class Layer2Index:
         return {name: address for name, address in found.items() if address is not None}
 
     def own_addresses(self) -> tuple[Address, ...]:
-        """Where this node listens: its best address of each family."""
+        """Where this node listens, if it takes part: its best address of each family."""
         own = self._views.get(self._node)
-        return () if own is None else tuple(each for each in (own.ipv4, own.ipv6) if each)
+        if own is None or not self.is_taking_part():
+            return ()
+        return tuple(each for each in (own.ipv4, own.ipv6) if each)
 
     def why_nobody(self, packed: bytes) -> str:
         """Why no node answers for an address that is announced, or ``""``."""
@@ -188,13 +193,29 @@ class Layer2Index:
                 self._forget(packed)
                 continue
             if before is None:
-                pool = self._pools.of(packed)
-                if pool is None or not pool.announcing.layer2:
-                    continue
                 address = ipaddress.ip_address(packed)
-                before = self.places[packed] = Place(address, pool.name, pool.announcing, {})
+                found = self._announcing(address)
+                if found is None:
+                    continue
+                before = self.places[packed] = Place(address, *found, {})
             before.local = {key: self._services[key][packed] for key in sorted(claimants)}
             self._choose(packed)
+
+    def _announcing(self, address: Address) -> tuple[str, Announcing] | None:
+        """The name of an address's pool, and how it is announced; None: not by ARP and NDP.
+
+        What was taken out of the pools is announced as long as somebody has it: from every node
+        that announces anything, as it is not known any more what its pool said.
+        """
+        pool = self._pools.of(address.packed)
+        if pool is not None:
+            return (pool.name, pool.announcing) if pool.announcing.layer2 else None
+        if self._layer2_selectors() and self._pools.is_retired(address):
+            return "", Announcing(layer2=True)
+        return None
+
+    def _layer2_selectors(self) -> set[Selector]:
+        return {each.announcing.nodes for each in self._pools.pools if each.announcing.layer2}
 
     def _choose(self, packed: bytes) -> None:
         place = self.places[packed]

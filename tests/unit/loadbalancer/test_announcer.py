@@ -236,6 +236,8 @@ def test_whom_to_talk_to(world: World) -> None:
     world.agents["a"].mark((POOLS,))
     world.agents["a"].turn()
     assert living.members == {}
+    assert not living.own
+    assert not world.agents["a"].controller.is_taking_part
     assert world.agents["a"].announced == set()
 
 
@@ -261,6 +263,23 @@ def test_before_the_proxy_knows_what_it_serves_the_node_is_not_ready() -> None:
     agent.serve()
     agent.turn()
     assert agent.living.is_ready
+
+
+def test_what_an_edit_takes_out_of_the_pools_goes_on_to_be_announced(world: World) -> None:
+    before = owners(world)
+    taken = ip_network("192.0.2.0/24")
+    world.pools = AddressPools(
+        (pool("other", "198.51.100.0/24"),), retired=(AddressRange(taken[0], taken[-1]),)
+    )
+    for agent in world.agents.values():
+        agent.mark((POOLS,))
+    world.turn()
+    assert owners(world) == before
+    world.pools = AddressPools((), retired=world.pools.retired)
+    for agent in world.agents.values():
+        agent.mark((POOLS,))
+    world.turn()
+    assert not any(world.answers(each) for each in ADDRESSES)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,8 @@ class Layer2Part:
 
     def before_loops_stop(self) -> None:
         """Hand over, if that is wanted; else say that another process is to come."""
+        if not self.controller.is_taking_part:
+            return
         if self._withdraws_on_exit:
             self._hand_over()
         else:
@@ -138,12 +140,14 @@ class Layer2Part:
     def _hand_over(self) -> None:
         _log.info("handing over addresses before the end (--withdraw-on-exit)")
         self.controller.is_exiting = True
+        self.liveness.follow_drain(is_draining=True)
         self.loop.mark((PEERS,))
         deadline = time.monotonic() + _HANDOVER_S
-        while not self.controller.is_silent and time.monotonic() < deadline:
-            if not self.loop.status().turning:
-                break
+        while time.monotonic() < deadline and self.loop.status().turning:
+            if self.controller.is_silent and self.liveness.has_said_all:
+                return
             time.sleep(_POLL_S)
+        _log.warning("not all addresses were handed over within_s=%g", _HANDOVER_S)
 
     def stop(self) -> None:
         """End what ran beside the loop, which has ended."""

@@ -145,13 +145,18 @@ class Liveness:
     def start(self) -> None:
         self._sockets.start()
 
+    @property
+    def has_said_all(self) -> bool:
+        """Whether the others were told often enough that this process ends."""
+        return self._peers.has_said_all
+
     def say_restart(self) -> None:
         """Tell all that another process is to come; returns when that is told, or soon after."""
         with self._lock:
             self._peers.restart(self._clock())
         self._sockets.wake()
         deadline = time.monotonic() + _WORDS_S
-        while not self._peers.has_said_all and time.monotonic() < deadline:
+        while not self.has_said_all and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
     def stop(self, timeout_s: float) -> None:

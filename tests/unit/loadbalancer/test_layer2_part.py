@@ -273,6 +273,8 @@ def test_two_nodes_by_heartbeats_through_a_restart_and_a_handover(cluster: Clust
     last.part.before_loops_stop()
     assert cluster.shared("node2")
     last.finish()
+    # It is not missed: no node is dead.
+    until(lambda: second.part.liveness.view.members == 1, "it was forgotten")
 
 
 def test_without_permission_to_read_the_secret_leases_count(

@@ -18,6 +18,7 @@ that, either.
 """
 
 from collections.abc import Iterable, Mapping
+from heapq import nsmallest
 
 from msgspec import Struct
 
@@ -157,7 +158,7 @@ class Allocator:
         self._list(key, (), places)
         self._terms.pop(key, None)
         self._wanted.pop(key, None)
-        self._wait(key, frozenset())
+        places |= self._wait(key, frozenset())
         return self._retry(places)
 
     # --- how -----------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ class Allocator:
                 self._settle(address, places)  # others may join
         news += [_lost(key, each, held.get(each.address.version)) for each in lost.values()]
         self._list(key, (*self._holders.listed(key), *self._unheld(key)), places)
-        self._wait(key, frozenset(plan.waits))
+        places |= self._wait(key, frozenset(plan.waits))
         addresses = self.given(key)
         texts = tuple(str(each.address) for each in addresses)
         return Decision(
@@ -267,18 +268,39 @@ class Allocator:
         else:
             self._spaces.release(address)
 
-    def _wait(self, key: str, places: frozenset[Place]) -> None:
-        for place in self._waits_of.pop(key, frozenset()):
+    def _wait(self, key: str, places: frozenset[Place]) -> set[Place]:
+        """From now on a Service waits for room there. Returns where it does not any more."""
+        before = self._waits_of.pop(key, frozenset())
+        for place in before - places:
             self._waiting_for[place].remove(key)
             if not self._waiting_for[place]:
                 del self._waiting_for[place]
+        for place in places - before:
+            self._waiting_for.setdefault(place, set()).add(key)
         if places:
             self._waits_of[key] = places
-            for place in places:
-                self._waiting_for.setdefault(place, set()).add(key)
+        return {each for each in before - places if isinstance(each, tuple)}
 
     def _retry(self, places: Iterable[Place]) -> tuple[str, ...]:
-        return self.in_order({key for each in places for key in self._waiting_for.get(each, ())})
+        """Who may find room there now: of those who are sure to take an address that is free, no
+        more than there are. When one of them has been decided about, the next one's turn comes."""
+        keys: set[str] = set()
+        for place in places:
+            waiting = self._waiting_for.get(place, set())
+            if isinstance(place, tuple) and waiting:
+                space = self._spaces.space(*place)
+                sure = [each for each in waiting if self._is_easy(each)]
+                keys.update(waiting.difference(sure))
+                free = space.free if space is not None else 0
+                keys.update(nsmallest(free, sure, key=lambda each: self._wanted[each][0].age))
+            else:
+                keys.update(waiting)
+        return self.in_order(keys)
+
+    def _is_easy(self, key: str) -> bool:
+        """Whether any free address is enough for a Service, and nothing less."""
+        request, _ = self._wanted[key]
+        return not (request.needs_all or request.share or self._holders.listed(key))
 
     def _pool_name(self, address: Address) -> str:
         pool = self._spaces.of(address)

@@ -499,6 +499,21 @@ _FRAGMENTS = [
 ]
 
 
+def test_no_more_are_tried_again_than_there_is_room_for() -> None:
+    world = World(_pool("a", "10.0.0.1-10.0.0.9"), _pool("b", "10.1.0.1-10.1.0.9"))
+    for number in range(40):
+        world.put(f"s{number:02}")
+    assert len(world.allocator.waiting) == 22
+    assert world.allocator.remove("default/s03") == ("default/s18",)
+    assert world.allocator.remove("default/s12") == ("default/s18",), "the oldest, as before"
+    # It takes one of the two; for the other it is the next one's turn.
+    assert world.allocator.decide("default/s18").retry == ("default/s19",)
+    # Who gives up waiting makes room as well.
+    assert world.allocator.remove("default/s19") == ("default/s20",)
+    assert world.allocator.decide("default/s20").retry == ()
+    assert world.allocator.decide("default/s21").addresses == ()
+
+
 @pytest.mark.parametrize(
     ("ranges", "version"),
     [(["10.0.0.0-10.0.255.255"], 4), (_FRAGMENTS, 4), (["fd00::-fd00::ffff:ffff:ffff:ffff"], 6)],

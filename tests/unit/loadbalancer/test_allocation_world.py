@@ -219,10 +219,10 @@ class World:
 
     def turn(self) -> None:
         keys = self.allocator.in_order(self.todo)
+        self.todo = dict.fromkeys(keys)
         for key in keys[: self.random.randrange(1, 8)]:
+            del self.todo[key]
             self.heed(self.allocator.decide(key), self.cached[key])
-            self.todo.pop(key, None)
-        self.todo = {key: None for key in self.todo if key in keys}
 
     def again(self, keys: tuple[str, ...]) -> None:
         self.todo |= dict.fromkeys(keys)

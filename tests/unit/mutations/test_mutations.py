@@ -1166,6 +1166,18 @@ MUTANTS = (
         ("addresses test_an_address_that_no_status_lists_yet_gives_way_to_an_external_ip",),
     ),
     Mutant(
+        _ALLOCATE,
+        "        places |= self._wait(key, frozenset(plan.waits))",
+        "        self._wait(key, frozenset(plan.waits))",
+        ("addresses test_no_more_are_tried_again_than_there_is_room_for",),
+    ),
+    Mutant(
+        _ALLOCATE,
+        "request.share or self._holders.listed(key))",
+        "request.share)",
+        ("addresses test_a_loser_without_another_address_is_to_list_none",),
+    ),
+    Mutant(
         _PLAN,
         "            self._all_or_nothing()",
         "            pass",

@@ -110,7 +110,10 @@ class Announcer:
         self._conflicts = Conflicts(self._settings.node, self._settings.port)
         self._served: set[bytes] = set()
         self._answered: frozenset[bytes] = frozenset()
-        self._put: dict[Address, tuple[str, ...]] | None = None
+        # By packed address: the address, and on which links it is answered for.
+        self._wanted: dict[bytes, tuple[Address, tuple[str, ...]]] = {}
+        self._is_unwritten = True
+        self._known_pools = AddressPools()
         self._known_candidates: frozenset[str] = frozenset()
         self._known_alive: frozenset[str] = frozenset()
         self._is_repeat_due = False
@@ -155,6 +158,8 @@ class Announcer:
         keys = self._all_keys() if full else {key for key in dirty if isinstance(key, Key)}
         view = self._living.view
         with self._lock:
+            pools = self._pools()
+            is_other, self._known_pools = pools != self._known_pools, pools
             self._follow(keys, view)
             if self._programmed is not None:
                 added, removed = self._programmed.take()
@@ -169,7 +174,7 @@ class Announcer:
         waits_s = [] if over_in_s is None else [over_in_s]
         problems = {*self._broken.values(), *self._more_problems()}
         try:
-            self._write(responder)
+            self._write(responder, before, anew=full or is_other)
         except KernelError as error:
             failed.add(RESPONDER)
             problems.add(Problem(f"Node {self._settings.node}", "", str(error)))
@@ -197,7 +202,7 @@ class Announcer:
 
     def _follow(self, keys: set[Key], view: View) -> None:
         """Bring the index up to date."""
-        self._index.follow_pools(self._pools())
+        self._index.follow_pools(self._known_pools)
         nodes = [key.name for key in keys if key.kind == "Node"]
         self._index.follow_nodes((name, self._cache.get(Node, name)) for name in sorted(nodes))
         self._index.follow_candidates(view.candidates)
@@ -232,15 +237,21 @@ class Announcer:
             else:
                 self._handover.claim(claim.address.packed)
 
-    def _write(self, responder: Responder) -> None:
-        wanted: dict[Address, tuple[str, ...]] = {}
-        for packed in self._answered:
+    def _write(self, responder: Responder, before: frozenset[bytes], *, anew: bool) -> None:
+        """Have the responder answer for what is to be answered for; ``before`` says what it was."""
+        if anew:
+            self._wanted.clear()
+            before = frozenset()
+        for packed in before - self._answered:
+            self._wanted.pop(packed, None)
+        for packed in self._answered - before:
             place = self._index.places[packed]
-            wanted[place.address] = place.announcing.interfaces or self._settings.default_links
-        if wanted != self._put:
-            self._put = None
-            responder.put(wanted)
-            self._put = wanted
+            patterns = place.announcing.interfaces or self._settings.default_links
+            self._wanted[packed] = place.address, patterns
+        if anew or self._is_unwritten or before != self._answered:
+            self._is_unwritten = True
+            responder.put(dict(self._wanted.values()))
+            self._is_unwritten = False
 
     def _repeat(self, responder: Responder, view: View, now: float) -> Iterator[float]:
         """Tell all again where that may be news to somebody; in how many seconds to ask again."""
@@ -296,23 +307,24 @@ class Announcer:
                 "it hears fewer than half of the nodes that announce by ARP and NDP, and answers "
                 "for no address; see to the network between nodes",
             )
-        links = responder.links() if own else {}
-        services = {
-            self._index.places[each].address: (*self._index.places[each].local,) for each in own
-        }
-        for packed in own & self._answered:
-            place = self._index.places[packed]
-            if not links.get(place.address):
-                asked = self._settings.default_links or ("those with an address of the Node's",)
-                patterns = ", ".join(place.announcing.interfaces or asked)
-                for key in place.local:
-                    yield Problem(
-                        f"Service {key}",
-                        "status.loadBalancer.ingress",
-                        f"{place.address} is to be announced by node {self._settings.node}, which "
-                        f"has no link fit for it ({patterns})",
-                    )
-        yield from self._conflicts.problems(services)
+        for address, links in responder.links().items() if own else ():
+            place = self._index.places.get(address.packed)
+            if links or place is None:
+                continue
+            asked = self._settings.default_links or ("those with an address of the Node's",)
+            patterns = ", ".join(place.announcing.interfaces or asked)
+            for key in place.local:
+                yield Problem(
+                    f"Service {key}",
+                    "status.loadBalancer.ingress",
+                    f"{address} is to be announced by node {self._settings.node}, which has no "
+                    f"link fit for it ({patterns})",
+                )
+        yield from self._conflicts.problems(self._services_of)
+
+    def _services_of(self, address: Address) -> tuple[str, ...]:
+        place = self._index.places.get(address.packed)
+        return () if place is None else (*place.local,)
 
     # --- for any thread -------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ once a second. Who goes on claiming for longer than any takeover lasts is anothe
 address, or a node that hears nobody: that is told until it has been quiet for a while.
 """
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from kube_router_py.address_pools import Address
@@ -62,7 +64,7 @@ class Conflicts:
         self._answered_at, self._is_due = now, False
         return True, again_s
 
-    def problems(self, services: dict[Address, tuple[str, ...]]) -> tuple[Problem, ...]:
+    def problems(self, services_of: Callable[[Address], tuple[str, ...]]) -> tuple[Problem, ...]:
         """With each Service of an address that is claimed for long."""
         return tuple(
             Problem(
@@ -73,7 +75,7 @@ class Conflicts:
                 f"heartbeats (UDP port {self._port})",
             )
             for claim in sorted(self._lasting(), key=str)
-            for key in services.get(claim.address, ())
+            for key in services_of(claim.address)
         )
 
     def _lasting(self) -> list[Claim]:

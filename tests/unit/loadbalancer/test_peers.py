@@ -10,7 +10,7 @@ import pytest
 from kube_router_py.loadbalancer.choice import pick
 from kube_router_py.loadbalancer.handover import LIMIT_S, Handover
 from kube_router_py.loadbalancer.heartbeat import Heartbeat, Standing, node_id
-from kube_router_py.loadbalancer.peer_values import LEASE_TIMING, heartbeat_timing
+from kube_router_py.loadbalancer.peer_values import LEASE_TIMING, Timing, heartbeat_timing
 from kube_router_py.loadbalancer.peers import Peers
 
 STEP_S = 0.05
@@ -25,6 +25,7 @@ class SimNode:
     def __init__(self, world: "World", name: str) -> None:
         self.world, self.name = world, name
         self.is_frozen = False
+        self.is_ready = True
         self.behind_s = 0.0  # its clock is
         self.sees_drained: set[str] = set()
         self.peers: Peers | None = None
@@ -33,12 +34,18 @@ class SimNode:
         self.inbox: deque[Heartbeat] = deque()
         self.start()
 
-    def start(self) -> None:
+    def start(self, *, knows: bool = True) -> None:
         incarnation = next(_incarnations).to_bytes(16, "big")
         self.peers = Peers(self.name, incarnation, GRACE_S, self.world.now)
-        self.peers.follow_members(self.world.names)
-        self.peers.follow_ready(is_ready=True)
         self.handover: Handover[bytes] = Handover()
+        if knows:
+            self.learn()
+
+    def learn(self) -> None:
+        """Whom there is to hear, and what is served."""
+        assert self.peers is not None
+        self.peers.follow_members(self.world.names, self.world.timing)
+        self.peers.follow_ready(is_ready=self.is_ready)
 
     def come_back(self) -> None:
         if self.peers is None:
@@ -91,8 +98,13 @@ class SimNode:
 class World:
     """Nodes on a segment. ``groups``: who hears whom; ``loss``: of packets, between 0 and 1."""
 
-    def __init__(self, number: int, seed: int = 1, loss: float = 0.0) -> None:
+    def __init__(
+        self, number: int, seed: int = 1, loss: float = 0.0, timing: Timing | None = None
+    ) -> None:
         self.now = 1000.0
+        self.timing = timing
+        # From the first to the second nothing comes.
+        self.deaf: set[tuple[str, str]] = set()
         self.loss = loss
         self.random = random.Random(seed)
         self.names = [f"node{index}" for index in range(number)]
@@ -117,6 +129,8 @@ class World:
             self.cut |= {frozenset((name, other)) for other in self.names if other not in names}
 
     def send(self, sender: str, receiver: str, heartbeat: Heartbeat) -> None:
+        if (sender, receiver) in self.deaf:
+            return
         if self.is_joined(sender, receiver) and self.random.random() >= self.loss:
             node = self.nodes[receiver]
             self.after(0.0, lambda: node.inbox.append(heartbeat))
@@ -218,6 +232,47 @@ def test_a_roll_moves_nothing() -> None:
     assert world.most_nobody_s <= 5.5  # while it is away, and until it is heard again
 
 
+def test_a_process_that_takes_long_to_begin_is_heard_before_it_answers() -> None:
+    """It learns of the others when it has learned what it serves: it has not heard them before."""
+    world = running(3)
+    node = world.nodes["node0"]
+    node.stop()
+
+    def start() -> None:
+        node.start(knows=False)
+        world.after(8.0, node.learn)
+
+    world.after(2.0, start)
+    world.run(9.0)
+    assert world.moves == 0
+    assert not node.answered
+    world.run(10.0).settled()
+    assert world.moves == 0
+    assert world.most_doubled_s == 0.0
+
+
+def test_nodes_that_are_all_told_to_announce_hear_each_other_first() -> None:
+    """The first pool of layer 2 comes while the agents run."""
+    world = World(3)
+    for node in world.nodes.values():
+        node.start(knows=False)
+    world.run(20.0)
+    for index, node in enumerate(world.nodes.values()):
+        world.after(0.3 * index, node.learn)
+    world.run(10.0).settled()
+    assert world.most_doubled_s <= 0.2
+
+
+def test_whoever_is_not_to_answer_any_more_does_not_count() -> None:
+    world = running(3)
+    peers = world.nodes["node0"].peers
+    assert peers is not None
+    peers.follow_ready(is_ready=False)
+    world.run(5.0).settled("node1", "node2")
+    peers.follow_ready(is_ready=True)
+    world.run(10.0).settled()
+
+
 def test_all_restart_at_once_and_nothing_moves() -> None:
     world = running(3)
     for node in world.nodes.values():
@@ -267,6 +322,70 @@ def test_a_node_that_is_not_ready_keeps_its_place_for_the_grace_only() -> None:
     assert node.peers is not None
     node.peers.follow_ready(is_ready=True)
     world.run(8.0).settled()
+
+
+def test_a_fast_crash_is_waited_for_like_a_restart() -> None:
+    world = running(3)
+    node = world.nodes["node0"]
+    node.kill()
+    node.is_ready = False
+    world.after(1.0, node.start)
+    world.run(10.0)
+    assert world.moves == 0
+    assert node.peers is not None
+    node.peers.follow_ready(is_ready=True)
+    world.run(3.0).settled()
+    assert world.moves == 0
+
+
+def test_a_woken_node_still_knows_who_restarts() -> None:
+    world = running(3)
+    restarting = {each for each, name in world.owners.items() if name == "node0"}
+    world.nodes["node0"].stop()
+    world.run(2.0)
+    world.nodes["node1"].is_frozen = True
+    world.run(4.0)
+    world.nodes["node1"].is_frozen = False
+    for _ in range(20):
+        world.run(0.5)
+        assert not any(world.answering(each) for each in restarting)
+    world.nodes["node0"].start()
+    world.run(10.0).settled()
+
+
+def test_a_nap_that_is_shorter_than_what_others_wait_moves_nothing() -> None:
+    """In a large cluster, where these are more patient."""
+    world = World(3, timing=heartbeat_timing(300)).run(30.0).settled()
+    world.reset()
+    napping = world.nodes["node0"]
+    napping.is_frozen = True
+    world.run(3.0)
+    napping.is_frozen = False
+    world.run(20.0).settled()
+    assert world.moves == 0
+
+
+def test_where_one_direction_works_neither_hears_the_other() -> None:
+    world = running(2)
+    world.deaf.add(("node0", "node1"))
+    world.run(5.0)
+    for node in world.nodes.values():
+        assert node.peers is not None
+        assert node.peers.view.alive == frozenset()
+
+
+def test_a_packet_counts_once() -> None:
+    one, other = (Peers(name, name.encode() * 16, GRACE_S, 0.0) for name in "ab")
+    one.follow_members("ab")
+    other.follow_members("ab")
+    told: list[Heartbeat] = []
+    for step in range(1, 20):
+        for sender, receiver in ((one, other), (other, one)):
+            for _, heartbeat in sender.tick(step / 10).heartbeats:
+                receiver.hear(heartbeat, step / 10)
+                told += [heartbeat] if sender is one else []
+    assert other.view.alive == {"a"}
+    assert not any(other.hear(each, 2.0) for each in told)
 
 
 def test_a_frozen_node_steps_back_before_it_answers_and_comes_back_later() -> None:

@@ -67,6 +67,11 @@ class HeartbeatSocket:
         """Why packets cannot be taken at some address, or ``""``."""
         return "; ".join(text for _, text in sorted(self._problems.copy().items(), key=str))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether packets are taken at any address."""
+        return bool(self._sockets)
+
     def wake(self) -> None:
         """Have ``on_tick`` called soon."""
         if not self._is_stopping:

@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 KINDS = (Service, EndpointSlice, Node)
 _CLAIMS_MAX = 1024
+_REFUSALS_MAX = 2
 
 POOLS = "address pools"
 SERVED = "addresses that the service proxy serves"
@@ -113,6 +114,7 @@ class Announcer:
         # By packed address: the address, and on which links it is answered for.
         self._wanted: dict[bytes, tuple[Address, tuple[str, ...]]] = {}
         self._is_unwritten = True
+        self._refusals = 0
         self._known_pools = AddressPools()
         self._known_candidates: frozenset[str] = frozenset()
         self._known_alive: frozenset[str] = frozenset()
@@ -137,6 +139,8 @@ class Announcer:
     def close(self) -> None:
         """Close the responder: nothing is answered for any more."""
         responder, self._responder = self._responder, None
+        # Whoever does not answer must not count: the others are to answer instead.
+        self._living.follow_ready(is_ready=False)
         if responder is not None:
             responder.close()
         if self._programmed is not None:
@@ -176,9 +180,13 @@ class Announcer:
         try:
             self._write(responder, before, anew=full or is_other)
         except KernelError as error:
+            self._refusals += 1
+            if self._refusals >= _REFUSALS_MAX:
+                raise  # it may have ended, and the loop opens another one
             failed.add(RESPONDER)
             problems.add(Problem(f"Node {self._settings.node}", "", str(error)))
         else:
+            self._refusals = 0
             if self._programmed is not None:
                 self._programmed.pass_on(has_told=False)
             self._tell_assigned(responder, (self._answered & own) - before)
@@ -293,8 +301,10 @@ class Announcer:
         self._living.follow_members(self._index.members(), self._index.own_addresses())
         is_drained = bool(self._index.drain_cause())
         self._living.follow_drain(is_draining=self.is_exiting or is_drained)
+        # One that no pool selects hears nobody: it must not count when it is selected, before it
+        # has heard the others.
         is_known = self._programmed is None or self._programmed.is_known
-        self._living.follow_ready(is_ready=is_known)
+        self._living.follow_ready(is_ready=is_known and self.is_taking_part)
 
     def _problems(self, responder: Responder, own: set[bytes]) -> Iterator[Problem]:
         node = f"Node {self._settings.node}"

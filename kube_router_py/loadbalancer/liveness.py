@@ -32,6 +32,8 @@ class Sockets(Protocol):
 
     @property
     def problem(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
     def listen(self, addresses: tuple[Address, ...]) -> None: ...
     def send(self, address: Address, packet: bytes) -> bool: ...
     def wake(self) -> None: ...
@@ -71,7 +73,7 @@ class Liveness:
         self._peers = Peers(node, os.urandom(16), grace_s, clock())
         self._keys = KeyRing()
         self._by_lease: bool | None = None
-        self._is_draining = False
+        self._is_draining = self._is_ready = False
         self._addresses: Mapping[str, Address] = {}
         self._view = View()
         self._count = {"sent": 0, "received": 0, "refused": 0}
@@ -123,9 +125,9 @@ class Liveness:
         self._peers.follow_members(self._addresses, LEASE_TIMING if self._by_lease else None)
 
     def follow_ready(self, *, is_ready: bool) -> None:
-        """Whether this node knows what it serves, and how it is to hear of others."""
+        """Whether this node serves addresses, and knows which."""
         with self._lock:
-            self._peers.follow_ready(is_ready=is_ready and self._by_lease is not None)
+            self._is_ready = is_ready
 
     def follow_drain(self, *, is_draining: bool) -> None:
         """Whether this node is to hand over what it has."""
@@ -193,6 +195,11 @@ class Liveness:
             now = self._clock()
             if self._by_lease and not self.is_in_contact():
                 self._peers.excuse(now)
+            # Unheard are those, too, of whom it is not known how to hear of them.
+            self._peers.follow_ready(
+                is_ready=self._is_ready and self._by_lease is not None,
+                is_deaf=not self._by_lease and not self._sockets.is_open,
+            )
             found = self._peers.tick(now)
             key = self._keys.signing(now)
             addresses = self._addresses

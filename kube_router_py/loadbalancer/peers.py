@@ -92,7 +92,7 @@ class Peers:
         self._last_words = 0
         self._answers_from = now
         self._hearing_since: float | None = None
-        self._is_ready = self._is_running = False
+        self._is_ready = self._is_deaf = self._is_running = False
         self._restarts_until: float | None = None
         self._is_draining = False
         self._is_fenced = False
@@ -110,11 +110,14 @@ class Peers:
             peer = self._peers[name] = _Peer(name)
             self._by_id[peer.id] = peer
             self._is_urgent = True
+            # Nobody could be heard before: a node that has others to hear is not alone yet.
+            self._quiet_since = self._last_tick
         self._timing = timing or heartbeat_timing(len(wanted) + 1)
 
-    def follow_ready(self, *, is_ready: bool) -> None:
-        """Whether this node knows what it serves: before that it does not begin."""
-        self._is_ready |= is_ready
+    def follow_ready(self, *, is_ready: bool, is_deaf: bool = False) -> None:
+        """Whether this node knows what it serves, and may: before that it does not begin, and it
+        does not go on. ``is_deaf``: others could not be heard, so that silence says nothing."""
+        self._is_ready, self._is_deaf = is_ready, is_deaf
 
     def follow_drain(self, *, is_draining: bool) -> None:
         """Whether this node is to hand over what it has."""
@@ -263,7 +266,7 @@ class Peers:
             self._hearing_since = None
         before = self._is_running
         if self._is_running:
-            self._is_running = not self._is_fenced
+            self._is_running = self._is_ready and not self._is_fenced
         else:
             self._is_running = (
                 self._is_ready and not self._is_fenced and self._may_begin(heard, now)
@@ -283,8 +286,9 @@ class Peers:
     def _may_begin(self, heard: list[Heartbeat], now: float) -> bool:
         timing = self._timing
         if self._hearing_since is None:
-            quiet_s = timing.lonely_s if self._peers else timing.alone_s
-            return now - self._quiet_since >= quiet_s
+            if not self._peers:
+                return now - self._quiet_since >= timing.alone_s
+            return not self._is_deaf and now - self._quiet_since >= timing.lonely_s
         serving = [
             each for each in heard if each.standing in (Standing.RUNNING, Standing.RESTARTING)
         ]

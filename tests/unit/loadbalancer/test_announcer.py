@@ -107,7 +107,7 @@ class FakeLiving:
         self.members, self.own = others, own
 
     def follow_ready(self, *, is_ready: bool) -> None:
-        self.is_ready |= is_ready
+        self.is_ready = is_ready
 
     def follow_drain(self, *, is_draining: bool) -> None:
         self.is_draining = is_draining
@@ -456,6 +456,38 @@ def test_what_the_responder_refuses_is_tried_again(world: World) -> None:
     agent.error = None
     assert agent.turn(full=True).failed == frozenset()
     assert agent.announced == set()
+
+
+def test_a_responder_that_goes_on_refusing_is_replaced_and_this_node_does_not_count(
+    world: World,
+) -> None:
+    agent = world.agents["a"]
+    assert agent.living.is_ready
+    agent.error = KernelError("the responder has ended")
+    world.cache.delete(Service, "default/s0")
+    for each in ADDRESSES[1:]:
+        world.cache.delete(Service, f"default/s{ADDRESSES.index(each)}")
+    agent.turn()
+    with pytest.raises(KernelError, match="has ended"):
+        agent.turn(full=True)
+    agent.controller.close()
+    assert not agent.living.is_ready
+    agent.controller.open()
+    agent.error = None
+    agent.turn(full=True)
+    assert agent.living.is_ready
+
+
+def test_one_that_no_pool_selects_is_not_ready() -> None:
+    """It hears nobody, and would take all when it is selected."""
+    rack = Selector((Requirement("rack", "In", ("2",)),))
+    world = World(pools=(pool("web", "192.0.2.0/24", nodes=rack),))
+    world.serve()
+    world.turn(full=True)
+    assert not world.agents["a"].living.is_ready
+    world.put(node("a", rack="2"))
+    world.turn()
+    assert world.agents["a"].living.is_ready
 
 
 def test_all_is_told_again_when_a_node_comes_back(world: World) -> None:

@@ -23,6 +23,7 @@ class FakeSockets:
         self.world, self.on_packet, self.on_tick = world, on_packet, on_tick
         self.failures = 0
         self.problem = ""
+        self.is_open = True
         self.own: tuple[Address, ...] = ()
         world.all.append(self)
 
@@ -136,6 +137,33 @@ def test_before_it_is_known_how_to_hear_of_others_a_node_does_not_begin() -> Non
     lonely.follow_ready(is_ready=True)
     world.run(2.0)
     assert lonely.view.may_answer
+
+
+def test_a_node_that_cannot_hear_does_not_believe_that_nobody_is_there() -> None:
+    """Its port is another program's, perhaps that of the process before."""
+    world = World(KEY, KEY)
+    world.run(5.0)
+    world.nodes["b"] = late = Liveness("b", 1, 30.0, world._open, lambda: world.now)
+    world.all[1].own = ()
+    world.all[2].is_open = False
+    late.put_key(KEY)
+    late.follow_members({"a": HOME["a"]}, ())
+    late.follow_ready(is_ready=True)
+    world.run(20.0)
+    assert late.view.standing is Standing.JOINING
+    assert world.nodes["a"].view.candidates == {"a"}
+    world.all[2].is_open = True
+    late.follow_members({"a": HOME["a"]}, (HOME["b"],))
+    world.run(8.0)
+    assert late.view.candidates == world.nodes["a"].view.candidates == {"a", "b"}
+
+
+def test_of_two_that_cannot_hear_by_heartbeats_leases_tell() -> None:
+    world = World(None, None)
+    for each in world.all:
+        each.is_open = False
+    world.run(20.0)
+    assert world.nodes["a"].view.may_answer
 
 
 def test_the_clock_does_not_go_back() -> None:

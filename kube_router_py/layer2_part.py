@@ -115,11 +115,16 @@ class Layer2Part:
         if served is not None:
             served.on_change = lambda: self.loop.mark((SERVED,))
         book.subscribe(lambda: self.loop.mark((POOLS,)))
-        self.liveness.on_change = lambda: self.loop.mark((PEERS,))
+        self.liveness.on_change = self._living_changed
 
     def _node_addresses(self) -> tuple[Address, ...]:
         node = self._cache.get(Node, self._node)
         return () if node is None else node_view(node)[0].addresses
+
+    def _living_changed(self) -> None:
+        """In the heartbeats' thread."""
+        self.loop.mark((PEERS,))
+        self._leases.follow()
 
     def start(self) -> None:
         """Begin to tell the others of this node, and to hear of them."""
@@ -134,8 +139,6 @@ class Layer2Part:
             self._hand_over()
         else:
             self.liveness.say_restart()
-        if self.liveness.is_by_lease:
-            self._leases.renew()
 
     def _hand_over(self) -> None:
         _log.info("handing over addresses before the end (--withdraw-on-exit)")

@@ -54,7 +54,7 @@ class LeaseLife:
         self._wake = threading.Event()
         self._is_stopping = False
         self._renewed_at = float("-inf")
-        self._told = ""
+        self._told = self._said = ""
         liveness.is_in_contact = self.is_in_contact
 
     def is_in_contact(self) -> bool:
@@ -73,9 +73,10 @@ class LeaseLife:
         self._reflector.start()
         self._thread.start()
 
-    def renew(self) -> None:
-        """What the Lease says has changed: write it now."""
-        self._wake.set()
+    def follow(self) -> None:
+        """Write the Lease now if this node's standing is another one than it says."""
+        if self._text() != self._said:
+            self._wake.set()
 
     def stop(self, timeout_s: float, *, last_word_s: float = 1.0) -> None:
         """End; what changed last is written, if that is possible soon."""
@@ -104,8 +105,8 @@ class LeaseLife:
 
     def _run(self) -> None:
         while True:
-            is_last = self._is_stopping
             self._wake.clear()
+            is_last = self._is_stopping
             wait_s = RENEW_S
             try:
                 self._write()
@@ -121,9 +122,10 @@ class LeaseLife:
             self._wake.wait(wait_s)
 
     def _write(self) -> None:
+        self._said = self._text()
         metadata: dict[str, Any] = {
             "labels": {LABEL: LABEL_VALUE},
-            "annotations": {ANNOTATION: self._text()},
+            "annotations": {ANNOTATION: self._said},
         }
         spec = {
             "holderIdentity": self._node,

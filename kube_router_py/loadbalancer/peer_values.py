@@ -11,7 +11,9 @@ class Timing(Struct, frozen=True):
     """``interval_s`` between heartbeats; silent for ``silence_s``, or echoing what is older than
     ``proof_s``, a node is dead; a returning node is heard for ``damping_s`` before it counts, for
     ``settle_s`` where nobody serves; one that hears nobody begins after ``lonely_s``, or after
-    ``alone_s`` where there is nobody; a pause of ``slept_s`` was sleep."""
+    ``alone_s`` where there is nobody; a pause of ``slept_s`` was sleep. ``head_start_s`` is between
+    a node's word that it counts and its first answer: the others know by then, and wait for its
+    claim."""
 
     interval_s: float = 0.5
     silence_s: float = 2.0
@@ -21,6 +23,7 @@ class Timing(Struct, frozen=True):
     lonely_s: float = 3.0
     alone_s: float = 1.0
     slept_s: float = 2.0
+    head_start_s: float = 0.2
 
 
 def heartbeat_timing(members: int) -> Timing:
@@ -39,7 +42,13 @@ def heartbeat_timing(members: int) -> Timing:
 
 
 LEASE_TIMING = Timing(
-    interval_s=10.0, silence_s=30.0, proof_s=30.0, settle_s=0.0, damping_s=0.0, lonely_s=12.0
+    interval_s=10.0,
+    silence_s=30.0,
+    proof_s=30.0,
+    settle_s=0.0,
+    damping_s=0.0,
+    lonely_s=12.0,
+    head_start_s=2.0,
 )
 """Leases are renewed so often; a node that was away counts as soon as it says so."""
 

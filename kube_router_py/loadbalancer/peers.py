@@ -38,9 +38,6 @@ _URGENT_GAP_S = 0.05
 # How often a stop is told: packets get lost, and nothing is told after it.
 _LAST_WORDS = 4
 _LAST_WORDS_GAP_S = 0.1
-# Between a node's word that it counts and its first answer: the others know by then, and wait for
-# its claim.
-_HEAD_START_S = 0.2
 
 
 class _Peer:
@@ -273,7 +270,7 @@ class Peers:
             )
         if before != self._is_running:
             self._is_urgent = True
-            self._answers_from = now + (_HEAD_START_S if heard else 0.0)
+            self._answers_from = now + (self._timing.head_start_s if heard else 0.0)
 
     def _is_cut_off(self, heard: list[Heartbeat], now: float) -> bool:
         there = sum(p.counts or p.is_direct or p.is_held(now) for p in self._peers.values())

@@ -26,6 +26,7 @@ from kube_router_py.kernel.neighbor_ports import OnClaim
 from kube_router_py.lab.apiserver.server import ApiServer
 from kube_router_py.lab.apiserver.store import Store
 from kube_router_py.layer2_part import Layer2Part
+from kube_router_py.loadbalancer import leases
 from kube_router_py.loadbalancer.announcer import KINDS
 from kube_router_py.options import parse
 from kube_router_py.pool_book import Past, PoolBook
@@ -169,6 +170,12 @@ class Cluster:
     def leases(self) -> set[str]:
         return {each["metadata"]["name"] for each in self.call(self.store.list, "leases")}
 
+    def said(self, node: str) -> str:
+        """What the Lease of a node says of it."""
+        name = f"{leases.NAME_PREFIX}{node}"
+        found = [x for x in self.call(self.store.list, "leases") if x["metadata"]["name"] == name]
+        return str(found[0]["metadata"]["annotations"][leases.ANNOTATION]) if found else ""
+
     def close(self) -> None:
         for agent in self.agents.values():
             agent.end()
@@ -292,6 +299,17 @@ def test_without_permission_to_read_the_secret_leases_count(
     assert first.part.numbers()["layer2_heartbeats_sent_total"] == 0
     cluster.agents["node2"].end()
     until(lambda: first.part.status()["held"] == ["node2"], "the restart was heard of")
+
+
+def test_a_lease_says_at_once_what_its_node_is(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever counts before the others can know answers beside them."""
+    monkeypatch.setattr(leases, "RENEW_S", 1000.0)
+    cluster.start("node1")
+    until(lambda: cluster.said("node1") == "running 30", "the Lease said so")
+    cluster.agents["node1"].end()
+    assert cluster.said("node1") == "restarting 30"
 
 
 def test_a_port_that_is_taken_is_told(cluster: Cluster) -> None:

@@ -1,8 +1,9 @@
 """Who uses which address, and who may share one. Pure.
 
 Services share an address if all of them name the same key, no two serve the same port of the same
-protocol, and all have external traffic policy Cluster or all have Local and the same selector: the
-nodes that an address leads to are one choice for all who share it. (The rules of MetalLB.)
+protocol, and all have external traffic policy Cluster or all have Local and the same selector in
+the same namespace: the nodes that an address leads to are one choice for all who share it. (The
+rules of MetalLB, which lets the namespaces differ.)
 
 External IPs, and what other load balancers gave, are in use, too, but never shared; and so is what
 the status of a Service still lists, or may list, until it is seen without it: somebody who was
@@ -31,7 +32,10 @@ class Terms(Struct, frozen=True):
         if not self.share or self.share != other.share:
             return "the two do not name the same key in kube-router.io/allow-shared-ip"
         if self.backends != other.backends:
-            return "sharing takes traffic policy Cluster for both, or Local and the same selector"
+            return (
+                "sharing takes traffic policy Cluster for both, or Local, one namespace and one "
+                "selector"
+            )
         return ""
 
 

@@ -9,6 +9,7 @@ otherwise is told: the annotation of kube-router.io, of metallb.io, of metallb.u
 (dual-stack), KEP-1959 (load balancer class), https://metallb.io/usage.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Protocol
@@ -47,6 +48,10 @@ SHARE_ANNOTATIONS = (
 LEGACY_FIELD = "spec.loadBalancerIP"
 
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
+_POOL_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+# Of so many words at least one is a mistake. Whoever may write an annotation has room for 100,000,
+# and each that is told is an Event.
+_MOST_WORDS = 3
 
 
 class ClassRules(Protocol):
@@ -117,7 +122,7 @@ def compile_request(service: Service, rules: ClassRules) -> Request | None:
         created=metadata.creation_timestamp or "",
         versions=reader.versions,
         needs_all=spec.ip_family_policy == "RequireDualStack",
-        pool=reader.text(POOL_ANNOTATIONS),
+        pool=reader.pool(),
         addresses=reader.addresses(),
         share=reader.text(SHARE_ANNOTATIONS),
         ports=frozenset(((port.protocol or "TCP").upper(), port.port) for port in spec.ports or ()),
@@ -162,6 +167,15 @@ class _Reader:
                 self._note(field, f"{_shown(other)} is not heeded: {said[0][0]} says otherwise")
         return said[0][1] if said else ""
 
+    def pool(self) -> str:
+        """The pool asked for; none if there can be none of that name."""
+        name = self.text(POOL_ANNOTATIONS)
+        if name and not _POOL_NAME.fullmatch(name):
+            field, _ = next(self._said(POOL_ANNOTATIONS))
+            self._mistake(field, f"{_shown(name)} is no name of a pool; name one that there is")
+            return ""
+        return name
+
     def addresses(self) -> tuple[Address, ...]:
         """The addresses asked for; none if they are not what a Service may ask for."""
         said = list(self._said(ADDRESS_ANNOTATIONS))
@@ -172,7 +186,7 @@ class _Reader:
         (field, text), *others = said
         found = self._parse(field, text)
         for other, words in others:
-            if not set(map(_canonical, words.split(","))) <= set(map(str, found)):
+            if not set(map(_canonical, words.split(",", _MOST_WORDS))) <= set(map(str, found)):
                 self._note(other, f"{_shown(words)} is not heeded: {field} says otherwise")
         return found
 
@@ -184,7 +198,7 @@ class _Reader:
     def _parse(self, field: str, text: str) -> tuple[Address, ...]:
         found: dict[int, Address] = {}
         before = len(self.mistakes)
-        for word in map(str.strip, text.split(",")):
+        for word in map(str.strip, text.split(",", _MOST_WORDS)[:_MOST_WORDS]):
             parsed = parse_address(word)
             if parsed is None:
                 self._mistake(field, f"{_shown(word)} is no IP address; name one of each family")
@@ -235,13 +249,15 @@ def _usable(texts: Iterable[str | None]) -> Iterator[Address]:
 
 
 def _backends(service: Service) -> str:
-    """Empty unless only endpoints of the node itself count; then which those are."""
+    """Empty unless only endpoints of the node itself count; then which those are: a selector
+    selects in its own namespace."""
     if not is_external_local(service):
         return ""
     selector = service.spec.selector
     if not selector:  # made by hand: whether another's are the same nobody knows
         return f"those of {service.metadata.key}"
-    return ",".join(f"{name}={value}" for name, value in sorted(selector.items()))
+    selected = ",".join(f"{name}={value}" for name, value in sorted(selector.items()))
+    return f"{service.metadata.namespace}: {selected}"
 
 
 def _canonical(text: str) -> str:

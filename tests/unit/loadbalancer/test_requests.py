@@ -103,7 +103,7 @@ def test_the_request_says_all_that_counts() -> None:
         addresses=(ip_address("10.0.0.1"), ip_address("fd00::1")),
         share="k",
         ports=frozenset({("TCP", 80), ("UDP", 53)}),
-        backends="a=1,b=2",
+        backends="default: a=1,b=2",
         labels={"tier": "gold"},
         current=(ip_address("10.0.0.9"),),
         current_texts=("10.0.0.9", "x.example", "nonsense"),
@@ -181,6 +181,29 @@ def test_a_request_that_cannot_be_read_is_a_mistake(text: str, reason: Reason, s
     assert mistake.problem.reason.startswith(says)
 
 
+@pytest.mark.parametrize("name", ["annotations", "notes"])
+def test_of_a_long_list_not_every_word_is_told(name: str) -> None:
+    words = ",".join(f"{number:x}" for number in range(40_000))
+    theirs = {"metallb.io/loadBalancerIPs": words}
+    ours = {"kube-router.io/load-balancer-ips": "10.0.0.1"} if name == "notes" else {}
+    request = _request({}, {**theirs, **ours})
+    told = request.notes if name == "notes" else request.mistakes
+    assert 1 <= len(told) <= 3
+    assert all(len(str(each.problem)) < 300 for each in told)
+
+
+@pytest.mark.parametrize("name", ["x" * 250_000, "Gold", "a\x1b[2J\nsecond line", "a,b", "-a"])
+def test_what_can_be_no_name_of_a_pool_is_a_mistake(name: str) -> None:
+    request = _request({}, {"metallb.io/address-pool": name})
+    assert request.pool == ""
+    (mistake,) = request.mistakes
+    assert mistake.reason is Reason.INVALID_REQUEST
+    assert mistake.problem.field == "metadata.annotations[metallb.io/address-pool]"
+    assert mistake.problem.reason.endswith("is no name of a pool; name one that there is")
+    assert len(mistake.problem.reason) < 200
+    assert mistake.problem.reason.isprintable()
+
+
 @pytest.mark.parametrize(
     ("spec", "versions"),
     [
@@ -196,9 +219,11 @@ def test_families_are_those_of_the_service(spec: dict[str, Any], versions: tuple
 def test_which_backends_an_address_leads_to() -> None:
     local = {"externalTrafficPolicy": "Local"}
     assert _request({"selector": {"a": "1"}}).backends == ""
-    assert _request({**local, "selector": {"a": "1"}}).backends == "a=1"
+    assert _request({**local, "selector": {"a": "1"}}).backends == "default: a=1"
     by_annotation = {"kube-router.io/service.local": "true"}
-    assert _request({"selector": {"a": "1"}}, by_annotation).backends == "a=1"
+    assert _request({"selector": {"a": "1"}}, by_annotation).backends == "default: a=1"
+    elsewhere = _request({**local, "selector": {"a": "1"}}, namespace="elsewhere")
+    assert elsewhere.backends == "elsewhere: a=1", "others' pods, on other nodes"
     other = _service({**local}, name="other")
     assert (request := compile_request(other, ON)) is not None
     assert request.backends != _request(local).backends, "endpoints made by hand are never shared"

@@ -177,6 +177,13 @@ def outages(cluster: Any, hammer: Any, wanted: list[Any], since: float) -> dict[
     return {probe.address: ended - since for probe, ended in found.items()}
 
 
+def believed(cluster: Any, node: str, address: str) -> tuple[str | None, bool]:
+    """Whom a node's status names as the one that announces an address, and whether itself does."""
+    status = json.loads(cluster.page(node, 20244, "/status"))
+    (found,) = [each for each in status["layer2"]["addresses"] if each["address"] == address]
+    return found["owner"], found["answered_here"]
+
+
 def shown(times: dict[str, float]) -> str:
     return ", ".join(f"{address} {seconds:.2f} s" for address, seconds in times.items())
 
@@ -251,6 +258,16 @@ def test_one_node_answers_and_it_alone(cluster: Any, wire: Any) -> None:
             claims = wire.of(address, began)
             assert {each.port for each in claims} == {owner}
             assert len({each.mac for each in claims}) == 1
+            for node in NODES:
+                assert believed(cluster, node, address) == (owner, node == owner)
+            said = f"{address} is announced from node {owner} "
+            cluster.eventually(
+                lambda name=name, said=said: any(
+                    reason == "nodeAssigned" and message.startswith(said)
+                    for reason, message in told(cluster, "Service", name)
+                ),
+                f"an Event: {said}",
+            )
             report(f"{address}: asked {ASKED} times, {len(claims)} answers, all by {owner}")
 
 

@@ -9,10 +9,11 @@
     sequence           8
     echo              24    incarnation and sequence that the sender heard last from the receiver
     heard              1 + 4 each    nodes that the sender hears itself
+    holding            1 + 4 each    nodes that restart, and whose place it holds
     signature         16    HMAC-SHA256 of all before, truncated (RFC 2104 section 5)
 
 No clock is in it: a packet proves that its sender lived after the receiver had sent what is echoed,
-so that one recorded earlier proves nothing. At most 218 bytes, in network byte order.
+so that one recorded earlier proves nothing. At most 251 bytes, in network byte order.
 """
 
 import hmac
@@ -27,6 +28,8 @@ ID_BYTES = 16
 MOST_BYTES = 256
 HEARD_MAX = 32
 """More nodes than these are not listed at all."""
+HOLDING_MAX = 8
+"""Of more only these are listed."""
 KEY_MIN_BYTES = 16
 
 _MAGIC = b"KRH\x01"
@@ -55,7 +58,8 @@ class Standing(IntEnum):
 class Heartbeat(Struct, frozen=True):
     """See the module docstring. ``grace_s``: for how long a restarting node is to be counted.
     ``members``: how many nodes the sender has known to live, itself among them. ``heard`` are their
-    marks, none where there are too many. ``counts_you``: the receiver counts for the sender."""
+    marks, none where there are too many; ``holding`` those of nodes that restart. ``counts_you``:
+    the receiver counts for the sender."""
 
     sender: bytes
     incarnation: bytes
@@ -68,6 +72,7 @@ class Heartbeat(Struct, frozen=True):
     counts_you: bool = False
     is_fenced: bool = False
     heard: frozenset[bytes] = frozenset()
+    holding: frozenset[bytes] = frozenset()
 
 
 def node_id(name: str) -> bytes:
@@ -100,7 +105,8 @@ def encode(heartbeat: Heartbeat, key: bytes) -> bytes:
         heartbeat.echo_sequence,
         len(heard),
     )
-    said = head + b"".join(heard)
+    holding = sorted(heartbeat.holding)[:HOLDING_MAX]
+    said = head + b"".join((*heard, bytes((len(holding),)), *holding))
     return said + _signature(said, key)
 
 
@@ -116,7 +122,10 @@ def decode(packet: bytes, keys: Sequence[bytes]) -> Heartbeat:
     )
     if magic != _MAGIC:
         raise HeartbeatError("of another version")
-    if count > HEARD_MAX or len(said) != _HEAD.size + count * _MARK_BYTES:
+    start = _HEAD.size + count * _MARK_BYTES
+    if count > HEARD_MAX or len(said) <= start:
+        raise HeartbeatError("of a wrong length")
+    if said[start] > HOLDING_MAX or len(said) != start + 1 + said[start] * _MARK_BYTES:
         raise HeartbeatError("of a wrong length")
     return Heartbeat(
         sender=sender,
@@ -129,10 +138,13 @@ def decode(packet: bytes, keys: Sequence[bytes]) -> Heartbeat:
         members=members,
         counts_you=bool(flags & _COUNTS_YOU),
         is_fenced=bool(flags & _IS_FENCED),
-        heard=frozenset(
-            said[start : start + _MARK_BYTES] for start in range(_HEAD.size, len(said), _MARK_BYTES)
-        ),
+        heard=_marks(said[_HEAD.size : start]),
+        holding=_marks(said[start + 1 :]),
     )
+
+
+def _marks(data: bytes) -> frozenset[bytes]:
+    return frozenset(data[at : at + _MARK_BYTES] for at in range(0, len(data), _MARK_BYTES))
 
 
 def _signature(said: bytes, key: bytes) -> bytes:

@@ -9,7 +9,8 @@ the other one counts for it. All decide alone; that they decide alike comes from
 - A node says itself when it counts (standing RUNNING), to all at once. One that starts, that was
   cut off or asleep is JOINING: it waits until the others have heard it for a while, so that a
   flapping node does not make addresses flap; unless they have not given it up meanwhile.
-- RESTARTING holds its place for a grace, and the new process takes it.
+- RESTARTING holds its place for a grace, and the new process takes it. Who begins meanwhile learns
+  from the others for whom a place is held.
 - Whoever hears fewer than half of the nodes that it has known to live (itself among them) is on the
   wrong side of a cut and answers for nothing; the others do. Of two, either may be left alone.
 - A process whose own clock has jumped was asleep: it begins anew.
@@ -48,7 +49,8 @@ class _Peer:
         self.id = node_id(name)
         self.mark = node_mark(self.id)
         self.incarnation = NOTHING_HEARD
-        self.sequence = 0
+        # The last that was heard, and the last of these that proved something.
+        self.sequence = self.taken = 0
         self.newcomer: tuple[bytes, int] | None = None
         self.last: Heartbeat | None = None
         self.heard_at = self.proof_at = self.hold_until = -inf
@@ -147,12 +149,15 @@ class Peers:
                 self._note_newcomer(peer, heartbeat)
                 return True
             peer.incarnation, peer.newcomer = heartbeat.incarnation, None
+            peer.sequence = peer.taken = 0
             if peer.counts and not peer.is_held(now):
                 peer.hold_until = now + self._grace_s
-        elif heartbeat.sequence <= peer.sequence:
+        elif heartbeat.sequence <= (peer.sequence if proof_at is None else peer.taken):
             return False
-        peer.sequence = heartbeat.sequence
+        # One that proves nothing may be a copy of what it sent to somebody else at the same time.
+        peer.sequence = max(peer.sequence, heartbeat.sequence)
         if proof_at is not None:
+            peer.taken = heartbeat.sequence
             self._take(peer, heartbeat, proof_at, now)
         return True
 
@@ -230,10 +235,9 @@ class Peers:
             )
             self._is_urgent |= is_direct != peer.is_direct
             peer.is_direct = is_direct
-        vouched = {
-            mark for peer in self._peers.values() if peer.is_direct and peer.last
-            for mark in peer.last.heard
-        }  # fmt: skip
+        heard = [peer.last for peer in self._peers.values() if peer.is_direct and peer.last]
+        vouched = {mark for each in heard for mark in each.heard}
+        holding = {mark for each in heard for mark in each.holding}
         for peer in self._peers.values():
             is_alive = peer.is_direct or (peer.counts and peer.mark in vouched)
             match peer.standing:
@@ -248,7 +252,7 @@ class Peers:
                     if not is_alive:  # it went with a word: nobody misses it
                         peer.forget()
                 case _:
-                    counts = False
+                    counts = peer.mark in holding
             peer.counts = counts
 
     def _follow_self(self, now: float) -> None:
@@ -313,7 +317,7 @@ class Peers:
             is_fenced=self._is_fenced,
             standing=self._standing(now),
             alive=frozenset(peer.name for peer in peers if peer.is_direct),
-            held=frozenset(peer.name for peer in peers if peer.is_held(now)),
+            held=frozenset(p.name for p in peers if p.is_held(now) or (p.counts and not p.last)),
             unheard=frozenset(peer.name for peer in peers if peer.last is None),
             members=self._members(),
         )
@@ -330,6 +334,7 @@ class Peers:
             del self._sent_at[self._sent.popleft()[0]]
         standing = self._standing(now)
         heard = frozenset(peer.mark for peer in self._peers.values() if peer.is_direct)
+        holding = frozenset(peer.mark for peer in self._peers.values() if peer.is_held(now))
         left_s = self._restarts_until - now if self._restarts_until is not None else 0.0
         said = Heartbeat(
             sender=self._id,
@@ -340,6 +345,7 @@ class Peers:
             members=self._members(),
             is_fenced=self._is_fenced,
             heard=heard,
+            holding=holding,
         )
         return tuple((peer.name, self._to(peer, said, now)) for peer in self._peers.values())
 

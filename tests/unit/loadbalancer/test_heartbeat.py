@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from kube_router_py.loadbalancer.heartbeat import (
     HEARD_MAX,
+    HOLDING_MAX,
     MOST_BYTES,
     Heartbeat,
     HeartbeatError,
@@ -34,6 +35,7 @@ heartbeats = st.builds(
     counts_you=st.booleans(),
     is_fenced=st.booleans(),
     heard=st.frozensets(st.binary(min_size=4, max_size=4), max_size=HEARD_MAX),
+    holding=st.frozensets(st.binary(min_size=4, max_size=4), max_size=HOLDING_MAX),
 )
 
 

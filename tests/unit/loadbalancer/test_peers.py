@@ -273,6 +273,43 @@ def test_whoever_is_not_to_answer_any_more_does_not_count() -> None:
     world.run(10.0).settled()
 
 
+def test_two_that_restart_at_once_come_back_one_after_the_other_and_nothing_moves() -> None:
+    """The first of them has not heard that the second is to come."""
+    world = running(4)
+    for name, away_s in (("node0", 3.0), ("node1", 12.0)):
+        world.nodes[name].stop()
+        world.after(away_s, world.nodes[name].start)
+    world.run(8.0)
+    first = world.nodes["node0"].peers
+    assert first is not None
+    assert first.view.held == {"node1"}
+    world.run(12.0).settled()
+    assert world.moves == 0
+    assert world.most_doubled_s == 0.0
+
+
+def test_of_two_that_restart_one_that_stays_away_keeps_its_place_for_the_grace_only() -> None:
+    world = running(4)
+    for name in ("node0", "node1"):
+        world.nodes[name].stop()
+    world.after(3.0, world.nodes["node0"].start)
+    world.run(GRACE_S + 5.0).settled("node0", "node2", "node3")
+
+
+def test_packets_to_one_node_that_are_sent_to_another_silence_nobody() -> None:
+    world = running(3)
+    send = world.send
+
+    def copied(sender: str, receiver: str, heartbeat: Heartbeat) -> None:
+        for other in {*world.names} - {sender, receiver}:
+            send(sender, other, heartbeat)
+        send(sender, receiver, heartbeat)
+
+    world.send = copied  # type: ignore[method-assign]
+    world.run(10.0).settled()
+    assert world.moves == 0
+
+
 def test_all_restart_at_once_and_nothing_moves() -> None:
     world = running(3)
     for node in world.nodes.values():

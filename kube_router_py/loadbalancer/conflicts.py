@@ -16,6 +16,8 @@ ANSWER_S = 1.0
 _SLOW_ANSWER_S = 30.0
 _LASTING_S = 10.0
 _OVER_S = 60.0
+# Whoever can claim can do so with any number of hardware addresses.
+_SEEN_MAX = 256
 
 
 class Claim(Struct, frozen=True):
@@ -42,12 +44,12 @@ class Conflicts:
 
     def note(self, claim: Claim, now: float) -> None:
         """Somebody claims an address that is this node's."""
-        seen = self._seen.get(claim)
-        if seen is None or now - seen.last_at > _LASTING_S:
-            self._seen[claim] = _Seen(now, now)
-        else:
-            seen.last_at = now
         self._is_due = True
+        seen = self._seen.get(claim)
+        if seen is not None and now - seen.last_at <= _LASTING_S:
+            seen.last_at = now
+        elif seen is not None or len(self._seen) < _SEEN_MAX:
+            self._seen[claim] = _Seen(now, now)
 
     def answer(self, now: float) -> tuple[bool, float | None]:
         """Whether to tell all again now, and in how many seconds to ask again."""

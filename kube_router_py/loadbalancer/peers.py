@@ -10,7 +10,8 @@ the other one counts for it. All decide alone; that they decide alike comes from
   cut off or asleep is JOINING: it waits until the others have heard it for a while, so that a
   flapping node does not make addresses flap; unless they have not given it up meanwhile.
 - RESTARTING holds its place for a grace, and the new process takes it. Who begins meanwhile learns
-  from the others for whom a place is held.
+  from the others for whom a place is held. Whoever stays away has gone with a word, as by DRAINING:
+  that is no cut.
 - Whoever hears fewer than half of the nodes that it has known to live (itself among them) is on the
   wrong side of a cut and answers for nothing; the others do. Of two, either may be left alone.
 - A process whose own clock has jumped was asleep: it begins anew.
@@ -36,6 +37,7 @@ from kube_router_py.loadbalancer.peer_values import Round, Timing, View, heartbe
 # Longer ones are a mistake, or another version's.
 _GRACE_MAX_S = 3600.0
 _URGENT_GAP_S = 0.05
+_LEAVING = (Standing.RESTARTING, Standing.DRAINING)
 # How often a stop is told: packets get lost, and nothing is told after it.
 _LAST_WORDS = 4
 _LAST_WORDS_GAP_S = 0.1
@@ -249,11 +251,11 @@ class Peers:
                     counts = peer.is_held(now)
                 case Standing.DRAINING:
                     counts = is_alive
-                    if not is_alive:  # it went with a word: nobody misses it
-                        peer.forget()
                 case _:
                     counts = peer.mark in holding
             peer.counts = counts
+            if peer.standing in _LEAVING and not counts and not is_alive:
+                peer.forget()  # it went with a word: nobody misses it
 
     def _follow_self(self, now: float) -> None:
         """Whether this node counts."""
@@ -278,7 +280,9 @@ class Peers:
 
     def _is_cut_off(self, heard: list[Heartbeat], now: float) -> bool:
         there = sum(p.counts or p.is_direct or p.is_held(now) for p in self._peers.values())
-        members = max([self._members(), *(each.members for each in heard)])
+        # Others may have known more, or not know yet of Nodes that were deleted.
+        told = min(max((each.members for each in heard), default=0), 1 + len(self._peers))
+        members = max(self._members(), told)
         return 2 * (there + 1) < members
 
     def _members(self) -> int:
@@ -300,10 +304,10 @@ class Peers:
         return now - self._hearing_since >= wait_s
 
     def _standing(self, now: float) -> Standing:
+        if self._is_draining:  # also of one that ends: it is not to get anything back
+            return Standing.DRAINING
         if self._restarts_until is not None and now < self._restarts_until:
             return Standing.RESTARTING
-        if self._is_draining:
-            return Standing.DRAINING
         return Standing.RUNNING if self._is_running else Standing.JOINING
 
     def _view(self, now: float) -> View:

@@ -56,7 +56,7 @@ class Planner:
     def plan(self) -> Plan:
         """What to do for all families together."""
         request, plan = self._request, self._plan
-        if not request.mistakes:
+        if not (request.mistakes or request.is_early):
             automatic = []
             for version in request.versions:
                 if (asked := request.asked(version)) is not None:

@@ -18,6 +18,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
+from msgspec import structs
+
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.objects import Namespace, Service
 from kube_router_py.cluster.revision import is_older
@@ -42,6 +44,7 @@ from kube_router_py.loadbalancer.ingress import (
     wanted_ingress,
 )
 from kube_router_py.loadbalancer.known_services import KnownServices
+from kube_router_py.loadbalancer.repairs import Repairs
 from kube_router_py.loadbalancer.requests import ClassRules, compile_request, foreign_addresses
 from kube_router_py.loadbalancer.status_writer import Done, Result, StatusWriter, Write
 from kube_router_py.loop import Loop, Outcome
@@ -107,6 +110,7 @@ class Allocation:
         self._failing: dict[str, Problem] = {}  # could not be written
         self._unsure: dict[str, Write] = {}  # failed, and may have been made all the same
         self._broken: dict[str, Problem] = {}  # could not be decided about
+        self._repairs = Repairs()
         self._settled: set[Hashable] = set()
         self.report = Report()
 
@@ -167,6 +171,7 @@ class Allocation:
         found = {*problems, *self._pools.problems}
         found.update(self._failing.values(), self._broken.values())
         found.update(each.problem for each in told)
+        found.update(self._repairs.problems)
         return Outcome(frozenset(failed), tuple(sorted(found)), wake_after_s, settled)
 
     # --- a term begins -------------------------------------------------------------------------
@@ -178,14 +183,18 @@ class Allocation:
         wanted: list[Wanted] = []
         foreign = {}
         for key, service in services.items():
-            request = compile_request(service, self._rules)
-            if request is not None:
-                wanted.append((request, self._labels(request.namespace)))
-            foreign[key] = foreign_addresses(service, request is not None)
+            try:
+                asked = self._asked(service)
+            except Exception as error:  # noqa: BLE001 - one Service must not stop the others
+                self._break(key, error)
+                asked = None
+            if asked is not None:
+                wanted.append(asked)
+            foreign[key] = foreign_addresses(service, asked is not None)
         self._again.extend(self._allocator.rebuild(wanted, foreign))
         self._term = term
         _log.info("Services are given addresses services=%d term=%d", len(wanted), term)
-        for key in services.keys() - {each[0].key for each in wanted}:
+        for key in services.keys() - {each[0].key for each in wanted} - self._broken.keys():
             self._release(services[key])
 
     def _listed(self) -> dict[str, Service]:
@@ -201,6 +210,7 @@ class Allocation:
 
     def _look_at_all(self) -> None:
         """Every Service is looked at again. Raises ApiError."""
+        self._repairs.begin_anew()
         for write in self._unsure.values():
             self._write(write.service, write.ingress)
         before = frozenset(self._known.keys())
@@ -236,11 +246,11 @@ class Allocation:
             if key in self._unsure and service == self._unsure[key].service:
                 return  # what its status lists is not known: the write is made again, as it was
             self._unsure.pop(key, None)
-            request = compile_request(service, self._rules) if service is not None else None
-            foreign = foreign_addresses(service, request is not None) if service is not None else ()
+            asked = self._asked(service) if service is not None else None
+            foreign = foreign_addresses(service, asked is not None) if service is not None else ()
             self._again.extend(self._allocator.note_foreign(key, foreign))
-            if request is not None:
-                self._apply(self._allocator.put(request, self._labels(request.namespace)))
+            if asked is not None:
+                self._apply(self._allocator.put(*asked))
                 return
             self._again.extend(self._allocator.remove(key))
             self._wrong.pop(key, None)
@@ -252,9 +262,12 @@ class Allocation:
                 self._written.pop(key, None)
                 self._is_written(key)
         except Exception as error:  # noqa: BLE001 - one Service must not stop the others
-            _log.exception("cannot allocate service=%s", key)
-            reason = f"cannot be decided about ({error!r}); it keeps what it has"
-            self._broken[key] = Problem(f"Service {key}", "", reason)
+            self._break(key, error)
+
+    def _break(self, key: str, error: Exception) -> None:
+        _log.exception("cannot allocate service=%s", key)
+        reason = f"cannot be decided about ({error!r}); it keeps what it has"
+        self._broken[key] = Problem(f"Service {key}", "", reason)
 
     def _decide_again(self) -> None:
         """Services for which there may be room now; each turn has its limit."""
@@ -268,6 +281,8 @@ class Allocation:
                 self._apply(self._allocator.decide(key))
             except KeyError:
                 continue  # not ours any more
+            except Exception as error:  # noqa: BLE001 - one Service must not stop the others
+                self._break(key, error)
 
     def _apply(self, decision: Decision) -> None:
         key = decision.key
@@ -289,10 +304,14 @@ class Allocation:
         self._having[key] = wanted
         # An old API server keeps addresses only, without what it does not know.
         is_changed = wanted != present_ingress(service) and wanted != self._written.get(key)
-        if decision.must_write or (wanted and is_changed):
-            self._write(service, wanted)
-        else:
+        if not (decision.must_write or (wanted and is_changed)):
             self._is_written(key)
+            return
+        is_repair = key not in self._writing and wanted == self._written.get(key)
+        if is_repair and (vain := self._repairs.refuse(service, wanted)) is not None:
+            self._tell(key, vain.reason, vain.problem)
+            return
+        self._write(service, wanted)
 
     def _release(self, service: Service) -> None:
         """A Service that is not ours: what we gave it goes from its status."""
@@ -363,9 +382,14 @@ class Allocation:
                 write.key, "IPAllocated", Problem(f"Service {write.key}", "", text), is_good=True
             )
 
-    def _labels(self, namespace: str) -> dict[str, str]:
-        found = self._cache.get(Namespace, namespace)
-        return (found.metadata.labels or {}) if found is not None else {}
+    def _asked(self, service: Service) -> Wanted | None:
+        request = compile_request(service, self._rules)
+        if request is None:
+            return None
+        namespace = self._cache.get(Namespace, request.namespace)
+        if namespace is None:  # new: the cache has heard of the Service first
+            return structs.replace(request, is_early=True), {}
+        return request, namespace.metadata.labels or {}
 
     def _reached(self) -> str:
         return self._cache.revisions()[Service]

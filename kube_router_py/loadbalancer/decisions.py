@@ -23,6 +23,7 @@ class Reason(StrEnum):
     SHARING = "AddressNotShareable"
     OUTSIDE = "AddressOutsidePools"
     REALLOCATED = "AddressReallocated"
+    OVERWRITTEN = "AddressOverwritten"
 
 
 class Told(Struct, frozen=True, order=True):

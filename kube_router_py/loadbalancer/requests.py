@@ -71,8 +71,8 @@ class Request(Struct, frozen=True):
     endpoints there are: Services that share an address have to agree on it. ``current`` are the
     addresses in its status, ``current_texts`` everything that its status has, as written.
 
-    ``mistakes``: why it cannot be read; it keeps what it has and gets nothing. ``notes``: what is
-    not heeded.
+    ``mistakes``: why it cannot be read; it keeps what it has and gets nothing. ``is_early``: the
+    same, as the labels of its namespace are not known yet. ``notes``: what is not heeded.
     """
 
     key: str
@@ -90,6 +90,7 @@ class Request(Struct, frozen=True):
     current_texts: tuple[str, ...] = ()
     mistakes: tuple[Told, ...] = ()
     notes: tuple[Told, ...] = ()
+    is_early: bool = False
 
     @property
     def namespace(self) -> str:

@@ -347,6 +347,27 @@ def test_the_whole_list_of_a_service_that_is_ours_is_ours(api: Api, agent: Agent
     assert api.ips("next") == ["192.0.2.0"]
 
 
+def test_another_allocator_is_not_fought_as_fast_as_can_be(api: Api, agent: Agent) -> None:
+    api.create("web")
+    api.create("other")
+    for _ in range(200):
+        agent.settle()
+        if api.ips("web") == ["192.0.2.0"]:
+            api.set_status("web", "198.51.100.1")
+            agent.see()
+    assert api.written["default/web"] <= 6
+    (problem,) = agent.turn().problems
+    assert problem.object == "Service default/web"
+    assert "lists 198.51.100.1 instead of 192.0.2.0" in problem.reason
+    assert ("Warning", "AddressOverwritten", "default/web") in agent.told
+    assert api.ips("other") == ["192.0.2.1"]
+    # As soon as the other one is gone, the next full turn ends it.
+    agent.turn(full=True)
+    agent.settle()
+    assert api.ips("web") == ["192.0.2.0"]
+    assert not agent.turn(full=True).problems
+
+
 def test_services_of_other_classes_are_left_alone(api: Api, agent: Agent) -> None:
     api.create("other", load_balancer_class="example.com/lb")
     api.set_status("other", "192.0.2.0")
@@ -487,6 +508,29 @@ def test_labels_of_namespaces_decide_when_they_change(api: Api) -> None:
     agent.cache.put(Namespace, namespace, "2")
     agent.settle()
     assert api.ips("web") == ["192.0.2.0"]
+
+
+def test_nothing_is_given_before_the_labels_of_the_namespace_are_known(api: Api) -> None:
+    from kube_router_py.cluster.selectors import Requirement, Selector
+
+    gold = Selector((Requirement("tier", "In", ("gold",)),))
+    book = Book(
+        pool("192.0.2.0", "192.0.2.9", "all"), pool("10.0.0.0", "10.0.0.9", "gold", namespaces=gold)
+    )
+    agent = Agent(api, book)
+    agent.cache.delete(Namespace, "default", "2")
+    agent.lead()
+    api.create("old")
+    api.set_status("old", "192.0.2.7")
+    agent.settle()
+    api.create("new")
+    outcome = agent.settle()
+    assert (api.ips("old"), api.ips("new")) == (["192.0.2.7"], [])
+    assert (outcome.failed, outcome.problems) == (frozenset(), ())
+    namespace = Namespace(metadata=ObjectMeta(name="default", labels={"tier": "gold"}))
+    agent.cache.put(Namespace, namespace, "3")
+    agent.settle()
+    assert (api.ips("old"), api.ips("new")) == (["192.0.2.7"], ["10.0.0.0"])
 
 
 # --- writes that do not come through --------------------------------------------------------------
@@ -676,6 +720,41 @@ def test_a_service_that_cannot_be_decided_about_spoils_no_other(
     assert (outcome.failed, outcome.problems) == (frozenset(), ())
     agent.settle()
     assert api.ips("odd") == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("method", ["compile_request", "Planner.plan"])
+def test_nor_does_it_stop_a_leader_that_begins(
+    api: Api, agent: Agent, monkeypatch: Any, method: str
+) -> None:
+    from kube_router_py.loadbalancer import allocation_plan, controller
+
+    compile_really, plan_really = controller.compile_request, allocation_plan.Planner.plan
+
+    def compile_request(service: Service, rules: Any) -> Any:
+        if service.metadata.name == "odd":
+            raise ZeroDivisionError
+        return compile_really(service, rules)
+
+    def plan(planner: Any) -> Any:
+        if planner._request.key == "default/odd":
+            raise ZeroDivisionError
+        return plan_really(planner)
+
+    api.create("odd")
+    api.set_status("odd", "192.0.2.0")
+    api.create("web")
+    with monkeypatch.context() as patched:
+        if method == "compile_request":
+            patched.setattr(controller, "compile_request", compile_request)
+        else:
+            patched.setattr(allocation_plan.Planner, "plan", plan)
+        outcome = agent.settle()
+        assert (api.ips("odd"), api.ips("web")) == (["192.0.2.0"], ["192.0.2.1"])
+        assert outcome.failed == {Key("Service", "default/odd")}
+    outcome = agent.turn(full=True)
+    assert (outcome.failed, outcome.problems) == (frozenset(), ())
+    agent.settle()
+    assert (api.ips("odd"), api.ips("web")) == (["192.0.2.0"], ["192.0.2.1"])
 
 
 # --- leaders --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from kube_router_py.loadbalancer.heartbeat import Heartbeat, Standing
 
-_EASY_MEMBERS = 100
+_EASY_MEMBERS = 250
 
 
 class Timing(Struct, frozen=True):
@@ -27,7 +27,7 @@ class Timing(Struct, frozen=True):
 
 
 def heartbeat_timing(members: int) -> Timing:
-    """Two packets per second to each of up to 100 nodes; beyond, each node sends 200 per second,
+    """Two packets per second to each of up to 250 nodes; beyond, each node sends 500 per second,
     whatever their number, and a death is found out that much later."""
     factor = max(1.0, members / _EASY_MEMBERS)
     plain = Timing()

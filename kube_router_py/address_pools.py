@@ -86,25 +86,33 @@ class Pool(Struct, frozen=True):
 class AddressPools(Struct, frozen=True):
     """All pools; no two have an address in common. In the order of priority, then of names.
 
-    ``retired``: sorted, apart from each other and from all pools, the ranges that were in pools
-    before an edit took them away. Nobody gets an address of them, but who has one goes on to be
-    served at it: nothing names such an address but the status of a Service, which users may not
-    write, so that nobody can draw traffic by them.
+    ``retired``: what was in pools before an edit took it away, apart from each other and from all
+    pools, as pools of sorted ranges that say no more than how they were announced. Nobody gets an
+    address of them, but who has one goes on to be served at it, announced as before: nothing names
+    such an address but the status of a Service, which users may not write, so that nobody can draw
+    traffic by them.
     """
 
     pools: tuple[Pool, ...] = ()
-    retired: tuple[AddressRange, ...] = ()
+    retired: tuple[Pool, ...] = ()
 
     def of(self, packed: bytes) -> Pool | None:
         """The pool that has an address (packed)."""
         address = ipaddress.ip_address(packed)
         return next((each for each in self.pools if each.has(address)), None)
 
-    def is_retired(self, address: Address) -> bool:
-        """Whether an address was taken out of the pools."""
-        place = _place(address)
-        index = bisect_right(self.retired, place, key=lambda each: _place(each.first))
-        return index > 0 and self.retired[index - 1].has(address)
+    def retired_of(self, packed: bytes) -> Pool | None:
+        """The pool that an address (packed) was taken out of."""
+        if not self.retired:
+            return None
+        address = ipaddress.ip_address(packed)
+        return next((each for each in self.retired if _is_in_sorted(address, each.ranges)), None)
+
+    def announcing_of(self, packed: bytes) -> tuple[str, Announcing] | None:
+        """How an address (packed) is announced, behind the name of the pool that says so; None: it
+        is and was in none."""
+        pool = self.of(packed) or self.retired_of(packed)
+        return (pool.name, pool.announcing) if pool is not None else None
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
@@ -116,8 +124,9 @@ class AddressPools(Struct, frozen=True):
         return _networks(self.ranges)
 
     def retired_networks(self) -> tuple[Network, ...]:
-        """All that is retired as networks."""
-        return _networks(self.retired)
+        """All that is retired as networks, in order."""
+        ranges = (each for pool in self.retired for each in pool.ranges)
+        return _networks(sorted(ranges, key=lambda each: _place(each.first)))
 
 
 def load_balancer_ranges(flags: Iterable[Network], pools: AddressPools) -> tuple[Network, ...]:
@@ -138,6 +147,11 @@ def _networks(ranges: Iterable[AddressRange]) -> tuple[Network, ...]:
 
 def _place(address: Address) -> tuple[int, int]:
     return address.version, int(address)
+
+
+def _is_in_sorted(address: Address, ranges: tuple[AddressRange, ...]) -> bool:
+    index = bisect_right(ranges, _place(address), key=lambda each: _place(each.first))
+    return index > 0 and ranges[index - 1].has(address)
 
 
 def _is_in_any(network: Network, others: Iterable[Network]) -> bool:

@@ -1,20 +1,29 @@
-"""Addresses that Services keep after an edit took them out of the pools, as a text. Pure.
+"""What pools had before: addresses that Services keep after an edit took them out. Pure.
 
-Whoever leads the allocation has the Lease carry the text, since an agent that starts has not seen
-the edit: ``192.0.2.7,192.0.2.9-192.0.2.12,2001:db8::1``.
+Whoever leads the allocation has the Lease carry them, since an agent that starts has not seen the
+edit: a list of pools as in the ConfigMap (in JSON, which is YAML), with the addresses that are kept
+and how they were announced. The pool of --loadbalancer-ip-range is there as a whole, or nobody who
+starts with another flag knew of it:
+
+    [{"name":"gold","addresses":["192.0.2.7","192.0.2.9-192.0.2.12"],"announce":{"bgp":true}}]
 """
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
-from kube_router_py.address_pools import Address, AddressRange
-from kube_router_py.address_ranges import parse_range, remaining, usable_parts
-from kube_router_py.services import Network
+from kube_router_py.address_pools import (
+    DEFAULT_POOL,
+    Address,
+    AddressPools,
+    AddressRange,
+    Announcing,
+    Pool,
+)
+from kube_router_py.address_ranges import remaining
 
 LONGEST = 64 << 10
 """Bytes of the text. The API server takes 256 KiB of annotations together."""
-
-# No cluster has as many Services with addresses side by side.
-_WIDEST = 1 << 16
 
 
 class KeptAddresses:
@@ -22,6 +31,7 @@ class KeptAddresses:
 
     def __init__(self) -> None:
         self._kept: dict[str, frozenset[Address]] = {}
+        self._pools = AddressPools()
         self._text: str | None = ""
 
     def put(self, key: str, addresses: Iterable[Address]) -> None:
@@ -35,37 +45,67 @@ class KeptAddresses:
         else:
             del self._kept[key]
 
-    @property
-    def text(self) -> str:
-        """All of them; what is beyond the longest text is left out."""
-        if self._text is None:
+    def text(self, pools: AddressPools) -> str:
+        """All of them, as these pools know them; what is beyond the longest text is left out."""
+        if self._text is None or self._pools is not pools:
             every = frozenset[Address]().union(*self._kept.values())
-            self._text = _text(remaining(AddressRange(each, each) for each in every))
+            self._text, self._pools = _text(pools, every), pools
         return self._text
 
 
-def _text(ranges: Iterable[AddressRange]) -> str:
-    text = ",".join(
-        str(each.first) if each.size == 1 else f"{each.first}-{each.last}" for each in ranges
+def _text(pools: AddressPools, kept: Iterable[Address]) -> str:
+    parts: dict[tuple[str, Announcing], list[AddressRange]] = {}
+    for address in kept:
+        if (pool := pools.retired_of(address.packed)) is not None:
+            own = parts.setdefault((pool.name, pool.announcing), [])
+            own.append(AddressRange(address, address))
+    found = [(each, each.ranges) for each in pools.pools if each.name == DEFAULT_POOL]
+    found += (
+        (pool, remaining(parts[pool.name, pool.announcing]))
+        for pool in pools.retired
+        if (pool.name, pool.announcing) in parts
     )
-    return _cut(text)
+    items: list[str] = []
+    left = LONGEST - len("[]")
+    for pool, ranges in found:
+        addresses: list[str] = []
+        left -= len(_item(pool, [])) + len(",")
+        for each in ranges:
+            text = str(each.first) if each.size == 1 else f"{each.first}-{each.last}"
+            left -= len(f'"{text}",')
+            if left < 0:
+                break
+            addresses.append(text)
+        if addresses:
+            items.append(_item(pool, addresses))
+    return f"[{','.join(items)}]" if items else ""
 
 
-def _cut(text: str) -> str:
-    """As many whole items as fit."""
-    return text if len(text) <= LONGEST else text[: LONGEST + 1].rpartition(",")[0]
+def _item(pool: Pool, addresses: list[str]) -> str:
+    item: dict[str, Any] = {"name": pool.name, "addresses": addresses}
+    if announce := _announce(pool.announcing):
+        item["announce"] = announce
+    return json.dumps(item, separators=(",", ":"))
 
 
-def parse_kept(text: str, cluster_ranges: Iterable[Network]) -> tuple[AddressRange, ...]:
-    """The addresses that such a text names. What is none, or could be in no pool (ClusterIPs, for
-    instance), is left out."""
-    taken = tuple(cluster_ranges)
-    found: list[AddressRange] = []
-    for item in _cut(text).split(","):
-        try:
-            each = parse_range(item)
-        except ValueError:
-            continue
-        if each.size <= _WIDEST:
-            found += usable_parts(each, taken)
-    return remaining(found)
+def _announce(said: Announcing) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if said.bgp is not None:
+        found["bgp"] = said.bgp
+    if said.layer2:
+        found["layer2"] = True
+        if said.interfaces:
+            found["interfaces"] = said.interfaces
+    if requirements := said.nodes.requirements:
+        found["nodeSelector"] = {
+            "matchExpressions": [
+                {"key": each.key, "operator": each.operator}
+                | ({"values": each.values} if each.values else {})
+                for each in requirements
+            ]
+        }
+    if said.communities:
+        found["communities"] = said.communities.split(",")
+    if said.local_preference is not None:
+        found["localPreference"] = said.local_preference
+    return found

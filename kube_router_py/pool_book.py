@@ -6,19 +6,17 @@ from collections.abc import Callable
 
 from msgspec import Struct, structs
 
-from kube_router_py.address_pool_config import PoolSettings, compile_pools, parse_config
-from kube_router_py.address_pools import AddressPools, AddressRange
-from kube_router_py.address_ranges import remaining
-from kube_router_py.kept_addresses import parse_kept
+from kube_router_py.address_pool_config import PoolSettings, compile_pools
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.problem import Problem
+from kube_router_py.retired_pools import read_past, retire
 
 _log = logging.getLogger(__name__)
 
 
 class Past(Struct, frozen=True):
     """What the allocator's Lease says of the time before the agent started: the text of the
-    ConfigMap that was ``accepted`` last, and the addresses that Services ``kept`` (see
-    ``kept_addresses``)."""
+    ConfigMap that was ``accepted`` last, and what Services ``kept`` (see ``kept_addresses``)."""
 
     accepted: str | None = None
     kept: str = ""
@@ -40,10 +38,9 @@ class PoolBook:
 
     Before anything is known of the ConfigMap the pools are those of the flags. What an edit takes
     away from the pools is retired (see ``AddressPools``) until the agent ends: Services have it
-    still. What they had when it started, ``put_past`` says. Subscribers are
-    called in the thread of whoever changes something, under no lock of the book's, and find there
-    what is new: when it becomes known, and whenever pools, Problems or the accepted text are others
-    than before.
+    still. What they had when it started, ``put_past`` says. Subscribers are called in the thread of
+    whoever changes something, under no lock of the book's, and find there what is new: when it
+    becomes known, and whenever pools, Problems or the accepted text are others than before.
     """
 
     def __init__(self, settings: PoolSettings) -> None:
@@ -99,7 +96,7 @@ class PoolBook:
             before = self._page
             last_good = last_good if before.accepted is None else before.accepted
             compiled = compile_pools(self.settings, text, last_good, mistakes)
-            pools = _retire(compiled.pools, before.pools.ranges, before.pools.retired)
+            pools = retire(compiled.pools, before.pools.pools, before.pools.retired)
             page = _Page(pools, compiled.accepted, compiled.problems, knows_past=before.knows_past)
             is_news = page != before
             if is_news:
@@ -119,11 +116,11 @@ class PoolBook:
     def put_past(self, past: Past) -> None:
         """What went while no agent ran here is retired, as if this one had seen it go. To be told
         before the ConfigMap, or an address may not be served for a while."""
-        there = parse_config(past.accepted or "", self.settings).pools
-        gone = AddressPools(there).ranges + parse_kept(past.kept, self.settings.cluster_ranges)
+        taken = self.settings.cluster_ranges
+        accepted, kept = read_past(past.accepted or "", taken), read_past(past.kept, taken)
         with self._changing:
             before = self._page
-            pools = _retire(before.pools, gone, before.pools.retired)
+            pools = retire(before.pools, before.pools.retired, accepted, kept)
             self._page = structs.replace(before, pools=pools, knows_past=True)
             is_news = self._page != before
         if is_news:
@@ -137,10 +134,3 @@ class PoolBook:
                 notify()
             except Exception:  # noqa: BLE001 - one subscriber's bug must not keep others ignorant
                 _log.exception("a subscriber of the address pools failed")
-
-
-def _retire(
-    pools: AddressPools, gone: tuple[AddressRange, ...], retired: tuple[AddressRange, ...]
-) -> AddressPools:
-    """The pools after these ranges were there; what is in one is in use again."""
-    return structs.replace(pools, retired=remaining((*gone, *retired), pools.ranges))

@@ -165,7 +165,7 @@ class Allocation:
             conflicts=sum(1 for each in told if each.reason in _CONFLICTS),
             writing=len(self._writing),
             occupancy=self._allocator.occupancy() if self._term else (),
-            kept=self._kept.text,
+            kept=self._kept.text(self._allocator.pools),
             pools=self._allocator.pools,
         )
         found = {*problems, *self._pools.problems}
@@ -296,9 +296,8 @@ class Allocation:
         else:
             self._wrong.pop(key, None)
         pools = self._allocator.pools
-        self._kept.put(
-            key, (each.address for each in decision.addresses if pools.is_retired(each.address))
-        )
+        given = (each.address for each in decision.addresses)
+        self._kept.put(key, (each for each in given if pools.retired_of(each.packed)))
         service = self._known[key]
         wanted = wanted_ingress(service, decision.addresses)
         self._having[key] = wanted

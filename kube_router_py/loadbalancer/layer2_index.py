@@ -1,7 +1,7 @@
 """Which addresses are announced by ARP and NDP, and which node has each. Pure.
 
-Announced are LB IPs in the status of Services that lie in a pool with layer 2 announcing. Every
-method costs what it touches; only nodes and pools touch all.
+Announced are LB IPs in the status of Services that lie, or lay before an edit, in a pool with layer
+2 announcing. Every method costs what it touches; only nodes and pools touch all.
 """
 
 import ipaddress
@@ -193,29 +193,16 @@ class Layer2Index:
                 self._forget(packed)
                 continue
             if before is None:
-                address = ipaddress.ip_address(packed)
-                found = self._announcing(address)
-                if found is None:
+                found = self._pools.announcing_of(packed)
+                if found is None or not found[1].layer2:
                     continue
-                before = self.places[packed] = Place(address, *found, {})
+                before = self.places[packed] = Place(ipaddress.ip_address(packed), *found, {})
             before.local = {key: self._services[key][packed] for key in sorted(claimants)}
             self._choose(packed)
 
-    def _announcing(self, address: Address) -> tuple[str, Announcing] | None:
-        """The name of an address's pool, and how it is announced; None: not by ARP and NDP.
-
-        What was taken out of the pools is announced as long as somebody has it: from every node
-        that announces anything, as it is not known any more what its pool said.
-        """
-        pool = self._pools.of(address.packed)
-        if pool is not None:
-            return (pool.name, pool.announcing) if pool.announcing.layer2 else None
-        if self._layer2_selectors() and self._pools.is_retired(address):
-            return "", Announcing(layer2=True)
-        return None
-
     def _layer2_selectors(self) -> set[Selector]:
-        return {each.announcing.nodes for each in self._pools.pools if each.announcing.layer2}
+        every = (*self._pools.pools, *self._pools.retired)
+        return {each.announcing.nodes for each in every if each.announcing.layer2}
 
     def _choose(self, packed: bytes) -> None:
         place = self.places[packed]

@@ -92,7 +92,7 @@ def test_what_was_taken_out_of_pools_changes_nothing(node: Any) -> None:
     node.change_pools(BOTH)
     turn(node)
     writes = node.writes
-    node.change_pools(AddressPools(retired=BOTH.ranges))
+    node.change_pools(AddressPools(retired=BOTH.pools))
     turn(node)
     assert (balanced(node), node.writes) == ({BY_FLAG, POOLED, IPV6}, writes)
     turn(node, full=True)

@@ -1,13 +1,16 @@
 """A pool shrinks: the agent that allocates leaves what Services keep, for agents that start."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
+from kube_router_py.address_pools import Announcing
 from kube_router_py.allocation_part import AllocationPart
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import connect
@@ -19,8 +22,9 @@ from kube_router_py.pool_book import PoolBook
 from kube_router_py.pool_source import ACCEPTED_ANNOTATION, KEPT_ANNOTATION, PoolSource
 
 STOP_S = 60.0
-WIDE = "- {name: a, addresses: [192.0.2.0-192.0.2.2]}\n"
-NARROW = "- {name: a, addresses: [192.0.2.0]}\n"
+WIDE = "- {name: a, addresses: [192.0.2.0-192.0.2.2], announce: {bgp: true}}\n"
+NARROW = "- {name: a, addresses: [192.0.2.0], announce: {bgp: true}}\n"
+AS_BEFORE = ("a", Announcing(bgp=True))
 Until = Callable[[Callable[[], Any], str], Any]
 
 
@@ -93,7 +97,12 @@ class World:
         """What the Lease says: the pools that were accepted, the addresses that are kept."""
         found = self.call("find", "leases", LEASE, "kube-system")
         said = (found or {}).get("metadata", {}).get("annotations") or {}
-        return said.get(ACCEPTED_ANNOTATION), said.get(KEPT_ANNOTATION)
+        kept = said.get(KEPT_ANNOTATION)
+        if kept:
+            (pool,) = json.loads(kept)
+            assert (pool["name"], pool["announce"]) == ("a", {"bgp": True})
+            kept = ",".join(pool["addresses"])
+        return said.get(ACCEPTED_ANNOTATION), kept
 
 
 def _config(text: str) -> dict[str, Any]:
@@ -133,6 +142,7 @@ def test_what_services_keep_is_known_to_agents_that_start(world: World, until: U
         ["192.0.2.2"],
     ]
     assert retired(first) == starts_with() == ["192.0.2.1/32", "192.0.2.2/32"]
+    assert first.pools.announcing_of(ip_address("192.0.2.2").packed) == AS_BEFORE
 
     # Another one takes over, and knows as much.
     agent.close()
@@ -141,6 +151,7 @@ def test_what_services_keep_is_known_to_agents_that_start(world: World, until: U
     until(lambda: world.left() == (NARROW, "192.0.2.2"), "what is given up")
     assert starts_with() == ["192.0.2.2/32"]
     assert retired(second) == ["192.0.2.1/32", "192.0.2.2/32"]
+    assert second.pools.announcing_of(ip_address("192.0.2.2").packed) == AS_BEFORE
 
     # A range that comes back while nobody looks.
     agent.close()

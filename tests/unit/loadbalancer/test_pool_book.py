@@ -5,12 +5,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
 from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
+from kube_router_py.address_pools import DEFAULT_POOL, Announcing
 from kube_router_py.cluster.client import RefusedError
 from kube_router_py.cluster.reflector import Timing
 from kube_router_py.errors import ApiError
@@ -39,6 +40,15 @@ def names(book: PoolBook) -> list[str]:
 
 def retired(book: PoolBook) -> list[str]:
     return list(map(str, book.pools.retired_networks()))
+
+
+def kept_text(*addresses: str) -> str:
+    """As the allocator leaves what was of one pool."""
+    return json.dumps([{"name": "kept", "addresses": addresses, "announce": {"bgp": True}}])
+
+
+def announced(book: PoolBook, address: str) -> tuple[str, Announcing] | None:
+    return book.pools.announcing_of(ip_address(address).packed)
 
 
 # --- the book -------------------------------------------------------------------------------------
@@ -131,7 +141,10 @@ def test_what_an_edit_takes_away_is_retired_until_it_is_in_a_pool_again() -> Non
     book.put_config("- {name: x, addresses: [192.0.2.64/26]}\n")
     assert retired(book) == ["192.0.2.0/26", "192.0.2.128/25", "198.51.100.0/24"]
     book.put_config(None)
-    assert retired(book) == ["192.0.2.0/24", "198.51.100.0/24"]
+    assert retired(book) == [
+        *("192.0.2.0/26", "192.0.2.64/26", "192.0.2.128/25"),
+        "198.51.100.0/24",
+    ]
     book.put_config(f"{FIRST}{SECOND}")
     assert retired(book) == []
     assert [] not in heard[1:-1]
@@ -155,7 +168,7 @@ def test_what_never_was_in_force_is_not_retired() -> None:
 def test_what_went_before_the_start_is_retired_too() -> None:
     book = PoolBook(SETTINGS)
     assert not book.knows_past
-    kept = "192.0.2.1,198.51.100.7,203.0.113.1,2001:db8::1"
+    kept = kept_text("192.0.2.1", "198.51.100.7", "203.0.113.1", "2001:db8::1")
     book.put_past(Past(SECOND, kept))
     assert (book.knows_past, book.is_known, book.accepted_text) == (True, False, None)
     assert retired(book) == ["192.0.2.1/32", "198.51.100.0/24", "2001:db8::1/128"]
@@ -173,12 +186,70 @@ def test_of_the_past_counts_what_a_pool_could_have() -> None:
     ranges = (ip_network("10.96.0.0/16"),)
     book = PoolBook(PoolSettings(cluster_ranges=ranges))
     accepted = "- {name: a, addresses: [10.96.0.0/24]}\n- {name: b, addresses: [192.0.2.0/30]}\n"
-    book.put_past(Past(accepted, "10.96.0.1,127.0.0.1,nonsense,192.0.2.7"))
+    kept = kept_text("10.96.0.1", "127.0.0.1", "nonsense", "192.0.2.7")
+    book.put_past(Past(accepted, kept))
     assert retired(book) == ["192.0.2.0/30", "192.0.2.7/32"]
-    for accepted in ("[", "- x\n", "\0"):
+    for text in ("[", "- x\n", "\0", "#" * 70_000 + "\n" + FIRST):
         book = PoolBook(PoolSettings(cluster_ranges=ranges))
-        book.put_past(Past(accepted))
+        book.put_past(Past(text, text))
         assert (retired(book), book.knows_past) == ([], True)
+
+
+def test_what_was_taken_out_goes_on_to_be_announced_as_it_was_last() -> None:
+    book = PoolBook(SETTINGS)
+    first = "- {name: a, addresses: [192.0.2.0/30], announce: {bgp: true, localPreference: 7}}\n"
+    last = "- {name: a, addresses: [192.0.2.0/31], announce: {layer2: true}}\n"
+    book.put_config(first)
+    with_bgp = ("a", Announcing(bgp=True, local_preference=7))
+    assert announced(book, "192.0.2.3") == with_bgp
+    book.put_config(last)
+    assert announced(book, "192.0.2.3") == with_bgp
+    assert announced(book, "192.0.2.1") == ("a", Announcing(layer2=True))
+    book.put_config(None)
+    assert announced(book, "192.0.2.3") == with_bgp
+    assert announced(book, "192.0.2.1") == ("a", Announcing(layer2=True))
+    # What comes back goes by the pool that has it then, and so when that one goes.
+    book.put_config("- {name: b, addresses: [192.0.2.3]}\n")
+    assert announced(book, "192.0.2.3") == ("b", Announcing())
+    assert announced(book, "192.0.2.2") == with_bgp
+    book.put_config(None)
+    assert announced(book, "192.0.2.3") == ("b", Announcing())
+    assert announced(book, "192.0.2.2") == with_bgp
+    assert announced(book, "192.0.2.4") is None
+    assert announced(book, "203.0.113.1") == (DEFAULT_POOL, Announcing())
+    assert not any(each.auto_assign for each in book.pools.retired)
+
+
+def test_what_went_before_the_start_is_announced_as_it_was() -> None:
+    book = PoolBook(SETTINGS)
+    accepted = "- {name: a, addresses: [192.0.2.0/30], announce: {layer2: true}}\n"
+    book.put_past(Past(accepted, kept_text("10.1.2.3", "192.0.2.1")))
+    book.put_config(None)
+    assert announced(book, "10.1.2.3") == ("kept", Announcing(bgp=True))
+    assert announced(book, "192.0.2.1") == ("a", Announcing(layer2=True))
+
+
+def test_what_is_heard_of_late_counts_less_than_what_was_seen() -> None:
+    book = PoolBook(SETTINGS)
+    book.put_config("- {name: seen, addresses: [192.0.2.1]}\n")
+    book.put_config(SECOND)
+    book.put_past(Past(FIRST, kept_text("192.0.2.1", "198.51.100.1", "10.1.2.3")))
+    assert announced(book, "192.0.2.1") == ("seen", Announcing())
+    assert announced(book, "192.0.2.2") == ("first", Announcing())
+    assert announced(book, "198.51.100.1") == ("second", Announcing())
+    assert announced(book, "10.1.2.3") == ("kept", Announcing(bgp=True))
+
+
+def test_a_flag_that_makes_pools_of_before_wrong_costs_them_nothing() -> None:
+    """The pool has an address of the flag now, and the name of its pool."""
+    book = PoolBook(SETTINGS)
+    said = "announce: {bgp: true, unknown: x}"
+    accepted = f"- {{name: default, addresses: [203.0.113.0-203.0.114.3], {said}}}\n"
+    book.put_past(Past(accepted))
+    book.put_config(accepted, accepted)
+    assert (names(book), retired(book)) == (["default"], ["203.0.114.0/30"])
+    assert announced(book, "203.0.114.1") == (DEFAULT_POOL, Announcing(bgp=True))
+    assert announced(book, "203.0.113.1") == (DEFAULT_POOL, Announcing())
 
 
 # --- what follows the ConfigMap -------------------------------------------------------------------
@@ -487,7 +558,7 @@ def test_as_long_as_nobody_answers_nothing_is_known(world: World) -> None:
 
 def test_what_services_kept_is_known_before_anything_else_is(world: World) -> None:
     world.config(FIRST)
-    world.keep(SECOND, "192.0.2.9,10.1.2.3")
+    world.keep(SECOND, kept_text("192.0.2.9", "10.1.2.3"))
     seen: list[tuple[bool, list[str]]] = []
     world.book.subscribe(lambda: seen.append((world.book.is_known, retired(world.book))))
     book = world.start()
@@ -501,7 +572,7 @@ def test_what_services_kept_is_known_before_anything_else_is(world: World) -> No
 
 def test_where_only_flags_can_be_read_services_keep_what_they_have(world: World) -> None:
     world.api.refused.add(CONFIG_MAPS)
-    world.keep(FIRST, "10.1.2.3")
+    world.keep(FIRST, kept_text("10.1.2.3"))
     book = world.start()
     until(lambda: world.looks > 3, "a look at the clock")
     world.now_s = 30.0
@@ -513,7 +584,7 @@ def test_for_what_services_kept_nobody_waits_long_and_it_is_asked_for_later(
     world: World,
 ) -> None:
     world.config(FIRST)
-    world.keep(FIRST, "10.1.2.3")
+    world.keep(FIRST, kept_text("10.1.2.3"))
     world.api.absent.add(LEASES)
     book = world.start()
     until(lambda: world.asked(LEASES))
@@ -532,7 +603,7 @@ def test_for_what_services_kept_nobody_waits_long_and_it_is_asked_for_later(
 
 def test_who_may_not_read_the_lease_goes_on_without(world: World) -> None:
     world.config(FIRST)
-    world.keep(FIRST, "10.1.2.3")
+    world.keep(FIRST, kept_text("10.1.2.3"))
     world.api.refused.add(LEASES)
     book = world.start()
     until(lambda: book.is_known)

@@ -43,6 +43,7 @@ _FILES = {
     "pools": "tests/unit/proxy/test_live_pools.py",
     "fw_pools": "tests/unit/firewall/test_live_pools.py",
     "retired": "tests/unit/proxy/test_retired_pools.py",
+    "bgp_pools": "tests/unit/routing/test_pools.py",
 }
 
 
@@ -252,21 +253,33 @@ MUTANTS = (
     ),
     Mutant(
         "pool_book.py",
-        "remaining((*gone, *retired), pools.ranges)",
-        "remaining(gone, pools.ranges)",
+        "before.pools.pools, before.pools.retired)",
+        "before.pools.pools)",
         ("retired test_a_pool_shrinks_and_goes_and_its_services_stay",),
     ),
     Mutant(
         "pool_book.py",
-        " + parse_kept(past.kept, self.settings.cluster_ranges)",
-        "",
+        "before.pools.retired, accepted, kept)",
+        "before.pools.retired, accepted)",
         ("retired test_an_agent_that_starts_later_goes_on_until_the_address_is_given_up",),
     ),
     Mutant(
         "pool_book.py",
-        'parse_config(past.accepted or "", self.settings)',
-        'parse_config("", self.settings)',
+        "before.pools.retired, accepted, kept)",
+        "before.pools.retired, kept)",
         ("retired test_an_edit_that_no_agent_saw_changes_nothing_either",),
+    ),
+    Mutant(
+        "kept_addresses.py",
+        "for each in pools.pools if each.name == DEFAULT_POOL",
+        "for each in ()",
+        ("retired test_a_flag_that_shrinks_over_a_restart_changes_nothing_either",),
+    ),
+    Mutant(
+        "routing/pool_terms.py",
+        "(*pools.pools, *pools.retired)",
+        "pools.pools",
+        ("bgp_pools test_what_was_taken_out_of_pools_is_announced_as_before",),
     ),
     # --- the cache and its indexes -------------------------------------------------------------
     Mutant(

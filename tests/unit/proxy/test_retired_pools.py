@@ -1,5 +1,6 @@
 """No edit of address pools makes the proxy drop what is in the status of a Service of ours."""
 
+import json
 from collections.abc import Hashable
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -13,8 +14,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec import structs
 
 from kube_router_py.address_pool_config import PoolSettings
+from kube_router_py.address_pools import DEFAULT_POOL
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kept_addresses import KeptAddresses
@@ -22,9 +25,9 @@ from kube_router_py.pool_book import Past, PoolBook
 from kube_router_py.proxy.controller import ServiceProxy
 from kube_router_py.proxy.dirty_keys import POOLS
 from kube_router_py.proxy.settings import ProxyOptions
-from kube_router_py.services import load_balancer_ips
+from kube_router_py.services import Network, load_balancer_ips
 
-RANGES = (ip_network("203.0.113.0/28"),)
+RANGES, SMALLER = (ip_network("203.0.113.0/28"),), (ip_network("203.0.113.0/29"),)
 CLUSTER = (ip_network("10.96.0.0/16"),)
 FLAGS = ProxyOptions(
     ipv6=True, graceful_termination=False, load_balancer_ranges=RANGES, cluster_ranges=CLUSTER
@@ -40,11 +43,19 @@ FOREIGN = "192.0.2.66"
 class Agent:
     """One that runs since ``past`` was written down; the kernel is the node's."""
 
-    def __init__(self, cache: Cache, host: Any, past: Past, text: str | None) -> None:
-        self.book = PoolBook(POOL_FLAGS)
+    def __init__(
+        self,
+        cache: Cache,
+        host: Any,
+        past: Past,
+        text: str | None,
+        ranges: tuple[Network, ...] = RANGES,
+    ) -> None:
+        self.book = PoolBook(structs.replace(POOL_FLAGS, ranges=ranges))
         self.book.put_past(past)
         self.book.put_config(text, past.accepted)
-        self.proxy = ServiceProxy(cache, FLAGS, "node1", host.open, pools=lambda: self.book.pools)
+        flags = structs.replace(FLAGS, load_balancer_ranges=ranges)
+        self.proxy = ServiceProxy(cache, flags, "node1", host.open, pools=lambda: self.book.pools)
         self.proxy.open()
         self.turn(full=True)
 
@@ -65,8 +76,14 @@ def past_of(book: PoolBook, cache: Cache) -> Past:
     kept = KeptAddresses()
     for service in cache.list(Service):
         found = [ip_address(text) for _, text in load_balancer_ips(service)]
-        kept.put(service.metadata.key, [each for each in found if book.pools.is_retired(each)])
-    return Past(book.accepted_text, kept.text)
+        kept.put(service.metadata.key, filter(lambda at: book.pools.retired_of(at.packed), found))
+    return Past(book.accepted_text, kept.text(book.pools))
+
+
+def kept_of(past: Past) -> dict[str, list[str]]:
+    """By the names of pools, but that of the flags."""
+    items = json.loads(past.kept)
+    return {each["name"]: each["addresses"] for each in items if each["name"] != DEFAULT_POOL}
 
 
 def balanced(host: Any) -> set[str]:
@@ -109,7 +126,7 @@ def test_an_agent_that_starts_later_goes_on_until_the_address_is_given_up(
     agent.edit(NARROW)
     agent.close()
     past = past_of(agent.book, cache)
-    assert past.kept == f"{KEPT},{SIX}"
+    assert kept_of(past) == {"wide": [KEPT, SIX]}
     agent = Agent(cache, host, past, NARROW)
     assert balanced(host) == {KEPT, GIVEN, SIX}
     assert host.writes == 0
@@ -120,7 +137,7 @@ def test_an_agent_that_starts_later_goes_on_until_the_address_is_given_up(
     assert balanced(host) == {"203.0.113.3", GIVEN, SIX}
     agent.close()
     past = past_of(agent.book, cache)
-    assert past.kept == SIX
+    assert kept_of(past) == {"wide": [SIX]}
     cache.put(Service, make.service("late", ("10.96.0.8",), lb_ips=(KEPT,)))
     agent = Agent(cache, host, past, NARROW)
     assert balanced(host) == {"203.0.113.3", GIVEN, SIX}
@@ -139,12 +156,33 @@ def test_an_edit_that_no_agent_saw_changes_nothing_either(make: Any, host: Any) 
     agent.close()
 
 
+def test_a_flag_that_shrinks_over_a_restart_changes_nothing_either(make: Any, host: Any) -> None:
+    upper, lower = "203.0.113.9", "203.0.113.1"
+    cache = cache_of(make, {"upper": upper, "lower": lower, "given": GIVEN})
+    agent = Agent(cache, host, Past(), WIDE)
+    past = past_of(agent.book, cache)
+    for ranges in (SMALLER, ()):
+        for _ in range(2):  # the leader first, and then the others
+            agent.close()
+            agent = Agent(cache, host, past, WIDE, ranges)
+            assert balanced(host) == {upper, lower, GIVEN}
+        past = past_of(agent.book, cache)
+        agent.close()
+        agent = Agent(cache, host, past, WIDE, ranges)
+        assert balanced(host) == {upper, lower, GIVEN}
+        # What nobody had is forgotten by then.
+        assert agent.book.pools.retired_of(ip_address("203.0.113.10").packed) is None
+        past = past_of(agent.book, cache)
+    agent.close()
+
+
 # --- whatever happens ----------------------------------------------------------------------------
 
 
 def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
     names = st.sampled_from(["a", "b", "c"])
-    choices = [KEPT, GIVEN, SIX, "198.51.100.8", "203.0.113.1", "2001:db8::8", FOREIGN]
+    choices = [KEPT, GIVEN, SIX, "198.51.100.8", "2001:db8::8", FOREIGN]
+    choices += ["203.0.113.1", "203.0.113.9"]
     texts = st.sampled_from(
         [None, "", WIDE, NARROW, OTHER, "[", "- {name: x}", WIDE + OTHER, WIDE + "- nonsense"]
     )
@@ -156,6 +194,7 @@ def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
         def start(self, text: str | None) -> None:
             self.cache, self.text = cache_of(make, {}), text
             self.host, self.given = host_type(), dict[str, str]()
+            self.ranges = RANGES
             self.leader = Agent(self.cache, host_type(), Past(), text)
             self.agent = Agent(self.cache, self.host, Past(), text)
 
@@ -183,17 +222,29 @@ def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
             self.leader.edit(text)
             self.agent.edit(text)
 
-        @rule(others_too=st.booleans(), unseen=st.none() | texts.map(lambda text: (text,)))
-        def restart(self, others_too: bool, unseen: tuple[str | None] | None) -> None:
-            """Of this agent, or of all of them, and then also with an edit that nobody saw."""
+        @rule(
+            others_too=st.booleans(),
+            unseen=st.none() | texts.map(lambda text: (text,)),
+            ranges=st.none() | st.sampled_from([RANGES, SMALLER, ()]),
+        )
+        def restart(
+            self,
+            others_too: bool,
+            unseen: tuple[str | None] | None,
+            ranges: tuple[Network, ...] | None,
+        ) -> None:
+            """Of this agent, or of all of them, and then also with other flags and with an edit
+            that nobody saw."""
             past = past_of(self.leader.book, self.cache)
             if others_too:
                 if unseen is not None:
                     self.text = unseen[0]
+                if ranges is not None:
+                    self.ranges = ranges
                 self.leader.close()
-                self.leader = Agent(self.cache, host_type(), past, self.text)
+                self.leader = Agent(self.cache, host_type(), past, self.text, self.ranges)
             self.agent.close()
-            self.agent = Agent(self.cache, self.host, past, self.text)
+            self.agent = Agent(self.cache, self.host, past, self.text, self.ranges)
 
         @invariant()
         def all_that_was_given_is_served(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -202,6 +203,30 @@ def test_an_address_is_found_in_the_pool_of_its_family() -> None:
         assert pool_of(ip_address(text).packed, found) is NO_POOL
 
 
+@given(st.data())
+def test_an_address_is_found_whatever_the_order_of_ranges(data: st.DataObject) -> None:
+    """Also among those that were taken out of pools."""
+    base = (int(ip_address("192.0.2.0")), int(ip_address("2001:db8::")))
+    numbers = data.draw(st.lists(st.integers(0, 79), unique=True))
+    owner = {each: data.draw(st.integers(0, 3)) for each in numbers}
+    addresses = {each: ip_address(base[each % 2] + each) for each in range(80)}
+    pools = [
+        Pool(
+            str(number),
+            tuple(
+                AddressRange(addresses[each], addresses[each])
+                for each in numbers
+                if owner[each] == number
+            ),
+            announcing=Announcing(local_preference=number),
+        )
+        for number in range(4)
+    ]
+    found = compile_pool_terms(AddressPools(tuple(pools[:2]), tuple(pools[2:])), {})
+    for each, address in addresses.items():
+        assert pool_of(address.packed, found).local_preference == owner.get(each)
+
+
 def test_ranges_are_those_of_flags_and_pools() -> None:
     inside = Pool("in", (AddressRange(ip_address("203.0.113.1"), ip_address("203.0.113.2")),))
     found = with_pools(flags(), AddressPools((pool("one"), inside)), {}).load_balancer_ranges
@@ -224,8 +249,8 @@ def test_pools_in_many_pieces_do_not_make_lists_that_hold_up_bgp() -> None:
 
 def test_what_was_taken_out_of_pools_may_be_learned() -> None:
     taken = ip_network("198.51.100.64/26")
-    retired = (AddressRange(taken[0], taken[-1]),)
-    found = with_pools(flags(), AddressPools((pool("one"),), retired), {})
+    retired = Pool("gone", (AddressRange(taken[0], taken[-1]),))
+    found = with_pools(flags(), AddressPools((pool("one"),), (retired,)), {})
     assert taken in found.load_balancer_ranges
     never = with_pools(flags(), AddressPools((pool("one"),)), {})
     assert service_ranges(found) == service_ranges(never)
@@ -313,24 +338,38 @@ def own_node(make: Any, **labels: str) -> Any:
     return make.node("node1", ["192.168.1.1"], ["10.244.1.0/24"], labels=labels)
 
 
-def test_what_was_taken_out_of_pools_is_announced_as_the_flags_say(make: Any) -> None:
+def test_what_was_taken_out_of_pools_is_announced_as_before(make: Any) -> None:
     service = make.service("one", ips=("10.96.0.1",), lb_ips=(ONE,))
-    ranges = pool("one").ranges
     for says in (True, False):
         world = World(
-            cache_of(own_node(make), service), AddressPools(), advertise_load_balancer_ip=says
+            cache_of(own_node(make, color="red"), service),
+            AddressPools(),
+            advertise_load_balancer_ip=says,
         )
-        world.pools = AddressPools((pool("one", bgp=not says),))
+        terms = {"nodes": RED, "communities": "65000:7", "local_preference": 50}
+        before = pool("one", bgp=not says, **terms)
+        world.pools = AddressPools((before,))
         world.turn(full=True)
+        told = world.told[-1].announcements
         assert world.announced() == (set() if says else {ONE})
-        world.pools = AddressPools((), ranges)
+        world.pools = AddressPools((), (before,))
         outcome = world.turn(POOLS)
-        assert world.announced() == ({ONE} if says else set())
+        assert world.told[-1].announcements == told
         assert "is refused" not in str(outcome.problems)
         # Its neighbors may announce the rest of the range now, though nobody's address.
         refused = {str(each.network) for each in world.told[-1].refuse}
         assert f"{ONE}/32" in refused
-        assert not refused & {str(each) for each in AddressPools((), ranges).retired_networks()}
+        assert not refused & {str(each) for each in world.pools.retired_networks()}
+
+
+def test_nodes_that_did_not_announce_it_do_not_begin_when_it_leaves_its_pool(make: Any) -> None:
+    service = make.service("one", ips=("10.96.0.1",), lb_ips=(ONE,))
+    before = pool("one", bgp=True, nodes=RED)
+    world = World(cache_of(own_node(make), service), AddressPools((before,)))
+    world.turn(full=True)
+    world.pools = AddressPools((), (before,))
+    world.turn(POOLS)
+    assert world.announced() == set()
 
 
 def test_announcements_follow_the_pools_and_sessions_stay(make: Any) -> None:
@@ -459,19 +498,18 @@ def machine(make: Any) -> type[RuleBasedStateMachine]:
 
     @st.composite
     def states(draw: Any) -> AddressPools:
-        found = draw(st.lists(st.sampled_from(["one", "two", "six"]), unique=True))
-        return AddressPools(
-            tuple(
-                pool(
-                    name,
-                    bgp=draw(st.sampled_from([None, True, True, False])),
-                    nodes=draw(st.sampled_from([Selector(), Selector(), RED])),
-                    communities=draw(st.sampled_from(["", "65000:7", "0:100"])),
-                    local_preference=draw(st.sampled_from([None, 100, 5])),
-                )
-                for name in found
+        found = [
+            pool(
+                name,
+                bgp=draw(st.sampled_from([None, True, True, False])),
+                nodes=draw(st.sampled_from([Selector(), Selector(), RED])),
+                communities=draw(st.sampled_from(["", "65000:7", "0:100"])),
+                local_preference=draw(st.sampled_from([None, 100, 5])),
             )
-        )
+            for name in draw(st.lists(st.sampled_from(["one", "two", "six"]), unique=True))
+        ]
+        number = draw(st.integers(0, len(found)))
+        return AddressPools(tuple(found[number:]), tuple(found[:number]))
 
     class Machine(RuleBasedStateMachine):
         @initialize(

@@ -315,7 +315,7 @@ class Announcer:
                 node,
                 "",
                 "it hears fewer than half of the nodes that announce by ARP and NDP, and answers "
-                "for no address; see to the network between nodes",
+                "for no address; see to the network between nodes, or delete Nodes that are gone",
             )
         for address, links in responder.links().items() if own else ():
             place = self._index.places.get(address.packed)
@@ -330,6 +330,7 @@ class Announcer:
                     f"{address} is to be announced by node {self._settings.node}, which has no "
                     f"link fit for it ({patterns})",
                 )
+        yield from self._index.problems()
         yield from self._conflicts.problems(self._services_of)
 
     def _services_of(self, address: Address) -> tuple[str, ...]:

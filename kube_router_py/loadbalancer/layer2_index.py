@@ -5,7 +5,7 @@ Announced are LB IPs in the status of Services that lie, or lay before an edit, 
 """
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -24,6 +24,7 @@ from kube_router_py.loadbalancer.choice import (
     pick,
     standby,
 )
+from kube_router_py.problem import Problem
 from kube_router_py.services import has_addresses, is_proxied, load_balancer_ips, parse_address
 
 
@@ -48,6 +49,8 @@ class Layer2Index:
         self._candidates: frozenset[str] = frozenset()
         self._facts: dict[str, NodeFacts] = {}
         self._views: dict[str, NodeView] = {}
+        # The addresses of all Nodes, with their names: nobody else may answer for these.
+        self._taken: dict[bytes, str] = {}
         # By Service: its LB IPs, in a pool or not, with ``local`` of a Place.
         self._services: dict[str, dict[bytes, frozenset[str] | None]] = {}
         self._claimants: dict[bytes, set[str]] = {}
@@ -77,7 +80,7 @@ class Layer2Index:
         """These Nodes are so now; None: deleted."""
         is_news = False
         for name, node in changed:
-            before = self._facts.get(name)
+            before, addresses = self._facts.get(name), self._addresses_of(name)
             if node is None:
                 self._facts.pop(name, None)
                 self._views.pop(name, None)
@@ -85,6 +88,11 @@ class Layer2Index:
                 self._facts[name] = node_facts(node, drain_on_cordon=self._drain_on_cordon)
                 self._views[name] = node_view(node)[0]
             is_news |= before != self._facts.get(name)
+            if addresses != self._addresses_of(name):
+                is_news = True
+                self._taken = {
+                    each.packed: name for name in self._views for each in self._addresses_of(name)
+                }
         if is_news:
             self._choose_again()
 
@@ -161,6 +169,8 @@ class Layer2Index:
         place = self.places[packed]
         if place.pick.owner is not None:
             return ""
+        if packed in self._taken:
+            return f"it is an address of node {self._taken[packed]}"
         selector = place.announcing.nodes
         if not any(selector.selects(dict(facts.labels)) for facts in self._facts.values()):
             return f"no node has the labels of pool {place.pool} ({selector})"
@@ -168,7 +178,19 @@ class Layer2Index:
             return "no node that may announce it is alive and not drained"
         return "no node that may announce it has a usable endpoint (traffic policy Local)"
 
+    def problems(self) -> Iterator[Problem]:
+        """What this node is to tell of addresses that nobody announces: those that are its own."""
+        for address in self._addresses_of(self._node):
+            place = self.places.get(address.packed)
+            for key in place.local if place is not None else ():
+                reason = f"{address} is an address of node {self._node}, and is not announced"
+                yield Problem(f"Service {key}", "status.loadBalancer.ingress", reason)
+
     # --- inside ---------------------------------------------------------------------------------
+
+    def _addresses_of(self, name: str) -> tuple[Address, ...]:
+        view = self._views.get(name)
+        return () if view is None else view.addresses
 
     def _is_selected(self, name: str, selectors: Iterable[Selector]) -> bool:
         labels = dict(self._facts[name].labels)
@@ -208,6 +230,8 @@ class Layer2Index:
         place = self.places[packed]
         local = [each for each in place.local.values() if each is not None]
         among = eligible(self._standby_of(place.announcing.nodes), local)
+        if packed in self._taken:
+            among = frozenset()
         place.pick = pick(packed, among, place.pick)
         owner = place.pick.owner
         (self.mine.add if owner == self._node else self.mine.discard)(packed)

@@ -1,5 +1,7 @@
 """The announcer on a fake segment: from Services, Nodes and living peers to who answers."""
 
+import threading
+import time
 from collections.abc import Callable, Hashable, Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -122,7 +124,7 @@ class Agent:
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
         self.living = FakeLiving()
-        self.served = Served()
+        self.served = Served(withdrawal_s=600.0)
         self.assigned: list[tuple[str, str, tuple[str, ...]]] = []
         self.marked: set[Hashable] = set()
         self.responder: FakeResponder | None = None
@@ -265,17 +267,15 @@ def test_before_the_proxy_knows_what_it_serves_the_node_is_not_ready() -> None:
     assert agent.living.is_ready
 
 
-def test_what_an_edit_takes_out_of_the_pools_goes_on_to_be_announced(world: World) -> None:
+def test_what_an_edit_takes_out_of_the_pools_goes_on_as_before(world: World) -> None:
     before = owners(world)
-    taken = ip_network("192.0.2.0/24")
-    world.pools = AddressPools(
-        (pool("other", "198.51.100.0/24"),), retired=(AddressRange(taken[0], taken[-1]),)
-    )
+    world.pools = AddressPools((), retired=world.pools.pools)
     for agent in world.agents.values():
         agent.mark((POOLS,))
     world.turn()
     assert owners(world) == before
-    world.pools = AddressPools((), retired=world.pools.retired)
+    assert all(len(agent.living.members) == 2 for agent in world.agents.values())
+    world.pools = AddressPools()
     for agent in world.agents.values():
         agent.mark((POOLS,))
     world.turn()
@@ -303,6 +303,28 @@ def test_what_is_not_announced(found: Service) -> None:
     world.serve("198.51.100.1", "192.0.2.200")
     world.turn(full=True)
     assert world.answers("198.51.100.1") == world.answers("192.0.2.200") == ()
+
+
+def test_nobody_answers_for_the_address_of_a_node() -> None:
+    """The node would be cut off."""
+    world = World(pools=(pool("web", "10.0.0.0/24"),))
+    for number, address in enumerate(("10.0.0.1", "10.0.0.2", "10.0.0.9")):
+        world.put(service(f"s{number}", address))
+    world.serve("10.0.0.1", "10.0.0.2", "10.0.0.9")
+    world.turn(full=True)
+    assert len(world.answers("10.0.0.9")) == 1
+    assert world.answers("10.0.0.1") == world.answers("10.0.0.2") == ()
+    first, _, _ = world.agents["c"].controller.status()["addresses"]
+    assert (first["owner"], first["why_nobody"]) == (None, "it is an address of node a")
+    (problem,) = world.agents["a"].outcome.problems
+    assert problem.object == "Service default/s0"
+    assert "node a" in problem.reason
+    world.put(
+        structs.replace(node("b"), status=NodeStatus((NodeAddress("InternalIP", "10.0.0.9"),)))
+    )
+    world.turn()
+    assert world.answers("10.0.0.9") == ()
+    assert len(world.answers("10.0.0.2")) == 1
 
 
 def test_a_service_that_goes_is_silent(world: World) -> None:
@@ -454,7 +476,7 @@ def test_what_the_responder_refuses_is_tried_again(world: World) -> None:
     assert RESPONDER in outcome.failed
     assert agent.announced == before
     agent.error = None
-    assert agent.turn(full=True).failed == frozenset()
+    assert agent.turn().failed == frozenset()
     assert agent.announced == set()
 
 
@@ -488,6 +510,75 @@ def test_one_that_no_pool_selects_is_not_ready() -> None:
     world.put(node("a", rack="2"))
     world.turn()
     assert world.agents["a"].living.is_ready
+
+
+def test_single_claims_now_and_then_are_no_conflict(world: World) -> None:
+    address = next(each for each, name in owners(world).items() if name == "a")
+    agent = world.agents["a"]
+    for _ in range(5):
+        world.segments["eth0"].claim(ip_address(address), STRANGER)
+        assert agent.turn().problems == ()
+        assert world.segments["eth0"].cache[ip_address(address)] == "a/eth0"
+        world.now += 11.0
+
+
+def test_a_conflict_that_lasts_is_not_fought_at_any_price(world: World) -> None:
+    address = next(each for each, name in owners(world).items() if name == "a")
+    agent, segment = world.agents["a"], world.segments["eth0"]
+    for _ in range(12):
+        segment.claim(ip_address(address), STRANGER)
+        agent.turn()
+        world.now += 1.0
+    segment.told.clear()
+    for _ in range(30):
+        segment.claim(ip_address(address), STRANGER)
+        agent.turn()
+        world.now += 1.0
+    told = [each for each in segment.told if each.mac == "a/eth0" and str(each.address) == address]
+    assert len(told) == 1
+
+
+def test_what_is_handed_over_is_silent_when_the_proxy_removes_it(world: World) -> None:
+    mine = [each for each, name in owners(world).items() if name == "b"]
+    world.put(node("b", annotations={"kube-router.io/drain": "true"}))
+    drained = world.agents["b"]
+    drained.turn()
+    assert drained.announced == {*mine}
+    drained.serve(gone=mine[:1])
+    drained.turn()
+    assert drained.announced == {*mine[1:]}
+
+
+def test_a_withdrawal_waits_until_nothing_is_answered_any_more(world: World) -> None:
+    address = next(each for each, name in owners(world).items() if name == "a")
+    agent = world.agents["a"]
+    done = threading.Event()
+
+    def withdraw() -> None:
+        agent.served.withdraw([ip_address(address).packed])
+        done.set()
+
+    agent.marked.clear()
+    thread = threading.Thread(target=withdraw)
+    thread.start()
+    end = time.monotonic() + 60.0
+    while not agent.marked and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not done.is_set()
+    agent.turn()
+    assert address not in agent.announced
+    thread.join(60.0)
+    assert done.is_set()
+
+
+def test_links_of_a_pool_that_change(world: World) -> None:
+    before = owners(world)
+    world.pools = AddressPools((pool("web", "192.0.2.0/24", interfaces=("eth1",)),))
+    for agent in world.agents.values():
+        agent.mark((POOLS,))
+    world.turn()
+    assert all(world.answers(each, "eth0") == () for each in ADDRESSES)
+    assert {each: world.answers(each, "eth1")[0] for each in ADDRESSES} == before
 
 
 def test_all_is_told_again_when_a_node_comes_back(world: World) -> None:

@@ -105,7 +105,7 @@ class Allocation:
         self._again: deque[str] = deque()
         self._wrong: dict[str, tuple[Told, ...]] = {}
         self._having: dict[str, Ingress] = {}  # by key, what Services of ours are to list
-        self._writing: set[str] = set()
+        self._writing: dict[str, Write] = {}  # are on their way
         self._written: dict[str, Ingress] = {}
         self._failing: dict[str, Problem] = {}  # could not be written
         self._unsure: dict[str, Write] = {}  # failed, and may have been made all the same
@@ -243,8 +243,9 @@ class Allocation:
         try:
             reached = self._reached()  # first: what the cache gets meanwhile is not gone
             service = self._known.see(key, self._cache.get(Service, key), reached)
-            if key in self._unsure and service == self._unsure[key].service:
-                return  # what its status lists is not known: the write is made again, as it was
+            under_way = self._writing.get(key) or self._unsure.get(key)
+            if under_way is not None and service == under_way.service:
+                return  # what its status lists is not known before that is over
             self._unsure.pop(key, None)
             asked = self._asked(service) if service is not None else None
             foreign = foreign_addresses(service, asked is not None) if service is not None else ()
@@ -337,14 +338,14 @@ class Allocation:
         key = service.metadata.key
         if key in self._writing:
             return  # its end is a reason to look again
-        self._writing.add(key)
-        self._writer.put(Write(self._term, service, ingress))
+        self._writing[key] = write = Write(self._term, service, ingress)
+        self._writer.put(write)
 
     def _follow_write(self, done: Done) -> None:
         write, key = done.write, done.write.key
         if write.term != self._term:
             return
-        self._writing.discard(key)
+        self._writing.pop(key, None)
         if done.result is Result.UNKNOWN:
             self._unsure[key] = write
         elif done.result is Result.FAILED:

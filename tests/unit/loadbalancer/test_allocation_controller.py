@@ -676,6 +676,31 @@ def test_until_it_is_known_what_a_status_lists_the_allocator_is_told_of_none(
     assert list(agent.writer.queue) == []
 
 
+def test_what_a_slow_write_may_list_is_given_to_nobody(api: Api) -> None:
+    agent = Agent(api, Book(pool("192.0.2.0", "192.0.2.0")))
+    agent.lead()
+    api.create("two", kind="ClusterIP")  # the older one
+    api.create("one")
+    agent.see()
+    agent.turn()  # the write is slow
+    (slow,) = agent.writer.queue
+    agent.writer.queue.clear()
+    api.create("claims", kind="ClusterIP", external_ips=("192.0.2.0",))
+    api.change("two", type="LoadBalancer")
+    agent.see()
+    for _ in range(3):
+        agent.turn(full=True)
+    api.delete("claims")
+    agent.see()
+    agent.turn(full=True)
+    agent.writer.queue.appendleft(slow)
+    while agent.writer.queue:
+        agent.writer.step()
+        assert not (api.ips("one") and api.ips("two"))
+    agent.settle()
+    assert [api.ips("one"), api.ips("two")] == [["192.0.2.0"], []]
+
+
 def test_a_service_that_is_gone_frees_its_address_though_the_cache_still_has_it(
     api: Api, agent: Agent
 ) -> None:

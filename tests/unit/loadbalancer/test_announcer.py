@@ -305,6 +305,28 @@ def test_what_is_not_announced(found: Service) -> None:
     assert world.answers("198.51.100.1") == world.answers("192.0.2.200") == ()
 
 
+def test_nobody_answers_for_the_address_of_a_node() -> None:
+    """The node would be cut off."""
+    world = World(pools=(pool("web", "10.0.0.0/24"),))
+    for number, address in enumerate(("10.0.0.1", "10.0.0.2", "10.0.0.9")):
+        world.put(service(f"s{number}", address))
+    world.serve("10.0.0.1", "10.0.0.2", "10.0.0.9")
+    world.turn(full=True)
+    assert len(world.answers("10.0.0.9")) == 1
+    assert world.answers("10.0.0.1") == world.answers("10.0.0.2") == ()
+    first, _, _ = world.agents["c"].controller.status()["addresses"]
+    assert (first["owner"], first["why_nobody"]) == (None, "it is an address of node a")
+    (problem,) = world.agents["a"].outcome.problems
+    assert problem.object == "Service default/s0"
+    assert "node a" in problem.reason
+    world.put(
+        structs.replace(node("b"), status=NodeStatus((NodeAddress("InternalIP", "10.0.0.9"),)))
+    )
+    world.turn()
+    assert world.answers("10.0.0.9") == ()
+    assert len(world.answers("10.0.0.2")) == 1
+
+
 def test_a_service_that_goes_is_silent(world: World) -> None:
     world.cache.delete(Service, "default/s0")
     world.turn()

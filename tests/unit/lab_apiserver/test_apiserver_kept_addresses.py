@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
+from kube_router_py.address_pool_config import CONFIG_MAP, pool_settings
 from kube_router_py.address_pools import Announcing
 from kube_router_py.allocation_part import AllocationPart
 from kube_router_py.cluster.cache import Cache
@@ -42,20 +42,20 @@ class World:
         change = {"data": {"pools": text}}
         self.call("patch", "configmaps", CONFIG_MAP, change, namespace="kube-system")
 
-    def follow(self) -> tuple[PoolBook, ExitStack]:
+    def follow(self, *flags: str) -> tuple[PoolBook, ExitStack]:
         """An agent's book of the pools, from its start on."""
         client = connect(self.options(), {})
         stack = self.stack.enter_context(ExitStack())
         stack.enter_context(closing(client))
-        book = PoolBook(PoolSettings())
+        book = PoolBook(pool_settings(self.options(*flags), "kube-system"))
         source = PoolSource(book, client, "node1", event_spacing_s=0.0)
         stack.callback(source.stop, STOP_S)
         source.start()
         return book, stack
 
-    def allocate(self, name: str) -> tuple[PoolBook, ExitStack]:
+    def allocate(self, name: str, *flags: str) -> tuple[PoolBook, ExitStack]:
         """An agent that allocates, whenever it leads."""
-        book, stack = self.follow()
+        book, stack = self.follow(*flags)
         client, cache = connect(self.options(), {}), Cache(KINDS)
         stack.enter_context(closing(client))
         part = AllocationPart(
@@ -73,8 +73,8 @@ class World:
         part.loop.start()
         return book, stack
 
-    def options(self) -> Options:
-        return parse([f"--kubeconfig={self.cluster.kubeconfig}"], {})
+    def options(self, *flags: str) -> Options:
+        return parse([f"--kubeconfig={self.cluster.kubeconfig}", *flags], {})
 
     def create(self, name: str) -> None:
         ports = [{"port": 80, "protocol": "TCP"}]
@@ -93,10 +93,14 @@ class World:
         found = [each["metadata"]["name"] for each in self.call("list", "services", "default")]
         return sum(bool(self.addresses(name)) for name in found) == number
 
+    def annotations(self) -> dict[str, str]:
+        """Those of the Lease."""
+        found = self.call("find", "leases", LEASE, "kube-system")
+        return (found or {}).get("metadata", {}).get("annotations") or {}
+
     def left(self) -> tuple[str | None, str | None]:
         """What the Lease says: the pools that were accepted, the addresses that are kept."""
-        found = self.call("find", "leases", LEASE, "kube-system")
-        said = (found or {}).get("metadata", {}).get("annotations") or {}
+        said = self.annotations()
         kept = said.get(KEPT_ANNOTATION)
         if kept:
             (pool,) = json.loads(kept)
@@ -160,6 +164,31 @@ def test_what_services_keep_is_known_to_agents_that_start(world: World, until: U
     until(lambda: world.left() == (WIDE, ""), "nothing is kept")
     assert (retired(book), starts_with()) == ([], [])
     assert world.addresses("two") == ["192.0.2.2"]
+
+
+def test_a_smaller_flag_takes_nothing_from_services(world: World, until: Until) -> None:
+    def names_flag(said: str) -> bool:
+        return said in (world.annotations().get(KEPT_ANNOTATION) or "")
+
+    world.edit("")
+    wide, narrow = (f"--loadbalancer-ip-range=192.0.2.0/{length}" for length in (30, 31))
+    _, agent = world.allocate("first", wide)
+    for number, name in enumerate(("zero", "one", "two"), 1):
+        world.create(name)
+        until(partial(world.has, number), "an address")
+    until(partial(names_flag, '"192.0.2.0-192.0.2.3"'), "the flag")
+    # Agents start with the other flag: whoever does not allocate, and then the one that does.
+    book, _ = world.follow(narrow)
+    until(lambda: book.is_known, "its pools")
+    assert retired(book) == ["192.0.2.2/31"]
+    agent.close()
+    book, _ = world.allocate("second", narrow)
+    until(partial(names_flag, '"192.0.2.0-192.0.2.1"'), "the other flag")
+    assert world.addresses("two") == ["192.0.2.2"]
+    assert retired(book) == ["192.0.2.2/31"]
+    book, _ = world.follow(narrow)
+    until(lambda: book.is_known, "its pools")
+    assert retired(book) == ["192.0.2.2/32"]
 
 
 def test_an_address_that_no_pool_ever_had_is_nothing_to_leave(world: World, until: Until) -> None:

@@ -194,7 +194,7 @@ def machine(make: Any, host_type: Any) -> type[RuleBasedStateMachine]:
         def start(self, text: str | None) -> None:
             self.cache, self.text = cache_of(make, {}), text
             self.host, self.given = host_type(), dict[str, str]()
-            self.ranges = RANGES
+            self.ranges: tuple[Network, ...] = RANGES
             self.leader = Agent(self.cache, host_type(), Past(), text)
             self.agent = Agent(self.cache, self.host, Past(), text)
 

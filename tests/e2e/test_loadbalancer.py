@@ -30,6 +30,8 @@ DRAIN = "kube-router.io/drain"
 FREE = {4: "10.10.0.219", 6: "fd10:10::21f"}
 ASKED = 10
 REQUESTS = 24
+# An agent that starts under emulation may take more than a minute.
+DEADLINE_S = 300.0
 # On an idle machine three seconds are the aim; under emulation everything takes ten times as long.
 OUTAGE_S = 30.0
 
@@ -118,7 +120,8 @@ def settled(cluster: Any, wire: Any, address: str, *, among: tuple[str, ...] = N
         found.append(ports[0])
         return len(found) >= 3 and set(found[-3:]) == set(ports)
 
-    cluster.eventually(is_settled, f"one of {', '.join(among)} answers for {address}")
+    what = f"one of {', '.join(among)} answers for {address}"
+    cluster.eventually(is_settled, what, DEADLINE_S)
     return found[-1]
 
 
@@ -348,7 +351,7 @@ def test_a_restart_of_the_agent_moves_nothing(cluster: Any, wire: Any) -> None:
     with cluster.traffic("desk", next(iter(addresses)), 80) as traffic:
         cluster.agent(node, "stop")
         cluster.agent(node, "start")
-        cluster.wait()
+        cluster.state.ask({"op": "wait", "timeout_s": DEADLINE_S})
         took = time.monotonic() - began
         for address in addresses:
             assert settled(cluster, wire, address) == before[address]
@@ -372,9 +375,10 @@ def test_an_agent_that_dies_or_hangs_is_taken_over(
     cluster.agent(old, how)
     seconds = taken_over(cluster, wire, address, old, since)
     new = settled(cluster, wire, address, among=tuple(each for each in NODES if each != old))
+    outcomes = Counter(answer.outcome for _, answer in hammer.take())
+    hammer.aim(())
     cluster.agent(old, "start" if how == "kill" else "thaw")
     settled(cluster, wire, address, among=(old,))
-    outcomes = Counter(answer.outcome for _, answer in hammer.take())
     report(
         f"agent of {old}: {how}: {new} has {address} after {seconds:.2f} s; "
         f"requests meanwhile: {dict(outcomes)}"

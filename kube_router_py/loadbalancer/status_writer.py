@@ -157,7 +157,7 @@ class StatusWriter:
                 done = self._write(write)
             except Exception as error:  # noqa: BLE001 - the thread must outlive what nobody foresaw
                 _log.exception("the status was not written service=%s", write.key)
-                done = Done(write, Result.FAILED, why=repr(error))
+                done = Done(write, Result.UNKNOWN, why=repr(error))
             with self._changed:
                 self._running -= 1
                 self._results[done.result] += 1
@@ -192,19 +192,20 @@ class StatusWriter:
         return Done(write, Result.WRITTEN, item.object)
 
     def _look(self, write: Write) -> Done:
-        """The present Service: by a list, since the agent may not get single ones."""
+        """The present Service: by a list, since the agent may not get single ones. As long as it
+        is not seen, what it was that changed it may have been this write, made before."""
         metadata = write.service.metadata
         path = f"/api/v1/namespaces/{metadata.namespace}/services"
         query = {"fieldSelector": f"metadata.name={metadata.name}"}
         try:
             page = _SERVICES.page(self._client.list(path, query, timeout_s=self._timeout_s))
         except ApiError as error:
-            return Done(write, Result.FAILED, why=str(error))
+            return Done(write, Result.UNKNOWN, why=str(error))
         for item in page.items:
             if item.object is not None and item.key == write.key:
                 return Done(write, Result.CHANGED, item.object)
             if item.problem is not None:
-                return Done(write, Result.FAILED, why=str(item.problem))
+                return Done(write, Result.UNKNOWN, why=str(item.problem))
         return Done(write, Result.GONE)
 
 

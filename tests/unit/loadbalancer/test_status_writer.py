@@ -145,9 +145,6 @@ def test_whatever_else_is_refused_fails_and_says_why(server: Server) -> None:
         server.answer = refused(status)
         done = bench.do(Write(1, service(), INGRESS))
         assert (done.result, done.why) == (Result.FAILED, f"HTTP {status}")
-    server.answer = refused(409)
-    server.found = [{"metadata": {"name": "web", "namespace": "default"}, "spec": 5}]
-    assert bench.do(Write(1, service(), INGRESS)).result is Result.FAILED
 
 
 def test_without_a_word_from_etcd_it_is_not_known_whether_it_was_written(server: Server) -> None:
@@ -159,6 +156,9 @@ def test_without_a_word_from_etcd_it_is_not_known_whether_it_was_written(server:
         raise ApiError("no API server answers")
 
     server.answer = silent
+    assert bench.do(Write(1, service(), INGRESS)).result is Result.UNKNOWN
+    server.answer = refused(409)  # perhaps because of this very write, the time before
+    server.found = [{"metadata": {"name": "web", "namespace": "default"}, "spec": 5}]
     assert bench.do(Write(1, service(), INGRESS)).result is Result.UNKNOWN
     server.answer = lambda: b"<html>"
     done = bench.do(Write(1, service(), INGRESS))
@@ -214,7 +214,7 @@ def test_a_bug_costs_one_write() -> None:
 
     bench = Bench(Broken(), threads=1)
     for _ in range(2):
-        assert bench.do(Write(1, service(), INGRESS)).result is Result.FAILED
+        assert bench.do(Write(1, service(), INGRESS)).result is Result.UNKNOWN
 
 
 # --- the list of all Services ---------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Nodes read the Secret at different moments of a period. Whoever finds a new key accepts it at once,
 and goes on signing with the old one until all others have found it, too; the old one is accepted
-for as long again.
+for as long again. So it is where there is no key any more, and Leases are to count.
 """
 
 from kube_router_py.loadbalancer.heartbeat import KEY_MIN_BYTES
@@ -10,7 +10,8 @@ from kube_router_py.loadbalancer.heartbeat import KEY_MIN_BYTES
 READ_S = 60.0
 """How often nodes read the Secret."""
 _MARGIN_S = 10.0
-_SPREAD_S = READ_S + _MARGIN_S
+SPREAD_S = READ_S + _MARGIN_S
+"""After that all nodes have found a key, or that there is none."""
 
 
 def key_mistake(key: bytes) -> str:
@@ -31,15 +32,15 @@ class KeyRing:
         """The Secret holds this key; ``b""``: none any more."""
         if key == self._key:
             return
-        self._old = self.signing(now) if key else b""
+        self._old = self.signing(now)
         self._key, self._changed_at = key, now
 
     def signing(self, now: float) -> bytes:
         """The key to sign with; ``b""``: there is none."""
-        return self._old if self._old and now - self._changed_at < _SPREAD_S else self._key
+        return self._old if self._old and now - self._changed_at < SPREAD_S else self._key
 
     def accepted(self, now: float) -> tuple[bytes, ...]:
         """The keys that packets may be signed with."""
-        if self._old and now - self._changed_at >= 2 * _SPREAD_S:
+        if self._old and now - self._changed_at >= 2 * SPREAD_S:
             self._old = b""
         return tuple(each for each in (self._key, self._old) if each)

@@ -1,7 +1,8 @@
 """Heartbeats as they are sent and heard: the state machine of ``peers``, its thread and its keys.
 
 Without a key nothing is sent and nothing that comes is believed: then others' Leases tell that they
-live (``leases``).
+live (``leases``). Nodes find a key, or that it is gone, at different moments: until all have, both
+count.
 """
 
 import logging
@@ -11,11 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from msgspec import structs
+
 from kube_router_py.address_pools import Address
 from kube_router_py.kernel.heartbeat_socket import HeartbeatSocket
 from kube_router_py.loadbalancer.heartbeat import HeartbeatError, Standing, decode, encode
-from kube_router_py.loadbalancer.key_ring import KeyRing
-from kube_router_py.loadbalancer.peer_values import LEASE_TIMING, View
+from kube_router_py.loadbalancer.key_ring import SPREAD_S, KeyRing
+from kube_router_py.loadbalancer.peer_values import LEASE_TIMING, View, heartbeat_timing
 from kube_router_py.loadbalancer.peers import Peers
 
 _log = logging.getLogger(__name__)
@@ -73,6 +76,8 @@ class Liveness:
         self._peers = Peers(node, os.urandom(16), grace_s, clock())
         self._keys = KeyRing()
         self._by_lease: bool | None = None
+        self._has_key = self._is_signing = False
+        self._lease_until = float("-inf")
         self._is_draining = self._is_ready = False
         self._addresses: Mapping[str, Address] = {}
         self._view = View()
@@ -116,13 +121,31 @@ class Liveness:
     def put_key(self, key: bytes | None) -> None:
         """The key, or None: there is none, and Leases count."""
         with self._lock:
-            self._keys.put(key or b"", self._clock())
-            self._by_lease = key is None
+            now = self._clock()
+            if key is not None and not self._has_key and self._by_lease:
+                self._lease_until = now + SPREAD_S
+            self._keys.put(key or b"", now)
+            self._has_key = key is not None
+            self._by_lease = key is None or now < self._lease_until
+            self._is_signing = bool(self._keys.signing(now))
             self._follow_members()
         self._sockets.wake()
 
     def _follow_members(self) -> None:
-        self._peers.follow_members(self._addresses, LEASE_TIMING if self._by_lease else None)
+        timing = None
+        if self._by_lease:
+            pace = heartbeat_timing(len(self._addresses) + 1) if self._is_signing else LEASE_TIMING
+            timing = structs.replace(LEASE_TIMING, interval_s=pace.interval_s)
+        self._peers.follow_members(self._addresses, timing)
+
+    def _follow_key(self, key: bytes, now: float) -> None:
+        """Both ways are over when all nodes use the other one."""
+        before = self._by_lease, self._is_signing
+        self._is_signing = bool(key)
+        if self._has_key and now >= self._lease_until:
+            self._by_lease = False
+        if before != (self._by_lease, self._is_signing):
+            self._follow_members()
 
     def follow_ready(self, *, is_ready: bool) -> None:
         """Whether this node serves addresses, and knows which."""
@@ -193,6 +216,8 @@ class Liveness:
     def _tick(self) -> float:
         with self._lock:
             now = self._clock()
+            key = self._keys.signing(now)
+            self._follow_key(key, now)
             if self._by_lease and not self.is_in_contact():
                 self._peers.excuse(now)
             # Unheard are those, too, of whom it is not known how to hear of them.
@@ -201,7 +226,6 @@ class Liveness:
                 is_deaf=not self._by_lease and not self._sockets.is_open,
             )
             found = self._peers.tick(now)
-            key = self._keys.signing(now)
             addresses = self._addresses
             has_changed = self._look() or self._sockets.problem != self._told_problem
             self._told_problem = self._sockets.problem

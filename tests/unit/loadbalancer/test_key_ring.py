@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from kube_router_py.loadbalancer.key_ring import READ_S, KeyRing, key_mistake
+from kube_router_py.loadbalancer.key_ring import READ_S, SPREAD_S, KeyRing, key_mistake
 
 OLD, NEW = b"o" * 32, b"n" * 32
 
@@ -33,11 +33,14 @@ def test_the_first_key_counts_at_once() -> None:
     assert (ring.signing(1.0), ring.accepted(1.0)) == (NEW, (NEW,))
 
 
-def test_where_the_key_goes_nothing_is_believed() -> None:
+def test_where_the_key_goes_nothing_is_believed_once_all_know() -> None:
     ring = KeyRing()
     ring.put(OLD, 0.0)
     ring.put(b"", 100.0)
-    assert (ring.signing(100.0), ring.accepted(100.0)) == (b"", ())
+    assert (ring.signing(100.0), ring.accepted(100.0)) == (OLD, (OLD,))
+    assert (ring.signing(100.0 + SPREAD_S), ring.accepted(100.0 + SPREAD_S)) == (b"", (OLD,))
+    ring.put(b"", 101.0 + SPREAD_S)
+    assert ring.accepted(100.0 + 2 * SPREAD_S) == ()
 
 
 @pytest.mark.parametrize(("length", "is_wrong"), [(0, True), (15, True), (16, False), (64, False)])

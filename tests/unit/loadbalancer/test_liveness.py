@@ -139,6 +139,42 @@ def test_before_it_is_known_how_to_hear_of_others_a_node_does_not_begin() -> Non
     assert lonely.view.may_answer
 
 
+@pytest.mark.parametrize("lag_s", [0.0, 30.0, 60.0])
+def test_a_key_that_comes_or_goes_while_the_agents_run_is_no_death(lag_s: float) -> None:
+    """Nodes read the Secret at different moments; Leases are renewed by those that began to."""
+    world = World(None, None)
+    renewing = {"a", "b"}
+    heard: set[frozenset[str]] = set()
+
+    def run(duration_s: float) -> None:
+        end = world.now + duration_s
+        while world.now < end:
+            for name in renewing:
+                for other in HOME.keys() - {name}:
+                    world.nodes[other].hear_lease(name, world.nodes[name].view.standing, 30.0)
+            for _ in range(10):
+                world.run(1.0)
+                heard.update(node.view.candidates for node in world.nodes.values())
+
+    run(20.0)
+    heard.clear()
+    world.nodes["a"].put_key(KEY)
+    run(lag_s)
+    world.nodes["b"].put_key(KEY)
+    run(100.0)
+    assert {node.is_by_lease for node in world.nodes.values()} == {False}
+    renewing.clear()  # as if they had started with the key
+    run(40.0)
+    for name in "ab":
+        world.nodes[name].put_key(None)
+        renewing.add(name)
+        run(lag_s)
+    sent = world.nodes["a"].numbers()["heartbeats_sent_total"]
+    run(200.0)
+    assert world.nodes["a"].numbers()["heartbeats_sent_total"] < sent + 200
+    assert heard == {frozenset("ab")}
+
+
 def test_a_node_that_cannot_hear_does_not_believe_that_nobody_is_there() -> None:
     """Its port is another program's, perhaps that of the process before."""
     world = World(KEY, KEY)

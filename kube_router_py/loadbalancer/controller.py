@@ -45,7 +45,7 @@ from kube_router_py.loadbalancer.ingress import (
 )
 from kube_router_py.loadbalancer.known_services import KnownServices
 from kube_router_py.loadbalancer.repairs import Repairs
-from kube_router_py.loadbalancer.requests import ClassRules, compile_request, foreign_addresses
+from kube_router_py.loadbalancer.requests import Rules, compile_request, foreign_addresses
 from kube_router_py.loadbalancer.status_writer import Done, Result, StatusWriter, Write
 from kube_router_py.loop import Loop, Outcome
 from kube_router_py.problem import Problem
@@ -70,7 +70,7 @@ class Allocation:
     def __init__(
         self,
         cache: Cache,
-        rules: ClassRules,
+        rules: Rules,
         pools: Pools,
         term: Callable[[], int],
         writer: StatusWriter,
@@ -190,7 +190,7 @@ class Allocation:
                 asked = None
             if asked is not None:
                 wanted.append(asked)
-            foreign[key] = foreign_addresses(service, asked is not None)
+            foreign[key] = foreign_addresses(service, asked is not None, self._rules)
         self._again.extend(self._allocator.rebuild(wanted, foreign))
         self._term = term
         _log.info("Services are given addresses services=%d term=%d", len(wanted), term)
@@ -248,7 +248,8 @@ class Allocation:
                 return  # what its status lists is not known before that is over
             self._unsure.pop(key, None)
             asked = self._asked(service) if service is not None else None
-            foreign = foreign_addresses(service, asked is not None) if service is not None else ()
+            is_ours = asked is not None
+            foreign = foreign_addresses(service, is_ours, self._rules) if service else ()
             self._again.extend(self._allocator.note_foreign(key, foreign))
             if asked is not None:
                 self._apply(self._allocator.put(*asked))

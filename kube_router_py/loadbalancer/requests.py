@@ -21,8 +21,10 @@ from kube_router_py.cluster.objects import LoadBalancerIngress, Service
 from kube_router_py.loadbalancer.decisions import Reason, Told
 from kube_router_py.problem import Problem
 from kube_router_py.services import (
+    Network,
     cluster_ips,
     is_external_local,
+    is_inside,
     parse_address,
     unusable_address,
 )
@@ -59,6 +61,15 @@ class ClassRules(Protocol):
 
     @property
     def loadbalancer_default_class(self) -> bool: ...
+
+
+class Rules(ClassRules, Protocol):
+    """The flags that say so, and which external IPs a Service may have."""
+
+    @property
+    def strict_external_ip_validation(self) -> bool: ...
+    @property
+    def service_external_ip_range(self) -> tuple[Network, ...]: ...
 
 
 class Request(Struct, frozen=True):
@@ -141,11 +152,15 @@ def status_addresses(service: Service) -> tuple[Address, ...]:
     return tuple(_usable(each.ip for each in _ingress_of(service)))
 
 
-def foreign_addresses(service: Service, is_ours: bool) -> tuple[Address, ...]:
+def foreign_addresses(service: Service, is_ours: bool, rules: Rules) -> tuple[Address, ...]:
     """The addresses that a Service uses and that are not the allocator's to give: its external
     IPs, and what another load balancer has given it. A Service that is being deleted is not ours
-    any more, but its address is still served."""
+    any more, but its address is still served. An external IP that no node admits is not used:
+    whoever may create a Service could use up all pools by naming their addresses."""
     found = dict.fromkeys(_usable(service.spec.external_ips or ()))
+    if rules.strict_external_ip_validation:
+        admitted = rules.service_external_ip_range
+        found = {each: None for each in found if is_inside(each.packed, admitted)}
     if not is_ours and service.spec.type == "LoadBalancer":
         found |= dict.fromkeys(status_addresses(service))
     return tuple(found)

@@ -347,6 +347,19 @@ def test_the_whole_list_of_a_service_that_is_ours_is_ours(api: Api, agent: Agent
     assert api.ips("next") == ["192.0.2.0"]
 
 
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_who_may_create_a_service_cannot_use_up_a_pool_by_external_ips(
+    api: Api, is_strict: bool
+) -> None:
+    book = Book(pool("192.0.2.0", "192.0.2.9"))
+    agent = Agent(api, book, strict_external_ip_validation=is_strict)
+    agent.lead()
+    api.create("greedy", kind="ClusterIP", external_ips=[f"192.0.2.{host}" for host in range(10)])
+    api.create("web")
+    agent.settle()
+    assert api.ips("web") == (["192.0.2.0"] if is_strict else [])
+
+
 def test_another_allocator_is_not_fought_as_fast_as_can_be(api: Api, agent: Agent) -> None:
     api.create("web")
     api.create("other")
@@ -677,7 +690,8 @@ def test_until_it_is_known_what_a_status_lists_the_allocator_is_told_of_none(
 
 
 def test_what_a_slow_write_may_list_is_given_to_nobody(api: Api) -> None:
-    agent = Agent(api, Book(pool("192.0.2.0", "192.0.2.0")))
+    book = Book(pool("192.0.2.0", "192.0.2.0"))
+    agent = Agent(api, book, strict_external_ip_validation=False)
     agent.lead()
     api.create("two", kind="ClusterIP")  # the older one
     api.create("one")

@@ -1,6 +1,6 @@
 """What a Service asks for, read from its manifest."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +15,10 @@ from kube_router_py.loadbalancer.requests import (
     foreign_addresses,
     status_addresses,
 )
+from kube_router_py.options import Options
 
-ON = SimpleNamespace(loadbalancer_default_class=True)
+EXTERNAL = {"strict_external_ip_validation": False, "service_external_ip_range": ()}
+ON = SimpleNamespace(loadbalancer_default_class=True, **EXTERNAL)
 OFF = SimpleNamespace(loadbalancer_default_class=False)
 
 
@@ -73,7 +75,7 @@ def test_which_services_are_ours(spec: dict[str, Any], with_default: bool, witho
 def test_what_is_going_is_not_ours_but_uses_its_address() -> None:
     service = _service({}, {}, [{"ip": "10.0.0.1"}], deletionTimestamp="2026-01-01T00:00:01Z")
     assert compile_request(service, ON) is None
-    assert foreign_addresses(service, False) == (ip_address("10.0.0.1"),)
+    assert foreign_addresses(service, False, ON) == (ip_address("10.0.0.1"),)
 
 
 def test_the_request_says_all_that_counts() -> None:
@@ -234,7 +236,15 @@ def test_addresses_that_are_not_ours_to_give() -> None:
     external = {"externalIPs": ["10.0.0.7", "10.0.0.7", "nonsense"]}
     service = _service(external, {}, ingress)
     assert status_addresses(service) == (ip_address("10.0.0.1"),)
-    assert foreign_addresses(service, True) == (ip_address("10.0.0.7"),)
+    assert foreign_addresses(service, True, ON) == (ip_address("10.0.0.7"),)
     both = (ip_address("10.0.0.7"), ip_address("10.0.0.1"))
-    assert foreign_addresses(service, False) == both
-    assert foreign_addresses(_service({"type": "ClusterIP"}, {}, ingress), False) == ()
+    assert foreign_addresses(service, False, ON) == both
+    assert foreign_addresses(_service({"type": "ClusterIP"}, {}, ingress), False, ON) == ()
+
+
+def test_an_external_ip_that_no_node_admits_takes_nothing_out_of_a_pool() -> None:
+    service = _service({"externalIPs": ["10.0.0.7", "192.0.2.1"]}, {}, [{"ip": "10.0.0.1"}])
+    strict = Options(service_external_ip_range=(ip_network("192.0.2.0/24"),))
+    assert foreign_addresses(service, True, strict) == (ip_address("192.0.2.1"),)
+    assert foreign_addresses(service, True, Options()) == ()
+    assert foreign_addresses(service, False, Options()) == (ip_address("10.0.0.1"),)

@@ -16,6 +16,7 @@ from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.cluster.secrets import read_entry
 from kube_router_py.errors import ApiError
 from kube_router_py.kernel.neighbor_ports import OnClaim, Responder
+from kube_router_py.kernel.strict_arp import strict_arp_mistake
 from kube_router_py.loadbalancer.announcer import KINDS, PEERS, POOLS, SERVED, Announcer
 from kube_router_py.loadbalancer.handover import LIMIT_S
 from kube_router_py.loadbalancer.key_ring import READ_S, key_mistake
@@ -100,7 +101,7 @@ class Layer2Part:
             served,
             lambda on_claim: open_responder(on_claim, self._node_addresses),
             self._tell_assigned,
-            lambda: self._key_problem,
+            lambda: (*self._key_problem, *self._proxy_problem(served)),
         )
         self._on_turn = on_turn
         self.loop = Loop(
@@ -120,6 +121,10 @@ class Layer2Part:
     def _node_addresses(self) -> tuple[Address, ...]:
         node = self._cache.get(Node, self._node)
         return () if node is None else node_view(node)[0].addresses
+
+    def _proxy_problem(self, served: Served | None) -> tuple[Problem, ...]:
+        mistake = strict_arp_mistake() if served is None else ""
+        return (Problem(f"Node {self._node}", "", mistake),) if mistake else ()
 
     def _living_changed(self) -> None:
         """In the heartbeats' thread."""

@@ -210,7 +210,7 @@ class Planner:
         space = self._spaces.space(pool.name, version)
         if space is None:
             return None
-        shared = self._holders.shared(self._terms.share, version) if self._terms.share else ()
+        shared = self._holders.shared(self._terms, version)
         found = self._first_shared(pool, shared[:_SHARED_TRIES])
         if found is None and (free := space.lowest()) is not None:
             return _OF_VERSION[version](free)

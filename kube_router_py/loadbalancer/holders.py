@@ -11,6 +11,7 @@ given it meanwhile would share it as long as the write takes, and for good if it
 """
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
@@ -119,6 +120,8 @@ class Holders:
         self._foreign, self._listed = _Claims(), _Claims()
         # Addresses by the key they are shared by and its family, sorted.
         self._shared: dict[tuple[str, int], list[Address]] = {}
+        # At how many of them a port is taken.
+        self._taken: Counter[tuple[str, int, tuple[str, int]]] = Counter()
 
     def __iter__(self) -> Iterator[Address]:
         """All addresses in use."""
@@ -138,9 +141,12 @@ class Holders:
             return Obstacle(others[0], ", whose status is not yet seen without it")
         return None
 
-    def shared(self, share: str, version: int) -> Sequence[Address]:
-        """The addresses shared by this key, sorted."""
-        return self._shared.get((share, version), ())
+    def shared(self, terms: Terms, version: int) -> Sequence[Address]:
+        """The addresses shared by the key of these terms, sorted; none if at each of them one same
+        port is taken: to try them all would take long where they are many."""
+        found = self._shared.get((terms.share, version), ()) if terms.share else ()
+        taken = (self._taken[terms.share, version, port] for port in terms.ports)
+        return () if any(each == len(found) for each in taken) else found
 
     def foreign_users(self, address: Address, key: str) -> list[str]:
         """The Services other than this one that use an address not of our giving."""
@@ -151,13 +157,20 @@ class Holders:
         and it may not use it already."""
         users = self._ours.setdefault(address, _Users())
         users.put(key, terms)
-        if terms.share and len(users.terms) == 1:
-            insort(self._shared.setdefault((terms.share, address.version), []), address)
+        if terms.share:
+            self._taken.update((terms.share, address.version, each) for each in terms.ports)
+            if len(users.terms) == 1:
+                insort(self._shared.setdefault((terms.share, address.version), []), address)
 
     def drop(self, address: Address, key: str) -> None:
         """A Service of ours does not use an address any more; it has to have."""
         users = self._ours[address]
         terms = users.drop(key)
+        for port in terms.ports if terms.share else ():
+            place = terms.share, address.version, port
+            self._taken[place] -= 1
+            if not self._taken[place]:
+                del self._taken[place]
         if users.terms:
             return
         del self._ours[address]

@@ -444,6 +444,30 @@ def test_when_no_address_is_free_every_shared_one_is_tried() -> None:
 # --- addresses of others -------------------------------------------------------------------------
 
 
+def test_many_who_wait_for_a_place_beside_many_are_no_work(monkeypatch: Any) -> None:
+    """All share one key and serve one port: whoever may create Services can make that."""
+    from kube_router_py.loadbalancer.holders import Holders
+
+    tried: list[str] = []
+    really = Holders.obstacle
+
+    def obstacle(holders: Holders, address: Any, key: str, terms: Any) -> Any:
+        tried.append(key)
+        return really(holders, address, key, terms)
+
+    monkeypatch.setattr(Holders, "obstacle", obstacle)
+    world = World(_pool("a", "10.0.0.0-10.0.0.255"))
+    for number in range(300):
+        world.give(f"s{number:03}", share="k", ports=_ports(80, number))
+    assert len(world.allocator.waiting) == 44
+    assert not tried
+    assert world.give("beside", share="k", ports=_ports(81)) == ["10.0.0.0"]
+    assert len(tried) == 1
+    assert world.allocator.remove("default/s007")
+    assert world.give("s299", share="k", ports=_ports(80, 299)) == ["10.0.0.7"]
+    assert world.give("s298", share="k", ports=_ports(298)) == ["10.0.0.0"]
+
+
 def test_external_ips_are_not_given() -> None:
     world = World(_pool("a", "10.0.0.1-10.0.0.2"))
     world.allocator.note_foreign("x/y", [ip_address("10.0.0.1")])

@@ -20,7 +20,7 @@ lab: setup ## Build a cluster of three nodes here, take the guided tour (ROUTER=
 test: setup ## Everything: static checks, unit tests, real kernel, packets through the lab
 	@$(TIMED) "static checks" $(MAKE) --no-print-directory check-only
 	@$(TIMED) "unit tests" $(MAKE) --no-print-directory unit-only
-	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests netfilter frr kernel e2e routing families tour
+	@$(TIMED) "kernel and end-to-end tests" .ci/in-kernel .ci/real-tests netfilter frr layer2 kernel e2e routing loadbalancer families tour
 
 check: setup check-only ## Linters, types, import directions
 
@@ -30,7 +30,7 @@ test-kernel: setup ## One contract suite, on the fakes and on the real kernel
 	@.ci/in-kernel .ci/real-tests netfilter frr kernel
 
 test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
-	@.ci/in-kernel .ci/real-tests e2e routing families
+	@.ci/in-kernel .ci/real-tests layer2 e2e routing loadbalancer families
 
 bench: setup ## Measured ratios, each table within one run
 	@$(TIMED) "informer cache" $(BIN)/python tests/bench/bench_cache.py

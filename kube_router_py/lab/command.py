@@ -275,7 +275,7 @@ def _run(
         }
         if mode == "tour":
             from kube_router_py.lab.tour import farewell
-            from kube_router_py.lab.tour_routes import tour
+            from kube_router_py.lab.tour_balancer import tour
 
             code = tour(backstage.state, environ, began)
             if code != 0:

@@ -6,13 +6,10 @@ entries that each node has of the client's connections.
 
 import json
 import shlex
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.ipvs_table import parse_connections
-from kube_router_py.lab.state import LabState
 from kube_router_py.lab.tour import RATE, REQUESTS, Object, Tour, endpoint
 
 CROSSING_REQUESTS = 10
@@ -135,14 +132,3 @@ class RoutesTour(Tour):
         """How many a link has sent."""
         (found,) = json.loads(self._inside(target, "ip", "-j", "-s", "link", "show", "dev", link))
         return int(found["stats64"]["tx"]["packets"])
-
-
-def tour(lab: LabState, environ: Mapping[str, str], began: float) -> int:
-    """Run the tour that fits the lab; 0 when everything it said was true."""
-    kind = Tour if environ["LAB_ROUTER"] == "none" else RoutesTour
-    try:
-        kind(lab, environ, began).run()
-    except (LabError, subprocess.TimeoutExpired, KeyError, ValueError) as error:
-        print(f"    FAILED: {error}", flush=True)
-        return 1
-    return 0

@@ -41,11 +41,14 @@ class Conflicts:
         self._seen: dict[Claim, _Seen] = {}
         self._answered_at = float("-inf")
         self._is_due = False
+        # Not all that is to be answered has been claimed for long: others are not to wait for it.
+        self._is_news = False
 
     def note(self, claim: Claim, now: float) -> None:
         """Somebody claims an address that is this node's."""
         self._is_due = True
         seen = self._seen.get(claim)
+        self._is_news |= seen is None or not _is_lasting(seen)
         if seen is not None and now - seen.last_at <= _LASTING_S:
             seen.last_at = now
         elif seen is not None or len(self._seen) < _SEEN_MAX:
@@ -60,10 +63,11 @@ class Conflicts:
         again_s = _OVER_S if lasting else None
         if not self._is_due:
             return False, again_s
-        wait_s = self._answered_at + (_SLOW_ANSWER_S if lasting else ANSWER_S) - now
+        pause_s = ANSWER_S if self._is_news or not lasting else _SLOW_ANSWER_S
+        wait_s = self._answered_at + pause_s - now
         if wait_s > 0:
             return False, wait_s
-        self._answered_at, self._is_due = now, False
+        self._answered_at, self._is_due, self._is_news = now, False, False
         return True, again_s
 
     def problems(self, services_of: Callable[[Address], tuple[str, ...]]) -> tuple[Problem, ...]:
@@ -81,8 +85,8 @@ class Conflicts:
         )
 
     def _lasting(self) -> list[Claim]:
-        return [
-            claim
-            for claim, seen in self._seen.items()
-            if seen.last_at - seen.first_at >= _LASTING_S
-        ]
+        return [claim for claim, seen in self._seen.items() if _is_lasting(seen)]
+
+
+def _is_lasting(seen: _Seen) -> bool:
+    return seen.last_at - seen.first_at >= _LASTING_S

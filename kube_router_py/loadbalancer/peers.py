@@ -267,6 +267,8 @@ class Peers:
                 self._hearing_since = now
         else:
             self._hearing_since = None
+            if self._is_deaf and self._peers:
+                self._quiet_since = now
         before = self._is_running
         if self._is_running:
             self._is_running = self._is_ready and not self._is_fenced
@@ -291,9 +293,8 @@ class Peers:
     def _may_begin(self, heard: list[Heartbeat], now: float) -> bool:
         timing = self._timing
         if self._hearing_since is None:
-            if not self._peers:
-                return now - self._quiet_since >= timing.alone_s
-            return not self._is_deaf and now - self._quiet_since >= timing.lonely_s
+            quiet_s = timing.lonely_s if self._peers else timing.alone_s
+            return now - self._quiet_since >= quiet_s
         serving = [
             each for each in heard if each.standing in (Standing.RUNNING, Standing.RESTARTING)
         ]

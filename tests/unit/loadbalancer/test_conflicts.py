@@ -23,3 +23,13 @@ def test_a_flood_of_claims_is_remembered_in_part_and_answered_once_per_second() 
         conflicts.answer(float(second))
     (problem,) = conflicts.problems(lambda address: ("default/web",))
     assert "02::1" in problem.reason
+
+
+def test_a_conflict_that_lasts_makes_no_other_address_wait() -> None:
+    conflicts = Conflicts("a", 20246)
+    for second in range(30):
+        conflicts.note(Claim(VIP, "eth0", "02::1"), float(second))
+        conflicts.answer(float(second))
+    assert not conflicts.answer(30.5)[0]
+    conflicts.note(Claim(ip_address("192.0.2.2"), "eth0", "02::2"), 31.0)
+    assert conflicts.answer(31.0)[0]

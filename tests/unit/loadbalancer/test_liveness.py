@@ -190,7 +190,9 @@ def test_a_node_that_cannot_hear_does_not_believe_that_nobody_is_there() -> None
     assert world.nodes["a"].view.candidates == {"a"}
     world.all[2].is_open = True
     late.follow_members({"a": HOME["a"]}, (HOME["b"],))
-    world.run(8.0)
+    for _ in range(80):
+        world.run(0.1)
+        assert late.view.candidates != {"b"}
     assert late.view.candidates == world.nodes["a"].view.candidates == {"a", "b"}
 
 

@@ -86,7 +86,7 @@ class Planner:
             self._move(version, asked, "the Service asks for it")
         else:
             reason, why = refusal
-            self._refuse(version, reason, why)
+            self._refuse(version, reason, why, self._request.address_field)
             if reason in (Reason.IN_USE, Reason.SHARING):
                 self._plan.waits.add(asked)
 
@@ -98,21 +98,25 @@ class Planner:
         if self._request.pool not in ("", pool.name):
             return Reason.NOT_IN_POOL, _in_another(asked, pool, self._request.pool)
         if not admits(pool, self._request, self._labels):
-            return Reason.POOL_FORBIDS, f"{asked} is in pool {pool.name}, {_NOT_FOR_IT}"
+            why = f"{asked} is in pool {pool.name}, {_NOT_FOR_IT}; ask for one of another pool"
+            return Reason.POOL_FORBIDS, why
         space = self._spaces.space(pool.name, asked.version)
         if space is None or not space.may_give(int(asked)):
             return Reason.NOT_IN_POOL, (
                 f"pool {pool.name} gives no addresses that end in .0 or .255 (avoidBuggyIPs), such "
-                f"as {asked}"
+                f"as {asked}; ask for another one"
             )
         obstacle = self._holders.obstacle(asked, self._request.key, self._terms)
         if obstacle is None:
             return None
         reason = Reason.SHARING if self._terms.share and obstacle.is_holder else Reason.IN_USE
-        return reason, f"{asked} is in use by Service {obstacle.key}{obstacle.why}"
+        return reason, (
+            f"{asked} is in use by Service {obstacle.key}{obstacle.why}; ask for another one, or "
+            "have that Service give it up"
+        )
 
     def _ask_pool(self, version: int) -> None:
-        name = self._request.pool
+        name, field = self._request.pool, self._request.pool_field
         pool = self._spaces.get(name)
         held = self._held.get(version)
         if held is not None:
@@ -121,9 +125,11 @@ class Planner:
                 self._check_held(version, may_move=True)
                 return
         if pool is None:
-            self._refuse(version, Reason.UNKNOWN_POOL, f"there is no pool {name}")
+            why = f"there is no pool {name}; correct the name, or make the pool"
+            self._refuse(version, Reason.UNKNOWN_POOL, why, field)
         elif not admits(pool, self._request, self._labels):
-            self._refuse(version, Reason.POOL_FORBIDS, f"it asks for pool {name}, {_NOT_FOR_IT}")
+            why = f"it asks for pool {name}, {_NOT_FOR_IT}; ask for another one"
+            self._refuse(version, Reason.POOL_FORBIDS, why, field)
         elif self._spaces.space(name, version) is None:
             self._no_pool(version, f"pool {name} has no IPv{version} addresses")
         elif (found := self._find(pool, version)) is None:
@@ -246,8 +252,8 @@ class Planner:
         self._refuse(
             version,
             Reason.EXHAUSTED,
-            f"no IPv{version} address is free in pool {names}; the Service gets one as soon as "
-            "there is room",
+            f"no IPv{version} address is free in pool {names}; add some to it, or release others: "
+            "the Service gets one as soon as there is room",
         )
 
     def _no_pool(self, version: int, why: str) -> None:
@@ -263,15 +269,15 @@ class Planner:
                 version, Reason.NO_POOL, f"{why}; add some, or change what the Service asks for"
             )
 
-    def _refuse(self, version: int, reason: Reason, why: str) -> None:
+    def _refuse(self, version: int, reason: Reason, why: str, field: str = "") -> None:
         if (held := self._held.get(version)) is not None:
             why = f"{why}; until it can be had the Service keeps {held}"
         elif self._request.needs_all:
             why = f"{why} (RequireDualStack: both families or none)"
-        self._tell(reason, why)
+        self._tell(reason, why, field)
 
-    def _tell(self, reason: Reason, why: str) -> None:
-        problem = Problem(f"Service {self._request.key}", "", why)
+    def _tell(self, reason: Reason, why: str, field: str = "") -> None:
+        problem = Problem(f"Service {self._request.key}", field, why)
         self._plan.wrong.append(Told(reason, problem))
 
 

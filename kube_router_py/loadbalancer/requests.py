@@ -76,11 +76,12 @@ class Request(Struct, frozen=True):
     """What one Service asks for, and what its status says it has.
 
     ``versions``: the families wanted (4, 6), the first one first; ``needs_all``: all of them or
-    none. ``pool`` and ``addresses`` (one of a family at most) are what it insists on, ``share`` the
-    key by which it shares an address; all empty where it does not care. ``ports`` are (protocol,
-    port); ``backends`` is empty with external traffic policy Cluster, and otherwise says which
-    endpoints there are: Services that share an address have to agree on it. ``current`` are the
-    addresses in its status, ``current_texts`` everything that its status has, as written.
+    none. ``pool`` and ``addresses`` (one of a family at most) are what it insists on, in which
+    fields the two next ones say; ``share`` is the key by which it shares an address; all empty
+    where it does not care. ``ports`` are (protocol, port); ``backends`` is empty with external
+    traffic policy Cluster, and otherwise says which endpoints there are: Services that share an
+    address have to agree on it. ``current`` are the addresses in its status, ``current_texts``
+    everything that its status has, as written.
 
     ``mistakes``: why it cannot be read; it keeps what it has and gets nothing. ``is_early``: the
     same, as the labels of its namespace are not known yet. ``notes``: what is not heeded.
@@ -93,6 +94,8 @@ class Request(Struct, frozen=True):
     needs_all: bool = False
     pool: str = ""
     addresses: tuple[Address, ...] = ()
+    pool_field: str = ""
+    address_field: str = ""
     share: str = ""
     ports: frozenset[tuple[str, int]] = frozenset()
     backends: str = ""
@@ -136,6 +139,8 @@ def compile_request(service: Service, rules: ClassRules) -> Request | None:
         needs_all=spec.ip_family_policy == "RequireDualStack",
         pool=reader.pool(),
         addresses=reader.addresses(),
+        pool_field=reader.fields[0],
+        address_field=reader.fields[1],
         share=reader.text(SHARE_ANNOTATIONS),
         ports=frozenset(((port.protocol or "TCP").upper(), port.port) for port in spec.ports or ()),
         backends=_backends(service),
@@ -172,6 +177,7 @@ class _Reader:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.versions = _versions(service)
+        self.fields = ["", ""]  # those of the pool and of the addresses
         self.mistakes: list[Told] = []
         self.notes: list[Told] = []
 
@@ -186,9 +192,11 @@ class _Reader:
     def pool(self) -> str:
         """The pool asked for; none if there can be none of that name."""
         name = self.text(POOL_ANNOTATIONS)
+        self.fields[0] = next((field for field, _ in self._said(POOL_ANNOTATIONS)), "")
         if name and not _POOL_NAME.fullmatch(name):
-            field, _ = next(self._said(POOL_ANNOTATIONS))
-            self._mistake(field, f"{_shown(name)} is no name of a pool; name one that there is")
+            self._mistake(
+                self.fields[0], f"{_shown(name)} is no name of a pool; name one that there is"
+            )
             return ""
         return name
 
@@ -200,6 +208,7 @@ class _Reader:
         if not said:
             return ()
         (field, text), *others = said
+        self.fields[1] = field
         found = self._parse(field, text)
         for other, words in others:
             if not set(map(_canonical, words.split(",", _MOST_WORDS))) <= set(map(str, found)):

@@ -1,5 +1,6 @@
 """Who gets which address: one rule a test."""
 
+import re
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -190,7 +191,8 @@ def test_an_address_that_is_asked_for_is_waited_for() -> None:
     assert _texts(decision) == ["10.0.0.2"]
     assert [str(each.problem.reason) for each in decision.wrong] == [
         "10.0.0.1 is in use by Service default/a; the two do not name the same key in "
-        "kube-router.io/allow-shared-ip; until it can be had the Service keeps 10.0.0.2"
+        "kube-router.io/allow-shared-ip; ask for another one, or have that Service give it up; "
+        "until it can be had the Service keeps 10.0.0.2"
     ]
     assert world.allocator.remove("default/a") == ("default/b",)
     decision = world.allocator.decide("default/b")
@@ -225,11 +227,15 @@ def test_a_refusal_names_its_reason_and_harms_nobody(asked: dict[str, Any], reas
     world.allocator.note_foreign("x/y", [ip_address("10.0.0.200")])
     world.give("first")
     world.give("full", pool="full")
-    decision = world.put("b", **asked)
+    decision = world.put("b", **asked, address_field="addresses", pool_field="pool")
     assert (_texts(decision), decision.must_write) == ([], False)
     assert _reasons(decision) == [reason]
     (told,) = decision.wrong
     assert told.problem.object == "Service default/b"
+    is_of_pool = reason in (Reason.UNKNOWN_POOL, Reason.POOL_FORBIDS)
+    field = "addresses" if "addresses" in asked else "pool" if is_of_pool else ""
+    assert told.problem.field == field
+    assert re.search(r"; (ask for|correct|change|add) ", told.problem.reason), "what to do"
     assert not decision.news
     assert world.give("c") == ["10.0.0.2"]
     # Of a Service that has an address the same changes nothing but what is told.

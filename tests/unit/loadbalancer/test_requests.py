@@ -105,6 +105,8 @@ def test_the_request_says_all_that_counts() -> None:
         addresses=(ip_address("10.0.0.1"), ip_address("fd00::1")),
         share="k",
         ports=frozenset({("TCP", 80), ("UDP", 53)}),
+        pool_field="metadata.annotations[kube-router.io/address-pool]",
+        address_field="metadata.annotations[kube-router.io/load-balancer-ips]",
         backends="default: a=1,b=2",
         labels={"tier": "gold"},
         current=(ip_address("10.0.0.9"),),

@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 import yaml
 
+from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
 from kube_router_py.cluster.client import Client, RefusedError, connect
 from kube_router_py.lab.apiserver.server import ApiServer
 from kube_router_py.lab.apiserver.status import StatusError
 from kube_router_py.lab.apiserver.store import Store
 from kube_router_py.loadbalancer.election import LEASE
 from kube_router_py.options import parse
+from kube_router_py.pool_book import PoolBook
+from kube_router_py.pool_source import PoolSource
 
 # Each waits for several things in turn, on a machine that may be slow.
 pytestmark = pytest.mark.timeout(300)
@@ -250,6 +253,27 @@ def test_a_service_gets_addresses_with_the_rights_of_the_manifests_and_nothing_m
     client.close()
     agent.end()
     assert cluster.lease()["holderIdentity"] == ""
+
+
+def test_of_all_config_maps_only_that_of_the_pools_is_read(cluster: Cluster) -> None:
+    def put(pools: str) -> None:
+        config = {"metadata": {"name": CONFIG_MAP}, "data": {"pools": pools}}
+        cluster.call(cluster.store.create, "configmaps", config, namespace="kube-system")
+
+    client = cluster.client()
+    book = PoolBook(PoolSettings())
+    source = PoolSource(book, client, "node1")
+    source.start()
+    try:
+        until(lambda: book.is_known, "that there are no pools is known")
+        put("[{name: web, addresses: [192.0.2.0/24]}]")
+        until(lambda: book.pools.pools, "the pools are read")
+        with pytest.raises(RefusedError) as refused:
+            client.list("/api/v1/namespaces/kube-system/configmaps")
+        assert refused.value.status == 403
+    finally:
+        source.stop(DEADLINE_S)
+        client.close()
 
 
 def check_all_served(cluster: Cluster) -> None:

@@ -93,6 +93,7 @@ class Peers:
         self._last_words = 0
         self._answers_from = now
         self._hearing_since: float | None = None
+        self._served_since: float | None = None
         self._is_ready = self._is_deaf = self._is_running = False
         self._restarts_until: float | None = None
         self._is_draining = False
@@ -293,6 +294,7 @@ class Peers:
     def _may_begin(self, heard: list[Heartbeat], now: float) -> bool:
         timing = self._timing
         if self._hearing_since is None:
+            self._served_since = None
             quiet_s = timing.lonely_s if self._peers else timing.alone_s
             return now - self._quiet_since >= quiet_s
         serving = [
@@ -301,8 +303,13 @@ class Peers:
         counting = sum(each.counts_you for each in serving)
         if serving and 2 * counting >= len(serving):
             return True
-        wait_s = timing.damping_s if serving else timing.settle_s
-        return now - self._hearing_since >= wait_s
+        if not serving:
+            return now - self._hearing_since >= timing.settle_s
+        if self._served_since is None:
+            self._served_since = now
+        # Those that start together begin together, with the first that has settled.
+        is_first = self._served_since - self._hearing_since > timing.interval_s
+        return is_first or now - self._hearing_since >= timing.damping_s
 
     def _standing(self, now: float) -> Standing:
         if self._is_draining:  # also of one that ends: it is not to get anything back

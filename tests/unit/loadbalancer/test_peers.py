@@ -350,6 +350,16 @@ def test_one_that_ends_while_it_is_drained_gets_nothing_back() -> None:
     assert world.most_nobody_s == 0.0
 
 
+def test_all_restart_at_once_each_a_moment_later_and_nothing_moves() -> None:
+    """The first one that has settled does not take all while the others wait."""
+    world = running(3)
+    for index, node in enumerate(world.nodes.values()):
+        node.stop()
+        world.after(4.0 + 0.15 * index, node.start)
+    world.run(10.0).settled()
+    assert world.moves == 0
+
+
 def test_all_restart_at_once_and_nothing_moves() -> None:
     world = running(3)
     for node in world.nodes.values():

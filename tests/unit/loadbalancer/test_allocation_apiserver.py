@@ -232,7 +232,7 @@ def test_a_service_gets_addresses_with_the_rights_of_the_manifests_and_nothing_m
     assert cluster.ingress("odd") == []
     # It is not ours any more: another may have its address.
     cluster.update("web", type="ClusterIP")
-    cluster.create("third")
+    cluster.create("third", loadBalancerIP="10.20.0.0")
     until(lambda: cluster.ingress("third"), "the third has an address")
     assert cluster.ingress("third")[0]["ip"] == "10.20.0.0"
 

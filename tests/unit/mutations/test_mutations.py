@@ -702,8 +702,8 @@ MUTANTS = (
     ),
     Mutant(
         _FW,
-        "self._cache.list(Service)",
-        "()",
+        "x in self._cache.list(Service)",
+        "x in ()",
         _FULL,
     ),
     Mutant(

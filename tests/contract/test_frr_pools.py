@@ -189,6 +189,8 @@ def test_edits_of_pools_reach_a_router_without_a_reset(world: World) -> None:
     world.cache.put(Node, node("b"))
     world.until_heard({ONE: ("", 100), ANNOTATED: ("65000:99", 100), TWO: ("", 100)})
 
+    # What an edit takes away is announced as before, until its Service gives it up.
     world.book.put_config(None)
-    world.until_heard({})
+    world.cache.put(Service, service("both", "10.96.0.1"))
+    world.until_heard({ANNOTATED: ("65000:99", 100)})
     assert world.counts() == before

@@ -25,7 +25,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from kube_router_py.address_pools import AddressPools, load_balancer_ranges
 from kube_router_py.cluster.cache import Cache, Event
@@ -42,6 +42,7 @@ from kube_router_py.firewall.service_addresses import node_ports, service_ports
 from kube_router_py.firewall.settings import FirewallOptions, node_facts
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.loop import Loop, Outcome
+from kube_router_py.object_key import Key
 from kube_router_py.problem import Problem
 from kube_router_py.services import load_balanced
 
@@ -51,16 +52,6 @@ KINDS = (NetworkPolicy, Pod, Namespace, Service, Node)
 
 POOLS = "pools of addresses"
 """Marked when they have changed."""
-
-
-class Key(Struct, frozen=True, order=True):
-    """An object that changed."""
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
 
 
 class Firewall:

@@ -7,18 +7,8 @@ from msgspec import Struct
 from kube_router_py.address_pools import AddressPools
 from kube_router_py.cluster.objects import Service
 from kube_router_py.loadbalancer.decisions import Occupancy
+from kube_router_py.object_key import Key
 from kube_router_py.problem import Problem
-
-
-class Key(Struct, frozen=True, order=True):
-    """A Service or a Namespace that changed; or, without a name, something else that did."""
-
-    kind: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}".rstrip()
-
 
 POOLS = Key("pools")
 LEADER = Key("leader")

@@ -22,8 +22,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from msgspec import Struct
-
 from kube_router_py.address_pools import Address, AddressPools
 from kube_router_py.cluster.cache import Cache, Event
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
@@ -35,6 +33,7 @@ from kube_router_py.loadbalancer.layer2_index import Layer2Index
 from kube_router_py.loadbalancer.layer2_ports import Layer2Settings, Living, Programmed
 from kube_router_py.loadbalancer.peer_values import View
 from kube_router_py.loop import Loop, Outcome
+from kube_router_py.object_key import Key
 from kube_router_py.problem import Problem
 from kube_router_py.services import service_key_of
 
@@ -49,16 +48,6 @@ SERVED = "addresses that the service proxy serves"
 PEERS = "which nodes live"
 CLAIMS = "claims of other hosts"
 RESPONDER = "the responder for ARP and NDP"
-
-
-class Key(Struct, frozen=True, order=True):
-    """An object that changed."""
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
 
 
 OnAssigned = Callable[[str, Address, tuple[str, ...]], None]

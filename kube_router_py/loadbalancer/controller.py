@@ -28,7 +28,6 @@ from kube_router_py.kept_addresses import KeptAddresses
 from kube_router_py.loadbalancer.allocate import Allocator, Wanted
 from kube_router_py.loadbalancer.allocation_values import (
     LEADER,
-    Key,
     Listing,
     Pools,
     Report,
@@ -48,6 +47,7 @@ from kube_router_py.loadbalancer.repairs import Repairs
 from kube_router_py.loadbalancer.requests import Rules, compile_request, foreign_addresses
 from kube_router_py.loadbalancer.status_writer import Done, Result, StatusWriter, Write
 from kube_router_py.loop import Loop, Outcome
+from kube_router_py.object_key import Key
 from kube_router_py.problem import Problem
 
 _log = logging.getLogger(__name__)

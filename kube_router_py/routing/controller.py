@@ -37,6 +37,7 @@ from kube_router_py.kernel.overlay_ports import OverlayPorts
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.kernel.ports_frr import Frr
 from kube_router_py.loop import Loop, Outcome
+from kube_router_py.object_key import Key
 from kube_router_py.problem import Problem
 from kube_router_py.routing.compile import Neighborhood
 from kube_router_py.routing.drain import Stage
@@ -59,16 +60,6 @@ SERVED = "addresses that the service proxy serves"
 """Marked when they have changed."""
 POOLS = "pools of addresses"
 """Marked when they have changed."""
-
-
-class Key(Struct, frozen=True, order=True):
-    """An object that changed."""
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
 
 
 class Programmed(Protocol):

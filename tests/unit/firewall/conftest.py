@@ -11,7 +11,7 @@ from msgspec import structs
 
 from kube_router_py.address_pools import AddressPools, load_balancer_ranges
 from kube_router_py.cluster.cache import Cache, Event
-from kube_router_py.firewall.controller import KINDS, POOLS, Firewall, Key
+from kube_router_py.firewall.controller import KINDS, POOLS, Firewall
 from kube_router_py.firewall.desired import Desired
 from kube_router_py.firewall.frame import JUMPS, is_own_chain, is_own_set
 from kube_router_py.firewall.settings import FirewallOptions
@@ -33,6 +33,7 @@ from kube_router_py.kernel.fake_host import (
 )
 from kube_router_py.loop import Outcome
 from kube_router_py.manifests import Manifests
+from kube_router_py.object_key import Key
 from kube_router_py.render_firewall import compile_firewall
 
 OPTIONS = FirewallOptions(families=("inet", "inet6"))

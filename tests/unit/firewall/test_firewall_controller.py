@@ -8,11 +8,12 @@ import pytest
 
 from kube_router_py.cluster.objects import NetworkPolicy, ObjectMeta, Pod
 from kube_router_py.errors import KernelError
-from kube_router_py.firewall.controller import Firewall, Key
+from kube_router_py.firewall.controller import Firewall
 from kube_router_py.firewall.model import Direction
 from kube_router_py.firewall.names import policy_chain
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.kernel.ports import BridgePort, IpsetSpec
+from kube_router_py.object_key import Key
 
 IPV4 = FirewallOptions()
 BOTH = FirewallOptions(families=("inet", "inet6"))

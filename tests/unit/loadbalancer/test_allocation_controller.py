@@ -26,7 +26,7 @@ from kube_router_py.cluster.objects import (
 )
 from kube_router_py.errors import ApiError
 from kube_router_py.loadbalancer.allocate import Allocator
-from kube_router_py.loadbalancer.allocation_values import LEADER, Key
+from kube_router_py.loadbalancer.allocation_values import LEADER
 from kube_router_py.loadbalancer.controller import KINDS, Allocation
 from kube_router_py.loadbalancer.ingress import ingress_without, present_ingress
 from kube_router_py.loadbalancer.known_services import KnownServices
@@ -39,6 +39,7 @@ from kube_router_py.loadbalancer.status_writer import (
     list_services,
 )
 from kube_router_py.loop import Outcome
+from kube_router_py.object_key import Key
 from kube_router_py.options import Options
 from kube_router_py.problem import Problem
 

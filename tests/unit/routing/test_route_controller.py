@@ -15,11 +15,11 @@ from kube_router_py.kernel.fake_frr import FakeDaemons, FakeFrr
 from kube_router_py.kernel.fake_host import FakeLinkKernel
 from kube_router_py.kernel.fake_overlay import fake_overlay
 from kube_router_py.kernel.ports import NodeAddress
+from kube_router_py.object_key import Key
 from kube_router_py.routing.controller import (
     DAEMONS,
     KINDS,
     LINKS,
-    Key,
     RouteController,
     RoutingPorts,
 )

@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from kube_router_py.cluster.cache import Cache, Event
-from kube_router_py.cluster.client import Client, RefusedError
-from kube_router_py.cluster.objects import Lease, Node
+from kube_router_py.cluster.client import Client
+from kube_router_py.cluster.node_lease import NodeLease
+from kube_router_py.cluster.objects import Lease
 from kube_router_py.cluster.reflector import Reflector
 from kube_router_py.loadbalancer.heartbeat import Standing
 from kube_router_py.loadbalancer.liveness import Liveness
@@ -44,9 +44,9 @@ class LeaseLife:
         liveness: Liveness,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client, self._nodes, self._node, self._clock = client, nodes, node, clock
+        self._client, self._node, self._clock = client, node, clock
         self._namespace, self._liveness = namespace, liveness
-        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._lease = NodeLease(client, nodes, namespace, f"{NAME_PREFIX}{node}", node)
         self._cache = Cache((Lease,))
         self._cache.subscribe((Lease,), self._notice)
         self._reflector: Reflector[Lease] | None = None
@@ -123,38 +123,16 @@ class LeaseLife:
 
     def _write(self) -> None:
         self._said = self._text()
-        metadata: dict[str, Any] = {
-            "labels": {LABEL: LABEL_VALUE},
-            "annotations": {ANNOTATION: self._said},
-        }
         spec = {
             "holderIdentity": self._node,
             "leaseDurationSeconds": VALID_S,
             "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
-        name = f"{NAME_PREFIX}{self._node}"
-        try:
-            self._client.patch(f"{self._path}/{name}", {"metadata": metadata, "spec": spec})
-        except RefusedError as error:
-            if error.status != 404:
-                raise
-            self._client.post(self._path, self._new(name, metadata, spec))
+        self._lease.write({LABEL: LABEL_VALUE}, {ANNOTATION: self._said}, spec)
 
     def _text(self) -> str:
         view = self._liveness.view
         return f"{view.standing.name.lower()} {self._liveness.grace_s:.0f}"
-
-    def _new(self, name: str, metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-        node = self._nodes.get(Node, self._node)
-        if node is not None and node.metadata.uid:  # it goes with its Node
-            owner = {"apiVersion": "v1", "kind": "Node", "name": self._node}
-            metadata = {**metadata, "ownerReferences": [{**owner, "uid": node.metadata.uid}]}
-        return {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {**metadata, "name": name, "namespace": self._namespace},
-            "spec": spec,
-        }
 
 
 def _read(text: str) -> tuple[Standing, float]:

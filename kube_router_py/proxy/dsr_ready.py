@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from kube_router_py.cluster.cache import Cache
-from kube_router_py.cluster.client import Client, RefusedError
-from kube_router_py.cluster.objects import Lease, Node, Service
+from kube_router_py.cluster.client import Client
+from kube_router_py.cluster.node_lease import NodeLease
+from kube_router_py.cluster.objects import Lease, Service
 from kube_router_py.proxy.dsr import DSR_ANNOTATION
 
 _log = logging.getLogger(__name__)
@@ -106,10 +107,10 @@ class LeaseReady:
         namespace: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cache, self._leases, self._client, self._clock = cache, leases, client, clock
+        self._cache, self._leases, self._clock = cache, leases, clock
         self._patient_until: float | None = None
         self._node, self._namespace = node, namespace
-        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._lease = NodeLease(client, cache, namespace, f"{NAME_PREFIX}{node}", node)
         self._changed = threading.Condition()
         self._wanted: str | None = None
         self._written: str | None = None
@@ -191,26 +192,4 @@ class LeaseReady:
         return self._wanted is not None and self._wanted != self._written
 
     def _write(self, text: str) -> None:
-        metadata: dict[str, Any] = {
-            "labels": {LABEL: LABEL_VALUE},
-            "annotations": {ANNOTATION: text},
-        }
-        name = f"{NAME_PREFIX}{self._node}"
-        try:
-            self._client.patch(f"{self._path}/{name}", {"metadata": metadata})
-        except RefusedError as error:
-            if error.status != 404:
-                raise
-            self._client.post(self._path, self._new(name, metadata))
-
-    def _new(self, name: str, metadata: dict[str, Any]) -> dict[str, Any]:
-        node = self._cache.get(Node, self._node)
-        if node is not None and node.metadata.uid:  # it goes with its Node
-            owner = {"apiVersion": "v1", "kind": "Node", "name": self._node}
-            metadata = {**metadata, "ownerReferences": [{**owner, "uid": node.metadata.uid}]}
-        return {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {**metadata, "name": name, "namespace": self._namespace},
-            "spec": {"holderIdentity": self._node},
-        }
+        self._lease.write({LABEL: LABEL_VALUE}, {ANNOTATION: text})

@@ -26,6 +26,7 @@ from kube_router_py.address_pools import Address, AddressPools
 from kube_router_py.loadbalancer.allocation_plan import Place, Planner
 from kube_router_py.loadbalancer.decisions import Decision, Given, Occupancy, Reason, Told
 from kube_router_py.loadbalancer.holders import Holders, Obstacle, Terms
+from kube_router_py.loadbalancer.node_addresses import user_of
 from kube_router_py.loadbalancer.pool_spaces import PoolSpaces
 from kube_router_py.loadbalancer.requests import Request
 from kube_router_py.problem import Problem
@@ -320,6 +321,6 @@ def _lost(key: str, lost: _Lost, after: Address | None) -> Told:
     becomes = (
         f"changes from {lost.address} to {after}" if after else f"{lost.address} is taken away"
     )
-    why = f"Service {lost.obstacle.key} has {lost.address}, too{lost.obstacle.why}"
+    why = f"{user_of(lost.obstacle.key)} has {lost.address}, too{lost.obstacle.why}"
     problem = Problem(f"Service {key}", "", f"the address {becomes}: {why}")
     return Told(Reason.REALLOCATED, problem)

@@ -11,6 +11,7 @@ from msgspec import Struct
 from kube_router_py.address_pools import Address, Pool
 from kube_router_py.loadbalancer.decisions import Reason, Told
 from kube_router_py.loadbalancer.holders import NOT_GIVEN, Holders, Terms
+from kube_router_py.loadbalancer.node_addresses import is_node, user_of
 from kube_router_py.loadbalancer.pool_spaces import PoolSpaces, admits
 from kube_router_py.loadbalancer.requests import Request
 from kube_router_py.problem import Problem
@@ -70,9 +71,10 @@ class Planner:
             self._all_or_nothing()
         for _, address in sorted(self._result().items()):
             for other in self._holders.foreign_users(address, request.key)[:1]:
+                what = "" if is_node(other) else f" ({NOT_GIVEN})"
                 self._tell(
                     Reason.IN_USE,
-                    f"{address} is an address of Service {other}, too ({NOT_GIVEN}); traffic may "
+                    f"{address} is an address of {user_of(other)}, too{what}; traffic may "
                     "go to either until one of the two gives it up",
                 )
         return plan
@@ -110,9 +112,12 @@ class Planner:
         if obstacle is None:
             return None
         reason = Reason.SHARING if self._terms.share and obstacle.is_holder else Reason.IN_USE
+        way_out = (
+            "take it out of the pool" if is_node(obstacle.key) else "have that Service give it up"
+        )
         return reason, (
-            f"{asked} is in use by Service {obstacle.key}{obstacle.why}; ask for another one, or "
-            "have that Service give it up"
+            f"{asked} is in use by {user_of(obstacle.key)}{obstacle.why}; ask for another one, or "
+            f"{way_out}"
         )
 
     def _ask_pool(self, version: int) -> None:

@@ -20,8 +20,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from msgspec import structs
 
+from kube_router_py.address_pools import Address
 from kube_router_py.cluster.cache import Cache, Event
-from kube_router_py.cluster.objects import Namespace, Service
+from kube_router_py.cluster.objects import Namespace, Node, Service
 from kube_router_py.cluster.revision import is_older
 from kube_router_py.errors import ApiError
 from kube_router_py.kept_addresses import KeptAddresses
@@ -43,6 +44,7 @@ from kube_router_py.loadbalancer.ingress import (
     wanted_ingress,
 )
 from kube_router_py.loadbalancer.known_services import KnownServices
+from kube_router_py.loadbalancer.node_addresses import node_use
 from kube_router_py.loadbalancer.repairs import Repairs
 from kube_router_py.loadbalancer.requests import Rules, compile_request, foreign_addresses
 from kube_router_py.loadbalancer.status_writer import Done, Result, StatusWriter, Write
@@ -52,7 +54,7 @@ from kube_router_py.problem import Problem
 
 _log = logging.getLogger(__name__)
 
-KINDS = (Service, Namespace)
+KINDS = (Service, Namespace, Node)
 _CONFLICTS = frozenset((Reason.IN_USE, Reason.SHARING))
 # Seconds until a new leader looks again whether writes of its last term are over.
 _POLL_S = 0.1
@@ -139,6 +141,7 @@ class Allocation:
             self._again.extend(self._allocator.set_pools(self._pools.pools))
         for done in self._writer.take():
             self._follow_write(done)
+        self._follow_nodes(dirty)
         for key in sorted(frozenset(self._services(dirty)), key=self._age):
             self._follow(key)
         self._decide_again()
@@ -181,7 +184,7 @@ class Allocation:
         services = self._listed()
         self._allocator = Allocator(self._pools.pools)
         wanted: list[Wanted] = []
-        foreign = {}
+        foreign: dict[str, Iterable[Address]] = {}
         for key, service in services.items():
             try:
                 asked = self._asked(service)
@@ -191,6 +194,7 @@ class Allocation:
             if asked is not None:
                 wanted.append(asked)
             foreign[key] = foreign_addresses(service, asked is not None, self._rules)
+        foreign.update(node_use(each.metadata.name, each) for each in self._cache.list(Node))
         self._again.extend(self._allocator.rebuild(wanted, foreign))
         self._term = term
         _log.info("Services are given addresses services=%d term=%d", len(wanted), term)
@@ -220,6 +224,12 @@ class Allocation:
         found = {each.metadata.key for each in self._cache.list(Service)}
         for key in sorted(before | self._known.keys() | found, key=self._age):
             self._follow(key)
+
+    def _follow_nodes(self, dirty: Iterable[Hashable]) -> None:
+        for key in dirty:
+            if isinstance(key, Key) and key.kind == Node.__name__:
+                use = node_use(key.name, self._cache.get(Node, key.name))
+                self._again.extend(self._allocator.note_foreign(*use))
 
     def _services(self, dirty: Iterable[Hashable]) -> Iterator[str]:
         for key in dirty:

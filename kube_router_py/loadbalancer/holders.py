@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgspec import Struct
 
 from kube_router_py.address_pools import Address
+from kube_router_py.loadbalancer.node_addresses import is_node
 
 NOT_GIVEN = "an external IP, another load balancer's address, or that of a Service that is going"
 
@@ -41,8 +42,8 @@ class Terms(Struct, frozen=True):
 
 
 class Obstacle(Struct, frozen=True):
-    """The Service that is in the way, and why; ``is_holder``: it was given the address by us, and
-    does not have to give it up."""
+    """The Service (or Node) that is in the way, and why; ``is_holder``: it was given the address by
+    us, and does not have to give it up."""
 
     key: str
     why: str
@@ -136,7 +137,7 @@ class Holders:
         if users is not None and (found := users.obstacle(key, terms)):
             return found
         if others := self._foreign.others(address, key):
-            return Obstacle(others[0], f" ({NOT_GIVEN})")
+            return Obstacle(others[0], "" if is_node(others[0]) else f" ({NOT_GIVEN})")
         if others := self._listed.others(address, key):
             return Obstacle(others[0], ", whose status is not yet seen without it")
         return None

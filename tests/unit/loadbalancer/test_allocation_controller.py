@@ -18,6 +18,9 @@ from kube_router_py.cluster.objects import (
     LoadBalancerIngress,
     LoadBalancerStatus,
     Namespace,
+    Node,
+    NodeAddress,
+    NodeStatus,
     ObjectMeta,
     Service,
     ServicePort,
@@ -295,6 +298,38 @@ def test_addresses_are_written_with_mode_and_ports_and_told(api: Api, agent: Age
     # Nothing more to be done, by a full turn neither.
     agent.turn(full=True)
     assert not agent.writer.queue
+
+
+def test_no_service_gets_the_address_of_a_node(api: Api) -> None:
+    agent = Agent(api, Book(pool("192.0.2.0", "192.0.2.9")))
+    agent.cache.put(Node, _node("one", "192.0.2.0"))
+    agent.lead()
+    api.create("web")
+    agent.settle()
+    assert api.ips("web") == ["192.0.2.1"]
+    api.create("asks", load_balancer_ip="192.0.2.0")
+    (problem,) = agent.settle().problems
+    assert "192.0.2.0 is in use by Node one; ask for another one, or take it" in problem.reason
+    # Nodes that come later: who has the address of one is told, and new Services do without.
+    api.delete("asks")
+    agent.cache.put(Node, _node("two", "192.0.2.1"))
+    agent.cache.put(Node, _node("three", "192.0.2.2"))
+    agent.settle()
+    api.create("next")
+    agent.settle()
+    (problem,) = agent.turn(full=True).problems
+    assert "192.0.2.1 is an address of Node two, too; traffic" in problem.reason
+    assert (api.ips("web"), api.ips("next")) == (["192.0.2.1"], ["192.0.2.3"])
+    # It is somebody's again when its Node has gone.
+    agent.cache.delete(Node, "one", "99")
+    api.create("last")
+    agent.settle()
+    assert api.ips("last") == ["192.0.2.0"]
+
+
+def _node(name: str, address: str) -> Node:
+    status = NodeStatus(addresses=(NodeAddress(type="InternalIP", address=address),))
+    return Node(metadata=ObjectMeta(name=name), status=status)
 
 
 def test_one_event_costs_one_service(api: Api, agent: Agent, monkeypatch: Any) -> None:

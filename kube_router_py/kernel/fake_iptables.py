@@ -14,7 +14,7 @@ from kube_router_py.kernel.iptables_plan import (
     plan_ensure,
     plan_remove,
 )
-from kube_router_py.kernel.ports import Counters, TableRules
+from kube_router_py.kernel.ports import Counters, Observe, TableRules, unobserved
 from kube_router_py.kernel.rule_text import canonical, target
 
 _BUILT_IN = {
@@ -143,6 +143,7 @@ class FakeIptables:
     ) -> None:
         self.writes = 0
         self.variant = "iptables"
+        self.observe: Observe = unobserved
         self.closed = False
         self.kernel = kernel or FakeIptablesKernel()
         self._random_fully = knows_random_fully

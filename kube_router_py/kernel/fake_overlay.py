@@ -93,7 +93,7 @@ class FakeOverlayRoutes:
     """
 
     def __init__(self, links: FakeOverlayLinks) -> None:
-        self.writes = 0
+        self.writes = self.added = self.removed = 0
         self._links = links
         self.foreign: dict[Network, int] = {}
         self._routes: frozenset[Route] = frozenset()
@@ -124,6 +124,9 @@ class FakeOverlayRoutes:
                 self.foreign.pop(each.destination, None)
         wanted = {(each.destination, each.table) for each in set(routes) - made}
         made |= {each for each in own if (each.destination, each.table) in wanted}
+        self.added += len(made - own)
+        places = {(each.destination, each.table) for each in made}
+        self.removed += sum((each.destination, each.table) not in places for each in own - made)
         self.writes += len(made ^ own) + len(frozenset(rules) ^ own_rules)
         self._routes, self.rules = frozenset(made), frozenset(rules)
         return failures
@@ -132,6 +135,7 @@ class FakeOverlayRoutes:
         left = [each for each in destinations if self.foreign.get(each) == 17]
         for each in left:
             self.writes += 1
+            self.removed += 1
             del self.foreign[each]
         return len(left)
 

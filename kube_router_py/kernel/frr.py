@@ -97,8 +97,8 @@ class _Sockets:
 
 
 def read_summary(directory: str, timeout_s: float) -> Summary:
-    """What ``Frr.summary`` tells, for any thread: over connections of its own to the daemons whose
-    control sockets are in ``directory``, whoever runs them.
+    """What ``Frr.summary`` tells, and the messages received, for any thread: over connections of
+    its own to the daemons whose control sockets are in ``directory``, whoever runs them.
 
     Raises KernelError where zebra or bgpd does not answer; no bfdd means no BFD sessions.
     """
@@ -106,6 +106,8 @@ def read_summary(directory: str, timeout_s: float) -> Summary:
     try:
         sockets.client("zebra").show("echo alive")
         found = sockets.summary(("bgpd",))
+        reply = sockets.client("bgpd").show(frr_summary.NEIGHBORS)
+        found = structs.replace(found, updates=frr_summary.updates(reply))
         with suppress(VtyUnavailableError, VtyLostError):
             reply = sockets.client("bfdd").show(frr_summary.BFD)
             return structs.replace(found, bfd=frr_summary.bfd_sessions(reply))

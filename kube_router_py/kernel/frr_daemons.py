@@ -192,7 +192,7 @@ class FrrDaemons:
             if process.pid in held:
                 process.close()
             elif process.daemon in self._processes:
-                _log.warning("a second %s is ended pid=%d", process.daemon, process.pid)
+                _log.warning("a second one is ended daemon=%s pid=%d", process.daemon, process.pid)
                 end([process], signal.SIGKILL, self._patience.end_s)
                 process.close()
             else:

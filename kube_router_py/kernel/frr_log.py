@@ -40,7 +40,7 @@ class DaemonLog:
         """Log what is new, at most as much as is taken at once; the same lines, for complaints."""
         lines = [_told(line) for line in self._new_lines()]
         for line in lines:
-            _log.log(_level(line), "%s: %s", self._daemon, _ERROR.sub("", line))
+            _log.log(_level(line), "FRR says daemon=%s text=%r", self._daemon, _ERROR.sub("", line))
         return [_ERROR.sub("", line) for line in lines]
 
     def _new_lines(self) -> list[bytes]:

@@ -13,6 +13,7 @@ from kube_router_py.kernel.ports_frr import BfdState, CommandResult, SessionStat
 
 BGP = "show bgp summary json"
 BFD = "show bfd peers json"
+NEIGHBORS = "show bgp neighbors json"
 
 _Decoded = TypeVar("_Decoded")
 
@@ -35,6 +36,14 @@ class _Family(Struct, rename="camel"):
 class _Families(Struct):
     v4: _Family | None = field(default=None, name="ipv4Unicast")
     v6: _Family | None = field(default=None, name="ipv6Unicast")
+
+
+class _Messages(Struct, frozen=True, rename="camel"):
+    updates_recv: int = 0
+
+
+class _Neighbor(Struct, rename="camel"):
+    message_stats: _Messages = _Messages()
 
 
 class _BfdPeer(Struct):
@@ -74,6 +83,19 @@ def sessions(reply: CommandResult) -> tuple[tuple[SessionState, ...], Mapping[in
                 )
             )
     return tuple(sorted(states, key=lambda each: (each.neighbor, each.version))), routes
+
+
+def updates(reply: CommandResult) -> Mapping[str, int]:
+    """UPDATE messages received since bgpd started, by neighbor. Raises KernelError."""
+    if reply.code == 1 or reply.text.lstrip().startswith("%"):
+        return {}
+    # Besides neighbors there may be facts about the VRF.
+    found = _decoded(reply, dict[str, _Neighbor | int | str | bool | None])
+    return {
+        key: each.message_stats.updates_recv
+        for key, each in found.items()
+        if isinstance(each, _Neighbor)
+    }
 
 
 def bfd_sessions(reply: CommandResult) -> tuple[BfdState, ...]:

@@ -163,7 +163,7 @@ class _Probe:
         except OSError as error:
             # A daemon that takes no more connections (EAGAIN) hangs; one that ends is seen to.
             if error.errno not in (errno.EAGAIN, errno.ECONNREFUSED, errno.ENOENT, errno.EPIPE):
-                _log.debug("%s: %s", self._path, error.strerror)
+                _log.debug("FRR does not answer path=%s reason=%r", self._path, error.strerror)
             self._drop()
 
     def receive(self) -> None:

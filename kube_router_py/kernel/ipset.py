@@ -14,7 +14,14 @@ from kube_router_py.errors import KernelError
 from kube_router_py.kernel import ipset_plan as plan
 from kube_router_py.kernel.ipset_plan import Block
 from kube_router_py.kernel.ipset_text import canonical_entries, parse_list, parse_save
-from kube_router_py.kernel.ports import IpsetSpec, SetChange, SetFailure, SetState
+from kube_router_py.kernel.ports import (
+    IpsetSpec,
+    Observe,
+    SetChange,
+    SetFailure,
+    SetState,
+    unobserved,
+)
 from kube_router_py.kernel.program import Finished, run
 
 log = logging.getLogger(__name__)
@@ -44,6 +51,7 @@ class IpsetProgram:
 
     def __init__(self, program: str = "ipset") -> None:
         self.writes = 0
+        self.observe: Observe = unobserved
         self._program = program
         # How many entries fit in the sets seen so far, by name.
         self._limits: dict[str, int] = {}
@@ -187,7 +195,7 @@ class IpsetProgram:
         return parse_list(done.stdout)
 
     def _replace(self, spec: IpsetSpec, wanted: frozenset[str], found: IpsetSpec) -> int:
-        log.warning("ipset %s: replacing it", _difference(found, spec))
+        log.warning("replacing a set reason=%r", _difference(found, spec))
         self.writes += 1 + len(wanted)
         done = self._run(["destroy", spec.name], writes=True)
         if done.code != 0 and _ABSENT not in done.stderr:
@@ -269,7 +277,9 @@ class IpsetProgram:
         refusals = 0
         while pending:
             lines = [line for _, block in pending for line in block.lines]
+            began = time.monotonic()
             done = self._run(["restore"], _text(lines), writes=True)
+            self._tell(pending, time.monotonic() - began)
             if done.code == 0:
                 break
             if _NO_ROOM in done.complaint:
@@ -302,6 +312,10 @@ class IpsetProgram:
                 if other.spare and plan.spare_name(other.spec.name) in standing:
                     self._destroy_spare(other.spec.name)
         return [SetFailure(name, message) for name, message in failures.items()]
+
+    def _tell(self, blocks: Iterable[tuple[int, Block]], seconds: float) -> None:
+        for family in {block.spec.family for _, block in blocks}:
+            self.observe(f"ipset_{'v4' if family == 'inet' else 'v6'}_restore", seconds)
 
     def _restore_one(self, block: Block) -> None:
         done = self._run(["restore"], _text(block.lines), writes=True)

@@ -8,6 +8,7 @@ or not at all.
 import logging
 import re
 import shlex
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct, field
@@ -27,7 +28,7 @@ from kube_router_py.kernel.iptables_variant import VARIANTS as VARIANTS
 from kube_router_py.kernel.iptables_variant import choose_variant as choose_variant
 from kube_router_py.kernel.iptables_variant import is_legacy
 from kube_router_py.kernel.iptables_variant import program_name as program_name
-from kube_router_py.kernel.ports import Counters, TableRules
+from kube_router_py.kernel.ports import Counters, Observe, TableRules, unobserved
 from kube_router_py.kernel.program import Finished, run
 from kube_router_py.kernel.rule_text import Rule, canonical, parse_table, words
 
@@ -39,6 +40,7 @@ _TIMEOUT_S = 30.0
 _ATTEMPTS = 3
 # Exit code of both variants where a lock or another commit was in the way (XT_RESOURCE_PROBLEM).
 _BUSY = 4
+_IP = {"inet": "v4", "inet6": "v6"}
 _BAD_PARAMETER = 2
 # Above this many differently spelt rules in a chain, rewriting it is the cheaper answer.
 _CHECKS_MAX = 64
@@ -73,6 +75,7 @@ class IptablesProgram:
             raise ValueError(f"variant {variant!r} is none of {', '.join(VARIANTS)}")
         self.writes = 0
         self.variant = variant
+        self.observe: Observe = unobserved
         self._random_fully: bool | None = None
         self._is_legacy: bool | None = None
         self._known: dict[tuple[str, str], dict[str, _Known]] = {}
@@ -136,7 +139,7 @@ class IptablesProgram:
             try:
                 return iptables_counters.read_counters(iptc, family, table, chains)
             except KernelError as error:
-                log.debug("%s; asking iptables-save", error)
+                log.debug("asking iptables-save for counters reason=%r", str(error))
         return iptables_counters.parse_counters(self._save(family, table, "-c"), table, chains)
 
     def random_fully(self) -> bool:
@@ -155,6 +158,12 @@ class IptablesProgram:
                 raise KernelError(f"{self._program('inet')}-restore --test: {done.complaint}")
             self._random_fully = done.code == 0
         return self._random_fully
+
+    def same(
+        self, family: str, table: str, chain: str, wanted: Sequence[str], standing: Sequence[str]
+    ) -> bool:
+        """Whether rules that stand in a chain are those wanted, in whatever spelling."""
+        return self._same(family, table, chain, tuple(wanted), tuple(standing))
 
     def close(self) -> None:
         """Nothing to release: every call runs a program of its own."""
@@ -203,7 +212,9 @@ class IptablesProgram:
 
     def _save(self, family: str, table: str, *options: str) -> str:
         command = [f"{self._program(family)}-save", "-t", table, *options]
+        began = time.monotonic()
         done = run(command, timeout_s=_TIMEOUT_S)
+        self.observe(f"iptables_{_IP[family]}_save", time.monotonic() - began)
         if _UNREADABLE.search(done.stdout + done.stderr):
             raise UnreadableTableError(
                 f"table {table} holds rules that {command[0]} cannot read; they were written by "
@@ -215,7 +226,11 @@ class IptablesProgram:
 
     def _restore(self, family: str, text: str, *options: str) -> Finished:
         command = [f"{self._program(family)}-restore", "--noflush", "-w", str(_LOCK_WAIT_S)]
-        return run([*command, *options], text, timeout_s=_TIMEOUT_S, writes=not options)
+        began = time.monotonic()
+        done = run([*command, *options], text, timeout_s=_TIMEOUT_S, writes=not options)
+        if not options:
+            self.observe(f"iptables_{_IP[family]}_restore", time.monotonic() - began)
+        return done
 
     def _same(
         self,

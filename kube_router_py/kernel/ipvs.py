@@ -81,6 +81,18 @@ class NetlinkIpvs:
             table[key] = VirtualServerState(config, real_servers)
         return table
 
+    def read_one(self, key: VirtualServerKey) -> VirtualServerState | None:
+        """One virtual server with its real servers; None where there is none."""
+        try:
+            (reply,) = self._netlink.request(self._family, encode.virtual_server_request(key))
+        except KernelError as error:
+            if error.errno in (errno.ESRCH, errno.ENOENT):
+                return None
+            raise
+        found, config = decode.decode_virtual_server(reply)
+        real_servers = dict(map(decode.decode_real_server, self._dump_real_servers(found)))
+        return VirtualServerState(config, real_servers)
+
     def read_connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
         """Connection counters of one virtual server's real servers; empty if there is none."""
         return {

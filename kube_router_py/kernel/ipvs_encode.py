@@ -206,6 +206,11 @@ def real_servers_request(key: VirtualServerKey) -> bytes:
     return uapi.command(uapi.CMD_GET_DEST) + _virtual_server_nest(key)
 
 
+def virtual_server_request(key: VirtualServerKey) -> bytes:
+    """The payload that asks for one virtual server."""
+    return uapi.command(uapi.CMD_GET_SERVICE) + _virtual_server_nest(key)
+
+
 def timeouts_request(timeouts: tuple[int, int, int]) -> bytes:
     """The payload that sets the table's TCP, TCP FIN and UDP timeouts (s); 0 keeps one."""
     return uapi.command(uapi.CMD_SET_CONFIG) + b"".join(

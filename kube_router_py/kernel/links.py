@@ -91,7 +91,7 @@ class NetlinkLinks:
             if not state.is_up:
                 self._set_up(index)
         else:
-            log.info("creating link %s", self._name)
+            log.info("creating link=%s", self._name)
             self.writes += 1
             self._change_link("add", ifname=self._name, kind="dummy")
             index = self._index()

@@ -87,7 +87,9 @@ class NetlinkMonitor(ABC):
             except BlockingIOError:
                 return has_changed
             except OSError as error:  # ENOBUFS: something was lost
-                _log.info("%s lost messages reason=%r", self._name, error.strerror)
+                _log.info(
+                    "a monitor lost messages monitor=%s reason=%r", self._name, error.strerror
+                )
                 self.forget()
                 has_changed = True
                 continue

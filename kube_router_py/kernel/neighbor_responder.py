@@ -207,7 +207,7 @@ class NeighborResponder:
         now = self._clock()
         if now - self._turned_at > ASLEEP_S:
             _log.warning(
-                "was asleep, nothing is answered at once seconds=%d", now - self._turned_at
+                "was asleep, nothing is answered at once after_s=%d", now - self._turned_at
             )
             self._answering.rest(now + REST_S)
         self._turned_at = now

@@ -51,12 +51,12 @@ def _remove(
     try:
         standing = iptables.chains(family, table)
     except UnreadableTableError as error:
-        log.warning("not searched for chains that the agent left there: %s", error)
+        log.warning("not searched for chains that the agent left there reason=%r", str(error))
         return []
     own = [name for name in standing if is_own(name)]
     if not own:
         return []
     iptables.remove(family, table, own)
     program = program_name(iptables.variant, family)
-    log.warning("%s: removed %d own chains from table %s", program, len(own), table)
+    log.warning("removed own chains program=%s table=%s count=%d", program, table, len(own))
     return [f"{program} table {table}: chain {name} removed" for name in own]

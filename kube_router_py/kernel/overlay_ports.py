@@ -142,9 +142,14 @@ class OverlayLinks(Protocol):
 
 
 class OverlayRoutes(Protocol):
-    """Routes of protocol 75 in tables main and 77, and rules of protocol 75 that look up 77."""
+    """Routes of protocol 75 in tables main and 77, and rules of protocol 75 that look up 77.
+
+    ``added`` (or replaced) and ``removed`` are how many routes, since creation.
+    """
 
     writes: int
+    added: int
+    removed: int
 
     def read(self) -> tuple[frozenset[Route], frozenset[Network]]:
         """Our routes and the sources of our rules."""

@@ -38,7 +38,7 @@ class NetlinkOverlayRoutes:
     """``overlay_ports.OverlayRoutes`` of the network namespace in which it was created."""
 
     def __init__(self) -> None:
-        self.writes = 0
+        self.writes = self.added = self.removed = 0
         self._socket = NetlinkSocket(NETLINK_ROUTE, strict=True)
 
     def read(self) -> tuple[frozenset[Route], frozenset[Network]]:
@@ -135,6 +135,9 @@ class NetlinkOverlayRoutes:
             message(kind, flags, first + offset, payload)
             for offset, (_, kind, flags, payload) in enumerate(steps)
         )
+        kinds = [step[1] for seq, step in enumerate(steps, first) if seq not in refused]
+        self.added += kinds.count(om.RTM_NEWROUTE)
+        self.removed += kinds.count(om.RTM_DELROUTE)
         failures = []
         for seq, code in sorted(refused.items()):
             subject, kind, _, _ = steps[seq - first]

@@ -26,6 +26,13 @@ from kube_router_py.proxy.model import (
     VirtualServerKey,
 )
 
+Observe = Callable[[str, float], None]
+"""Told what was done (``iptables_v4_save``), and how many seconds it took."""
+
+
+def unobserved(what: str, seconds: float) -> None:
+    """Nobody looks on."""
+
 
 class OperationFailure(Struct, frozen=True):
     """One operation that the kernel refused: ``errno`` as in errno(3), ``message`` for people."""
@@ -154,9 +161,14 @@ class SetFailure(Struct, frozen=True):
 
 
 class Ipsets(Protocol):
-    """Named sets. Entries are written as ipset(8) prints them (``10.0.0.0/24``)."""
+    """Named sets. Entries are written as ipset(8) prints them (``10.0.0.0/24``).
+
+    ``observe`` is told of restores: ``ipset_v4_restore`` and ``ipset_v6_restore``, both where sets
+    of both families are in one.
+    """
 
     writes: int
+    observe: Observe
 
     def read(self, name: str) -> frozenset[str] | None:
         """Entries of a set, or None if there is no such set."""
@@ -226,11 +238,13 @@ Counters = tuple[tuple[int, int], ...]
 class Iptables(Protocol):
     """iptables of one network namespace, both families (``inet``, ``inet6``).
 
-    ``variant`` is one of ``iptables_variant.VARIANTS``.
+    ``variant`` is one of ``iptables_variant.VARIANTS``. ``observe`` is told of
+    ``iptables_v4_save``, ``iptables_v4_restore`` and the same of v6.
     """
 
     writes: int
     variant: str
+    observe: Observe
 
     def ensure(
         self,

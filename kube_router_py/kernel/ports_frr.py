@@ -100,11 +100,13 @@ class BfdState(Struct, frozen=True):
 
 class Summary(Struct, frozen=True):
     """Sessions by neighbor and version; ``routes`` is the size of bgpd's table, by version (nodes
-    of a tree, of which some hold no prefix)."""
+    of a tree, of which some hold no prefix). ``updates``: UPDATE messages received, by neighbor,
+    where they were asked for."""
 
     sessions: tuple[SessionState, ...]
     bfd: tuple[BfdState, ...]
     routes: Mapping[int, int]
+    updates: Mapping[str, int] = {}
 
 
 class Frr(Protocol):

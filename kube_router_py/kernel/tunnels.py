@@ -201,7 +201,9 @@ class _Visit:
         if index:
             if _local_end(at, index, kind) == tunnel.address:
                 return index
-            _log.info("replacing device=%s of pod=%s", name, ipaddress.ip_address(tunnel.address))
+            _log.info(
+                "replacing a tunnel link=%s address=%s", name, ipaddress.ip_address(tunnel.address)
+            )
             self._write(at, _RTM_DELLINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
         data = [attribute(_IFLA_IPTUN_LOCAL, tunnel.address)]
         if tunnel.family == socket.AF_INET6:

@@ -100,6 +100,25 @@ def test_what_is_refused_spoils_nothing_else(
     assert kernel.sets.keys() <= {*NAMES, *map(ipset_plan.spare_name, NAMES)}
 
 
+def test_whoever_looks_on_is_told_how_long_restores_took_by_family() -> None:
+    seen: list[tuple[str, float]] = []
+    sets = FakeIpsets()
+    sets.observe = lambda what, seconds: seen.append((what, seconds))
+    four = IpsetSpec("four", "hash:ip", "inet")
+    six = IpsetSpec("inet6:six", "hash:ip", "inet6")
+    assert sets.put_all({four: {"192.0.2.1"}}) == []
+    assert [what for what, _ in seen] == ["ipset_v4_restore"]
+    assert sets.put_all({six: {"2001:db8::1"}}) == []
+    assert [what for what, _ in seen[1:]] == ["ipset_v6_restore"]
+    changes = [
+        SetChange(four, {"192.0.2.2"}, frozenset({"192.0.2.2"}), frozenset({"192.0.2.1"})),
+        SetChange(six, {"2001:db8::2"}, frozenset({"2001:db8::2"})),
+    ]
+    assert sets.change_all(changes) == []
+    assert {what for what, _ in seen[2:]} == {"ipset_v4_restore", "ipset_v6_restore"}
+    assert all(seconds >= 0 for _, seconds in seen)
+
+
 def test_sets_for_which_there_is_no_room_are_refused_at_once_and_stop_no_other() -> None:
     kernel = FakeIpsetKernel(most=61)
     old = IpsetSpec("old", "hash:ip", "inet")

@@ -45,6 +45,24 @@ def test_what_is_sent(install: Install) -> None:
     assert Path("sent").read_text() == expected
 
 
+def test_whoever_looks_on_is_told_how_long_programs_took(install: Install) -> None:
+    install("ip6tables-save", EMPTY)
+    install("ip6tables-restore", "sleep 0.05; cat > sent6")
+    seen: list[tuple[str, float]] = []
+    iptables = IptablesProgram()
+    iptables.observe = lambda what, seconds: seen.append((what, seconds))
+    iptables.ensure("inet", "nat", RULES)
+    iptables.ensure("inet6", "nat", RULES)
+    assert [what for what, _ in seen] == [
+        *("iptables_v4_save", "iptables_v4_restore"),
+        *("iptables_v6_save", "iptables_v6_restore"),
+    ]
+    assert all(seconds > 0 for _, seconds in seen)
+    assert seen[-1][1] >= 0.05
+    iptables.random_fully()
+    assert len(seen) == 4, "a trial writes nothing"
+
+
 def test_a_lock_held_is_tried_again(install: Install) -> None:
     install("iptables-restore", "test -e once && exit 0; touch once; echo lock held >&2; exit 4")
     iptables = IptablesProgram()

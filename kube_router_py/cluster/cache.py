@@ -374,7 +374,7 @@ class Cache:
             try:
                 notify(event)
             except Exception:  # noqa: BLE001 - one subscriber's bug must not keep others ignorant
-                _log.exception("subscriber failed kind=%s key=%s", kind.__name__, key)
+                _log.exception("subscriber failed object=%r", f"{kind.__name__} {key}")
 
 
 def _same_but_for_revision(old: Any, new: Any) -> bool:

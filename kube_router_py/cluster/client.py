@@ -106,6 +106,9 @@ class Client:
         self._current = 0
         self._reloaded_at = clock() - _RELOAD_INTERVAL_S
         self._not_renewed = ""  # what was logged last about that
+        # Told of each request: method, HTTP status ("none": no server answered), seconds until the
+        # answer began.
+        self.observe: Callable[[str, str, float], None] = _ignore
         self._transports = self._build()
 
     @property
@@ -222,13 +225,23 @@ class Client:
     ) -> Any:
         how = (headers, data, read_timeout_s, deadline, fence)
         target = f"{path}?{urlencode(query)}" if query else path
-        response = self._send_to_any(method, target, *how)
+        response = self._send_observed(method, target, *how)
         if response.status == 401 and self._reload():
             response.close()
-            response = self._send_to_any(method, target, *how)
+            response = self._send_observed(method, target, *how)
         if not 200 <= response.status < 300:
             raise _refusal(method, path, response)
         return response
+
+    def _send_observed(self, method: str, target: str, *how: Any) -> Any:
+        began = self._clock()
+        code = "none"
+        try:
+            response = self._send_to_any(method, target, *how)
+            code = str(response.status)
+            return response
+        finally:
+            self.observe(method, code, self._clock() - began)
 
     def _send_to_any(
         self,
@@ -294,7 +307,7 @@ class Client:
             except ApiError as error:
                 if str(error) != self._not_renewed:
                     self._not_renewed = str(error)
-                    _log.warning("credentials not renewed error=%r", self._not_renewed)
+                    _log.warning("credentials not renewed reason=%r", self._not_renewed)
                 return False
             self._not_renewed = ""
             old, self._transports = self._transports, self._build()
@@ -304,6 +317,10 @@ class Client:
 
     def _build(self) -> tuple[Transport, ...]:
         return tuple(Transport(c) for c in self._credentials.configurations())
+
+
+def _ignore(method: str, code: str, seconds: float) -> None:
+    """Nobody looks on."""
 
 
 def connect(

@@ -78,7 +78,7 @@ class _Salvage:
         except ValidationError as raised:
             if not isinstance(metadata, dict):
                 raise
-            # Labels and annotations of a policy say nothing about what it does.
+            # Labels of a policy say nothing about what it does; without annotations it is enforced.
             identity = {key: metadata[key] for key in _IDENTITY if key in metadata}
             meta, error = convert(identity, ObjectMeta), raised
         self._subject = f"NetworkPolicy {meta.key or '?'}"

@@ -225,7 +225,7 @@ class Reflector(Generic[T]):
             )
         told = {*problems.values(), *(flaw for found in flaws.values() for flaw in found)}
         for problem in told.difference(self._cache.problems()):
-            _log.warning("object not decodable problem=%r", str(problem))
+            self._tell(problem)
         self._cache.replace(
             self.kind, objects.values(), page.revision, problems, flaws=flaws, complete=complete
         )
@@ -310,12 +310,12 @@ class Reflector(Generic[T]):
         if item.object is not None:
             if self._keep(item.object):
                 for flaw in self._cache.put(self.kind, item.object, item.revision, item.flaws):
-                    _log.warning("object not decodable problem=%r", str(flaw))
+                    self._tell(flaw)
             else:
                 self._cache.delete(self.kind, item.key, item.revision)
         elif item.problem is not None:
             if self._cache.report(self.kind, item.key, item.problem, item.revision):
-                _log.warning("object not decodable problem=%r", str(item.problem))
+                self._tell(item.problem)
             if not item.key:
                 raise _Failure("undecodable", str(item.problem), relist=True)
         self._reach(item.revision)
@@ -340,6 +340,10 @@ class Reflector(Generic[T]):
 
     # --- failures ------------------------------------------------------------------------------
 
+    def _tell(self, flaw: Problem) -> None:
+        found = (flaw.object, flaw.field, flaw.reason)
+        _log.warning("object not decodable object=%r field=%r reason=%r", *found)
+
     def _note(self, failure: _Failure) -> None:
         """Count a failure, log it if it is news, and pause."""
         self._cache.failed(self.kind, failure.reason, str(failure))
@@ -356,8 +360,8 @@ class Reflector(Generic[T]):
             # Once per reason and outage: reasons may take turns as long as a server is coming up.
             # To be too late for a watch is everyday life after an interruption.
             level = logging.INFO if failure.reason == "expired" else logging.WARNING
-            text = "API server trouble kind=%s reason=%s error=%r"
-            _log.log(level, text, self.name, failure.reason, str(failure))
+            what = (self.name, failure.reason, str(failure))
+            _log.log(level, "API server trouble kind=%s trouble=%s reason=%r", *what)
             self._told.add(failure.reason)
         state = RetryCallState(self._retrying, None, (), {})
         state.attempt_number = min(self._failures, 32)

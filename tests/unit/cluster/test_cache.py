@@ -263,7 +263,7 @@ def test_a_subscriber_that_fails_keeps_nobody_ignorant(
     cache.subscribe([Service], later.append)
     cache.put(Service, service("a"))
     assert len(told) == len(later) == 1
-    assert "key=ns/a" in caplog.text
+    assert "object='Service ns/a'" in caplog.text
 
 
 def test_synced_needs_a_list_of_every_kind(cache: Cache) -> None:

@@ -258,6 +258,29 @@ def test_no_server_at_all_is_one_error_with_all_reasons(absent: str, connect_to:
     assert other in str(raised.value)
 
 
+def test_whoever_looks_on_is_told_of_each_request(
+    api: Any, absent: str, connect_to: Connect
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def observe(method: str, code: str, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        seen.append((method, code))
+
+    client = connect_to(api.url)
+    client.observe = observe
+    client.get("/api/v1/services")
+    client.post("/api/v1/namespaces/ns/events", {})
+    api.faults.append(api.answer(409, b""))
+    with pytest.raises(RefusedError):
+        client.put("/api/v1/namespaces/ns/services/a", {})
+    nobody = connect_to(absent)
+    nobody.observe = observe
+    with pytest.raises(ApiError):
+        nobody.get("/api/v1/services")
+    assert seen == [("GET", "200"), ("POST", "200"), ("PUT", "409"), ("GET", "none")]
+
+
 def test_a_gateway_error_leads_to_the_next_server_for_reads_only(
     api: Any, new_api: Any, connect_to: Connect
 ) -> None:

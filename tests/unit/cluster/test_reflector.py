@@ -416,7 +416,7 @@ def test_garbage_in_the_watch_is_reported_and_heals_by_a_list(
     assert len(reported) == 1
     assert "listing anew" in reported[0].reason
     assert cache.problems() == ()
-    assert "reason=undecodable" in caplog.text
+    assert "trouble=undecodable" in caplog.text
     assert cache.stats()[Service].errors == {"undecodable": 1}
 
 

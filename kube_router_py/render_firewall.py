@@ -9,7 +9,7 @@ from kube_router_py.firewall.desired import Desired
 from kube_router_py.firewall.frame import JUMPS
 from kube_router_py.firewall.model import Direction
 from kube_router_py.firewall.pods import pod_facts
-from kube_router_py.firewall.policy import compile_policy
+from kube_router_py.firewall.policy import compile_namespace, compile_policy
 from kube_router_py.firewall.service_addresses import node_ports, service_ports
 from kube_router_py.firewall.settings import FirewallOptions, node_facts
 from kube_router_py.manifests import Manifests
@@ -27,7 +27,7 @@ def compile_firewall(manifests: Manifests, node_name: str, options: FirewallOpti
     if node is not None:
         desired.put_node(node_facts(node_view(node)[0]))
     for namespace in manifests.list(Namespace):
-        desired.put_namespace(namespace.metadata.name, namespace.metadata.labels or {})
+        desired.put_namespace(namespace.metadata.name, compile_namespace(namespace))
     for policy in manifests.list(NetworkPolicy):
         desired.put_policy(policy.metadata.key, compile_policy(policy))
     for pod in manifests.list(Pod):
@@ -85,20 +85,24 @@ def _sets(desired: Desired) -> Iterator[dict[str, Any]]:
 
 
 def _policies(manifests: Manifests, node_name: str, desired: Desired) -> Iterator[dict[str, Any]]:
-    """Every policy, with the pods of this node that it isolates, by direction."""
-    isolated: dict[str, dict[Direction, list[str]]] = {}
+    """Every policy, with the pods of this node that it isolates (``isolates``), or would
+    (``audits``), by direction."""
+    held: dict[str, dict[Direction, list[str]]] = {}
     for pod in manifests.list(Pod):
         if pod.spec.node_name == node_name:
-            for direction, policies in desired.isolation(pod.metadata.key).items():
-                for key in policies:
-                    of_policy = isolated.setdefault(key, {})
-                    of_policy.setdefault(direction, []).append(pod.metadata.key)
+            for direction, hold in desired.isolation(pod.metadata.key).items():
+                for key in hold.policies:
+                    held.setdefault(key, {}).setdefault(direction, []).append(pod.metadata.key)
     for policy in manifests.list(NetworkPolicy):
-        found = isolated.get(policy.metadata.key, {})
+        key = policy.metadata.key
+        of_policy = held.get(key, {})
+        found = {str(each): sorted(of_policy[each]) for each in Direction if each in of_policy}
+        is_audited = desired.is_audited(key)
         yield {
-            "policy": policy.metadata.key,
+            "policy": key,
             "types": [str(direction) for direction in compile_policy(policy).rules],
-            "isolates": {str(each): sorted(found[each]) for each in Direction if each in found},
+            "isolates": {} if is_audited else found,
+            "audits": found if is_audited else {},
         }
 
 
@@ -108,7 +112,9 @@ def text_of_firewall(document: dict[str, Any]) -> Iterator[str]:
         yield f"NetworkPolicy {policy['policy']} ({', '.join(policy['types'])})"
         for direction, pods in policy["isolates"].items():
             yield f"    isolates for {direction}: {', '.join(pods)}"
-        if not policy["isolates"]:
+        for direction, pods in policy["audits"].items():
+            yield f"    audits {direction}: {', '.join(pods)}"
+        if not policy["isolates"] and not policy["audits"]:
             yield "    isolates no pod of this node"
     for family, tables in document.get("iptables", {}).items():
         for table, text in tables.items():

@@ -48,10 +48,13 @@ def node(name: str) -> Object:
     }
 
 
-def namespace(name: str, labels: Mapping[str, str] | None = None) -> Object:
+def namespace(
+    name: str, labels: Mapping[str, str] | None = None, *, audit: str | None = None
+) -> Object:
     own = {"kubernetes.io/metadata.name": name, "ns": name}
     labels = own if labels is None else labels
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    found = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    return audited(found, audit)
 
 
 def pod(
@@ -91,14 +94,23 @@ def pod(
     }
 
 
-def policy(key: str, spec: Any) -> Object:
+def policy(key: str, spec: Any, *, audit: str | None = None) -> Object:
     space, _, name = key.partition("/")
-    return {
+    found = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": name, "namespace": space},
         "spec": spec,
     }
+    return audited(found, audit)
+
+
+def audited(each: Object, value: str | None) -> Object:
+    """A policy or namespace, with this value of the annotation; None: without it."""
+    metadata = {key: found for key, found in each["metadata"].items() if key != "annotations"}
+    if value is not None:
+        metadata["annotations"] = {"kube-router.io/audit": value}
+    return {**each, "metadata": metadata}
 
 
 def service(key: str, ips: Sequence[str], port: int, target: int, protocol: str = "TCP") -> Object:

@@ -44,7 +44,11 @@ def _mostly(good: Strategy, bad: Strategy) -> Strategy:
 
 # --- objects -------------------------------------------------------------------------------------
 
-NAMESPACES = st.builds(namespace, st.sampled_from(SPACES), LABELS)
+# What is mistyped enforces.
+AUDITS: Strategy = _weighted(
+    (4, st.none()), (2, st.just("true")), (1, st.sampled_from(["false", "True", "1", ""]))
+)
+NAMESPACES = st.builds(namespace, st.sampled_from(SPACES), LABELS, audit=AUDITS)
 
 WEB, DNS = {"name": "web", "containerPort": 80}, {"name": "dns", "containerPort": 53}
 UDP = {"protocol": "UDP"}
@@ -238,6 +242,7 @@ POLICIES = st.builds(
     policy,
     st.builds("/".join, st.tuples(st.sampled_from(SPACES), st.sampled_from(["n", "bn", "m"]))),
     SPECS,
+    audit=AUDITS,
 )
 
 # --- Services ------------------------------------------------------------------------------------

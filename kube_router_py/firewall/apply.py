@@ -19,6 +19,7 @@ from kube_router_py.firewall.contents import InBetween, SetDelta
 from kube_router_py.firewall.desired import Changes, Desired, Rules
 from kube_router_py.firewall.frame import (
     JUMPS,
+    audited_pods,
     frame_sets,
     is_own_chain,
     is_own_set,
@@ -343,8 +344,10 @@ class Applier:
         """``held``: names of sets, and families, that have to stay as they are."""
         shrinking: list[SetChange] = []
         coming: list[SetChange] = []
+        # By these, what was audited gets to its chain, which may refuse by now.
+        staying = {audited_pods(each, family) for family in self._unguarded for each in Direction}
         for spec, delta in changed.items():
-            if spec.family in held:
+            if spec.family in held or spec in staying:
                 continue
             add, remove = frozenset(delta.add), frozenset(delta.remove)
             if _is_last(spec) and add and spec.family not in self._unguarded:

@@ -15,8 +15,20 @@ Where they stand (table filter, each of the first three jumps first in its chain
           KUBE-NWPLCY-*            one policy, one direction
     KUBE-NWPLCY-TAIL-OUT, -IN      with --netpol-default-deny: pods that are not programmed yet
 
-A policy admits a packet by a mark, which the pod's chain looks at and clears. A direction in which
-a pod is not isolated has no chain; its packets do not get past a look into one set.
+A policy admits a packet by a mark, which the pod's chain looks at and clears. A direction that no
+policy is about has no chain; its packets do not get past looks into two sets.
+
+What a pod's chain ends with, if no policy admits the packet:
+
+    isolated   NFLOG "KUBE-POD-FW-x ingress policy "   10 a minute
+               REJECT                                  counts all that is refused
+    audited    NFLOG "KUBE-POD-FW-x ingress audit "    10 a minute
+               RETURN, "would be refused"              counts all that would be
+
+A pod is audited in a direction where all policies that isolate it in it are (annotation
+``kube-router.io/audit``); beside one that is not, audited policies admit like others. ``counters``
+says which rules of a chain count what. Packets that conntrack does not know are refused to isolated
+pods only ("ingress invalid "), and logged for audited ones ("ingress audit-invalid ").
 """
 
 import ipaddress
@@ -185,9 +197,15 @@ def _described(peer: Peer | None, port: Port | None) -> str:
 
 
 def pod_rules(
-    key: str, direction: Direction, family: str, addresses: Iterable[str], policies: Sequence[str]
+    key: str,
+    direction: Direction,
+    family: str,
+    addresses: Iterable[str],
+    policies: Sequence[str],
+    *,
+    is_audited: bool = False,
 ) -> tuple[str, ...]:
-    """The rules of an isolated pod's chain; ``policies`` by key, sorted."""
+    """The rules of the chain of a pod that is isolated, or audited; ``policies`` by key, sorted."""
     name = pod_chain(key, direction)
     lines = [
         f"-s {_host(each)} -d {_host(each)} {comment(f'{key} reaches itself')} -j RETURN"
@@ -197,12 +215,11 @@ def pod_rules(
     for index, policy in enumerate(policies):
         unless = f"-m mark ! --mark {_ADMITTED} " if index else ""
         lines.append(f"{unless}{comment(policy)} -j {policy_chain(policy, direction)}")
-    prefix = f'"{name} {direction} policy "'
-    lines += (
-        f"-m mark ! --mark {_ADMITTED} {_NFLOG.format(prefix)}",
-        f"-m mark ! --mark {_ADMITTED} {REJECT[family]}",
-        TAKE_BACK,
-    )
+    unless = f"-m mark ! --mark {_ADMITTED}"
+    # What nobody admitted goes back without the mark: it opens no other chain of the address.
+    does = f"{comment('would be refused')} -j RETURN" if is_audited else REJECT[family]
+    why = "audit" if is_audited else "policy"
+    lines += (f"{unless} {nflog(f'{name} {direction} {why}')}", f"{unless} {does}", TAKE_BACK)
     return tuple(lines)
 
 
@@ -285,5 +302,6 @@ def _host(address: str) -> str:
 
 
 def nflog(prefix: str) -> str:
-    """Log a packet that is about to be refused."""
+    """Log a packet that is about to be refused, or would be (the kernel has room for 63 bytes of a
+    prefix: NF_LOG_PREFIXLEN in linux/netfilter/nf_log.h)."""
     return _NFLOG.format(f'"{prefix} "')

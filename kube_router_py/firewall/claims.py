@@ -7,12 +7,13 @@ Whoever comes first has the name. The other goes without, waits for it, and fail
 - a selector, block or named port without its set matches nobody: rules that look into it are left
   out;
 - a policy without its chain admits nobody, but isolates its pods;
-- an isolated pod without its chain sends (or is sent) nothing.
+- an isolated pod without its chain sends (or is sent) nothing; an audited one stays open, and
+  nothing is counted.
 
 A name that is given back is taken in the next turn, when nothing refers any more to what it was.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from kube_router_py.firewall.model import Direction
@@ -110,10 +111,12 @@ class Names:
     def have_freed(self) -> bool:
         return self.pods.has_freed or self.policies.has_freed or self.sets.has_freed
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self, is_audited: Callable[[Place], bool]) -> Iterator[Problem]:
+        """``is_audited``: whether a pod is, in a direction."""
         taken = "{} is the name of another's: {} until that one goes; another name mends it"
         for name, (key, direction) in self.pods.waiting():
-            what = f"{direction} of this pod is refused"
+            does = "not audited" if is_audited((key, direction)) else "refused"
+            what = f"{direction} of this pod is {does}"
             yield Problem(f"Pod {key}", "", taken.format(f"chain {name}", what))
         for name, (key, direction) in self.policies.waiting():
             what = f"{direction} rules admit nobody"

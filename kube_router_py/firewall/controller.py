@@ -2,8 +2,8 @@
 
 Packet path. Packets from and to isolated pods of this node pass the chains of ``chains``: an egress
 verdict of the sender, an ingress verdict of the receiver; both must admit the first packet of a
-connection, and conntrack lets the others pass. A pod that no policy selects costs a look into two
-sets.
+connection, and conntrack lets the others pass. A pod that no policy selects costs a look into four
+sets. One that only audited policies select passes chains that refuse nothing.
 
 Kernel objects owned: the chains of table filter that ``frame.is_own_chain`` names, with their
 jumps; the sets that ``frame.is_own_set`` names. Everything else is left alone, its counters too.
@@ -33,14 +33,16 @@ from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.apply import Applier
+from kube_router_py.firewall.counted import CountedChain, counted_chains
 from kube_router_py.firewall.desired import Desired
 from kube_router_py.firewall.model import PodFacts
 from kube_router_py.firewall.pods import pod_facts
-from kube_router_py.firewall.policy import compile_policy
+from kube_router_py.firewall.policy import compile_namespace, compile_policy
 from kube_router_py.firewall.reused import ReusedAddresses
 from kube_router_py.firewall.service_addresses import node_ports, service_ports
 from kube_router_py.firewall.settings import FirewallOptions, node_facts
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.firewall.telling import tell_policies
+from kube_router_py.kernel.ports import HostPorts, Observe, unobserved
 from kube_router_py.loop import Loop, Outcome
 from kube_router_py.object_key import Key
 from kube_router_py.problem import Problem
@@ -77,6 +79,8 @@ class Firewall:
         # Told the variant of iptables after each turn that leaves nothing to be done.
         self._on_settled = on_settled
         self.ports: HostPorts | None = None
+        # Told how long things took.
+        self.observe: Observe = unobserved
         self._forget()
 
     def _forget(self) -> None:
@@ -104,7 +108,20 @@ class Firewall:
             "controller_policy_chains": self._desired.policy_chains,
             "controller_policy_ipsets": self._desired.policy_sets,
             "controller_policy_drift_total": self._applier.drift,
+            "firewall_audited_pods": self._desired.audited_pods,
         }
+
+    def counted(self) -> Iterator[CountedChain]:
+        """The chains of this node's pods that count what is admitted and refused, as they should
+        stand. For any thread."""
+        desired = self._desired
+        pods = [
+            each.metadata.key
+            for each in self._cache.list(Pod)
+            if each.spec.node_name == self._node_name
+        ]
+        chains = {family: each.copy() for family, each in desired.chains.copy().items()}
+        yield from counted_chains(pods, desired.isolation, chains)
 
     def open(self) -> None:
         """Create the adapters; called again after a crash, and then nothing is trusted."""
@@ -127,13 +144,18 @@ class Firewall:
             keys |= self._follow_pools()
         for key in sorted(keys):
             self._follow(key)
+        changes = self._desired.settle()
+        began = self._clock()
         try:
-            self._applier.apply(self.ports, self._desired.settle(), full=full)
+            self._applier.apply(self.ports, changes, full=full)
         except KernelError as error:
             self._applier.doubt()
             problem = Problem(f"Node {self._node_name}", "", str(error))
             return Outcome(dirty | {self._own_node()}, (problem, *self._problems()))
+        self.observe("policy_chains_sync", self._clock() - began)
         self._reused.forget(self.ports.conntrack, stands=self._applier.stands)
+        if not full:
+            tell_policies(keys - self._broken.keys(), self._known)
         failed: set[Hashable] = {*self._broken}
         if not self._applier.is_settled or self._desired.is_unfinished:
             failed.add(self._own_node())
@@ -196,7 +218,7 @@ class Firewall:
 
     def _follow_namespace(self, name: str) -> bool:
         found = self._cache.get(Namespace, name)
-        self._desired.put_namespace(name, (found.metadata.labels or {}) if found else None)
+        self._desired.put_namespace(name, compile_namespace(found) if found else None)
         return found is not None
 
     def _follow_service(self, name: str) -> bool:

@@ -1,8 +1,9 @@
 """What the firewall wants of the kernel, kept up to date by what changes. Pure.
 
 Facts go in (``put_*``); ``settle`` carries them through, in this order: policies and local pods say
-who is isolated by what; that says which policies need chains here; their chains say which sets are
-needed; the pods of the cluster fill these. The cost is that of what the change touches.
+who is isolated by what (``holding``); that says which policies need chains here; their chains say
+which sets are needed; the pods of the cluster fill these. The cost is that of what the change
+touches.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,8 +15,9 @@ from kube_router_py.firewall.chains import SetSource, pod_rules, policy_rules
 from kube_router_py.firewall.claims import Names
 from kube_router_py.firewall.contents import Contents, SetDelta
 from kube_router_py.firewall.dispatch import Dispatch
-from kube_router_py.firewall.entangled import Entanglement, Isolation, Place
+from kube_router_py.firewall.entangled import Entanglement, Place
 from kube_router_py.firewall.frame import (
+    audited_pods,
     frame_chains,
     frame_sets,
     isolated_pods,
@@ -23,8 +25,9 @@ from kube_router_py.firewall.frame import (
     node_ports,
     services,
 )
+from kube_router_py.firewall.holding import Holding, Isolation
 from kube_router_py.firewall.membership import Membership
-from kube_router_py.firewall.model import Direction, PodFacts, Policy, Selection
+from kube_router_py.firewall.model import Direction, NamespaceFacts, PodFacts, Policy, Selection
 from kube_router_py.firewall.names import pod_chain, policy_chain
 from kube_router_py.firewall.settings import FirewallOptions, NodeFacts
 from kube_router_py.kernel.ports import IpsetSpec
@@ -60,17 +63,14 @@ class Desired:
     def __init__(self, options: FirewallOptions) -> None:
         self._options = options
         self._families = options.families
-        self._policies: dict[str, Policy] = {}
-        self._problems: dict[str, tuple[Problem, ...]] = {}
+        self._problems: dict[tuple[str, str], tuple[Problem, ...]] = {}
         # Of targets only this node's pods matter, of peers all.
-        self._targets, self._peers = Membership(), Membership()
-        self._by_target: dict[Selection, set[str]] = {}
+        self._holding, self._peers = Holding(), Membership()
         self._queued: dict[str, PodFacts | None] = {}
-        self._local: dict[str, PodFacts] = {}
-        self._dirty_pods: set[str] = set()
         self._dirty_policies: set[str] = set()
         # What of a local pod is programmed: the facts, and by which policies it is isolated.
         self._programmed: dict[str, tuple[PodFacts, Isolation]] = {}
+        self._audited: set[str] = set()
         # Pods that need a policy's chain, and the sets that the chain refers to.
         self._users: dict[Place, set[str]] = {}
         self._sources: dict[Place, tuple[SetSource, ...]] = {}
@@ -99,35 +99,19 @@ class Desired:
             for name, rules in frame_chains(family, node, self._options).items():
                 self._put_chain(family, name, rules)
 
-    def put_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
-        self._peers.put_namespace(name, labels)
+    def put_namespace(self, name: str, facts: NamespaceFacts | None) -> None:
+        self._peers.put_namespace(name, facts.labels if facts else None)
+        self._holding.put_namespace(name, is_audited=facts is not None and facts.is_audited)
+        _put(self._problems, ("Namespace", name), (facts and facts.problems) or None)
 
     def put_pod(self, key: str, pod: PodFacts | None) -> None:
-        local = pod if pod is not None and pod.is_local else None
-        if local is not None or key in self._local:
-            _put(self._local, key, local)
-            self._targets.put_pod(key, local)
-            self._dirty_pods.add(key)
+        self._holding.put_pod(key, pod if pod is not None and pod.is_local else None)
         self._queued[key] = pod
 
     def put_policy(self, key: str, policy: Policy | None) -> None:
-        old = self._policies.get(key)
-        if old == policy:
-            return
-        if old is not None and old.target is not None:
-            self._dirty_pods.update(self._targets.members(old.target))
-            self._targets.remove(old.target)
-            users = self._by_target[old.target]
-            users.discard(key)
-            if not users:
-                del self._by_target[old.target]
-        _put(self._policies, key, policy)
-        _put(self._problems, key, (policy and policy.problems) or None)
-        if policy is not None and policy.target is not None:
-            self._targets.add(policy.target)
-            self._by_target.setdefault(policy.target, set()).add(key)
-            self._dirty_pods.update(self._targets.members(policy.target))
-        self._dirty_policies.add(key)
+        if self._holding.put_policy(key, policy):
+            _put(self._problems, ("NetworkPolicy", key), (policy and policy.problems) or None)
+            self._dirty_policies.add(key)
 
     def put_service(
         self, key: str, ports: Mapping[str, frozenset[str]], nodes: Mapping[str, frozenset[str]]
@@ -147,16 +131,11 @@ class Desired:
     def settle(self) -> Changes:
         """Carry through what was put since the last time; returns what the kernel has to learn."""
         self._follow_moves()  # of namespaces, before selections come and go
-        for move in self._targets.take_moves():
-            for pod in (move.old, move.new):
-                if pod is not None:
-                    self._dirty_pods.add(pod.key)
         freed = {key for key, _ in self._names.pods.take_freed()}
         needed = self._names.sets.take_freed()
         for place in self._names.policies.take_freed():
             freed |= self._users.get(place, set())
-        dirty, self._dirty_pods = self._dirty_pods | freed, set()
-        for key in sorted(dirty):
+        for key in sorted(self._holding.take_dirty() | freed):
             needed |= self._put_local_pod(key, is_forced=key in freed)
         policies, self._dirty_policies = self._dirty_policies, set()
         needed.update((key, direction) for key in policies for direction in Direction)
@@ -196,23 +175,39 @@ class Desired:
         users = self._set_users.get(spec, ())
         return min((len(self._sources[place]) for place in users), default=0), spec
 
-    def isolation(self, pod: str) -> Mapping[Direction, tuple[str, ...]]:
-        """The policies by which a local pod is isolated, by direction."""
-        return self._programmed[pod][1] if pod in self._programmed else {}
+    @property
+    def audited_pods(self) -> int:
+        """How many pods of this node are audited, in a direction at least."""
+        return len(self._audited)
+
+    def isolation(self, pod: str) -> Isolation:
+        """The policies by which a local pod is isolated or audited, by direction."""
+        found = self._programmed.get(pod)  # once: not only the loop asks
+        return found[1] if found else {}
+
+    def is_audited(self, policy: str) -> bool:
+        """Whether a policy that there is only says what it would refuse."""
+        return self._holding.is_audited(policy)
 
     def problems(self) -> list[Problem]:
         told = [problem for found in self._problems.values() for problem in found]
-        return [*told, *self._names.problems()]
+        return [*told, *self._names.problems(self._is_audited)]
+
+    def _is_audited(self, place: Place) -> bool:
+        pod, direction = place
+        return self._programmed[pod][1][direction].is_audited
 
     def _put_local_pod(self, key: str, *, is_forced: bool) -> set[Place]:
         """Program a pod anew where it changed; returns the policy chains with other users."""
-        pod = self._local.get(key)
-        isolation = self._isolation(pod) if pod else {}
+        pod = self._holding.pod(key)
+        isolation = self._holding.isolation(pod) if pod else {}
         old = self._programmed.get(key)
         new = (pod, isolation) if pod else None
         if old == new and not is_forced:
             return set()
         _put(self._programmed, key, new)
+        is_audited = any(hold.is_audited for hold in isolation.values())
+        (self._audited.add if is_audited else self._audited.discard)(key)
         needed: set[Place] = set()
         for is_new, state in ((False, old), (True, new)):
             if state is None:
@@ -220,13 +215,15 @@ class Desired:
             facts, isolated = state
             change = self.sets.add if is_new else self.sets.discard
             for family in self._families:
-                change(local_pods(family), facts.addresses.get(family, ()))
-                for direction in isolated:
-                    change(isolated_pods(direction, family), facts.addresses.get(family, ()))
-            for direction, policies in isolated.items():
+                addresses = facts.addresses.get(family, ())
+                change(local_pods(family), addresses)
+                for direction, hold in isolated.items():
+                    held = audited_pods if hold.is_audited else isolated_pods
+                    change(held(direction, family), addresses)
+            for direction, hold in isolated.items():
                 if is_new:
                     self._names.pods.seek(pod_chain(key, direction), (key, direction))
-                for policy in policies:
+                for policy in hold.policies:
                     users = self._users.setdefault((policy, direction), set())
                     (users.add if is_new else users.discard)(key)
                     needed.add((policy, direction))
@@ -237,14 +234,6 @@ class Desired:
         self._put_pod_chains(key, old, new)
         self._entanglement.note_pod(old, new)
         return needed
-
-    def _isolation(self, pod: PodFacts) -> Isolation:
-        found: dict[Direction, list[str]] = {}
-        for selection in self._targets.selections_of(pod):
-            for key in self._by_target[selection]:
-                for direction in self._policies[key].rules:
-                    found.setdefault(direction, []).append(key)
-        return {direction: tuple(sorted(keys)) for direction, keys in sorted(found.items())}
 
     def _put_pod_chains(
         self,
@@ -258,14 +247,16 @@ class Desired:
                 if not self._names.pods.holds(name, (key, direction)):
                     continue
                 if new and direction in new[1] and (addresses := new[0].addresses.get(family)):
+                    hold = new[1][direction]
                     policies = [
                         policy
-                        for policy in new[1][direction]
+                        for policy in hold.policies
                         if self._names.policies.holds(
                             policy_chain(policy, direction), (policy, direction)
                         )
                     ]
-                    rules = pod_rules(key, direction, family, addresses, policies)
+                    named = (key, direction, family, addresses, policies)
+                    rules = pod_rules(*named, is_audited=hold.is_audited)
                     self._put_chain(family, name, rules)
                 elif old and direction in old[1]:
                     self._put_chain(family, name, None)
@@ -274,9 +265,11 @@ class Desired:
                 self._names.pods.give_up(pod_chain(key, direction), (key, direction))
 
     def _dispatch(self, pod: PodFacts, isolation: Isolation, *, is_new: bool) -> None:
-        for direction in isolation:
+        for direction, hold in isolation.items():
             chain = pod_chain(pod.key, direction)
             target = chain if self._names.pods.holds(chain, (pod.key, direction)) else "DROP"
+            if hold.is_audited and target != chain:
+                continue
             for family in self._families:
                 for address in pod.addresses.get(family, ()):
                     place = (direction, family, address)
@@ -285,7 +278,7 @@ class Desired:
     def _put_policy_chain(self, key: str, direction: Direction) -> set[SetSource]:
         """Returns what its rules look into no longer."""
         place = (key, direction)
-        policy = self._policies.get(key)
+        policy = self._holding.policy(key)
         name = policy_chain(key, direction)
         for lacking in self._lacking.pop(place, ()):
             self._names.sets.forget(lacking, place)

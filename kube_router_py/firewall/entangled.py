@@ -12,14 +12,12 @@ from msgspec import Struct, field
 
 from kube_router_py.firewall.contents import Contents, SetDelta
 from kube_router_py.firewall.frame import isolated_pods
+from kube_router_py.firewall.holding import Isolation
 from kube_router_py.firewall.model import Direction, PodFacts
 from kube_router_py.kernel.ports import IpsetSpec
 
 Place = tuple[str, Direction]
 """A policy's chain: the policy's key, and the direction."""
-
-Isolation = dict[Direction, tuple[str, ...]]
-"""The policies by which a pod is isolated."""
 
 _OPPOSITE = {
     Direction.INGRESS: Direction.EGRESS,
@@ -39,13 +37,14 @@ class Entanglement:
         self._rewritten: set[str] = set()
 
     def note_pod(self, *states: tuple[PodFacts, Isolation] | None) -> None:
-        """A local pod was, and is, isolated like this."""
+        """A local pod was, and is, isolated like this. Where it is audited nothing is refused, as
+        if it were not."""
         for family in self._families:
             for direction in Direction:
                 held = [
-                    (facts.addresses.get(family, ()), isolation[direction])
+                    (facts.addresses.get(family, ()), isolation[direction].policies)
                     for facts, isolation in filter(None, states)
-                    if direction in isolation
+                    if direction in isolation and not isolation[direction].is_audited
                 ]
                 if len(held) != 2 or held[0] != held[1]:
                     found = self._recast.setdefault((family, direction), set())

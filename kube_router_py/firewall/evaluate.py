@@ -14,12 +14,15 @@ What the API leaves open, as the firewall of this agent has it:
 - Where several live pods claim an address for a moment, a peer is met if any of them meets it, and
   all of them (on the nodes where the flow begins and ends) have to admit the flow.
 - Traffic that stays inside a pod, to its own or a loopback address, is never judged.
+- Policies may be audited (annotation ``kube-router.io/audit`` of the policy or of its Namespace).
+  Where all that isolate a pod in a direction are, nothing is refused, and it is said what would
+  be; beside one that is enforced they admit like any other.
 """
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.evaluate_places import Place, Places
@@ -31,6 +34,7 @@ from kube_router_py.firewall.evaluate_rules import (
     ReadRule,
     declared_ports,
     is_inside,
+    read_audit,
     read_policy,
     selects,
 )
@@ -65,13 +69,19 @@ class Decision(Struct, frozen=True):
 
 
 class Side(Struct, frozen=True):
-    """The verdict of one direction. ``policies`` are those that isolate the pod in it, sorted;
-    ``decided_by`` is None where no rule was needed, or none admits."""
+    """The verdict of one direction. ``policies`` are those that isolate the pod in it, sorted, and
+    audited ones; ``decided_by`` is None where no rule was needed, or none admits.
+
+    ``audited``: only audited policies hold the pod (of several with one address, one of them).
+    ``would_refuse``: and none of them admits the flow, so that it would be refused.
+    """
 
     isolated: bool = False
     allowed: bool = True
     policies: tuple[str, ...] = ()
     decided_by: Decision | None = None
+    audited: bool = False
+    would_refuse: bool = False
 
 
 class Verdict(Struct, frozen=True):
@@ -105,7 +115,9 @@ class Evaluator:
         allow_own_node: bool = False,
     ) -> None:
         self._places = Places(pods, nodes, services)
-        self._labels = {each.metadata.name: each.metadata.labels for each in namespaces}
+        spaces = {each.metadata.name: each.metadata for each in namespaces}
+        self._labels = {name: meta.labels for name, meta in spaces.items()}
+        self._audits = {name for name, meta in spaces.items() if read_audit(meta.annotations)}
         self._policies: dict[str, list[ReadPolicy]] = {}
         for policy in sorted(policies, key=lambda each: each.metadata.key):
             self._policies.setdefault(policy.metadata.namespace, []).append(read_policy(policy))
@@ -147,6 +159,9 @@ class Evaluator:
             candidates = self._policies.get(pod.metadata.namespace, ())
             found = self._isolating[key] = tuple(each for each in candidates if each.is_about(pod))
         return [each for each in found if (each.ingress if is_ingress else each.egress) is not None]
+
+    def is_audited(self, policy: ReadPolicy) -> bool:
+        return policy.namespace in self._audits if policy.audited is None else policy.audited
 
     def is_member(self, pod: Pod, peer: ReadPeer, namespace: str) -> bool:
         """Whether a live pod is a peer of a policy in ``namespace``."""
@@ -240,27 +255,54 @@ class _Judge:
             if place.in_host_network:
                 what = "is not subject to policies: it is in the host network"
             return Side(), f"{words} {what}"
-        keys = tuple(sorted({policy.key for _, policies in judged for policy in policies}))
-        by = f"isolated by {', '.join(keys)}"
+        side, by = self._held([policies for _, policies in judged])
         if self._stays_inside:
-            why = "but what stays inside of a pod is never filtered"
-            return Side(True, True, keys), f"{words}: {by}, {why}"
+            return side, f"{words}: {by}, but what stays inside of a pod is never filtered"
+        other = self._source if is_ingress else self._target
         decision: Decision | None = None
+        refusing: set[str] = set()
         for pod, policies in judged:
             if is_exempt(pod):
                 continue
             admitted = self._first(policies, is_ingress)
-            if admitted is None:
-                other = self._source if is_ingress else self._target
-                what = f"no rule admits {other.name} on {self._what}"
-                return Side(True, False, keys), f"{words}: {by}, {what}"
             decision = decision or admitted
-        if decision is None:
-            return Side(True, True, keys), f"{words}: {by}, but {exemption}"
-        other = self._source if is_ingress else self._target
-        what = f"rule {decision.rule} of {decision.policy} admits {other.name}"
-        reason = f"{words}: {by}, {what} on {self._what}"
-        return Side(True, True, keys, decision), reason
+            if admitted is not None:
+                continue
+            if not all(map(self._rules.is_audited, policies)):
+                what = f"no rule admits {other.name} on {self._what}"
+                return structs.replace(side, allowed=False), f"{words}: {by}, {what}"
+            refusing.update(policy.key for policy in policies)
+        if refusing:
+            side = structs.replace(side, would_refuse=True)
+            names = ", ".join(sorted(refusing))
+            what = f"no rule of {names} admits {other.name} on {self._what}, it would be refused"
+        elif decision is None:
+            what = f"but {exemption}"
+        else:
+            rule = f"rule {decision.rule} of {decision.policy}"
+            what = f"{rule} admits {other.name} on {self._what}"
+        return structs.replace(side, decided_by=decision), f"{words}: {by}, {what}"
+
+    def _held(self, judged: Sequence[Sequence[ReadPolicy]]) -> tuple[Side, str]:
+        """The side as long as nothing is refused, and by what it is held in words; ``judged`` are
+        the policies of each pod with the address."""
+        found = {policy.key: policy for policies in judged for policy in policies}
+        keys = tuple(sorted(found))
+        audits = [key for key in keys if self._rules.is_audited(found[key])]
+        by = [
+            f"{word} by {', '.join(some)}"
+            for word, some in (
+                ("isolated", [key for key in keys if key not in audits]),
+                ("audited", audits),
+            )
+            if some
+        ]
+        side = Side(
+            isolated=len(audits) < len(keys),
+            policies=keys,
+            audited=any(all(map(self._rules.is_audited, policies)) for policies in judged),
+        )
+        return side, " and ".join(by)
 
     def _first(self, policies: Sequence[ReadPolicy], is_ingress: bool) -> Decision | None:
         for policy in policies:

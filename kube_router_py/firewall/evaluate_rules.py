@@ -27,6 +27,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 
+_AUDIT = "kube-router.io/audit"
 _NO_LABELS: Mapping[str, str] = {}
 _CIDR = re.compile(r"[0-9a-fA-F.:]+/[0-9]{1,3}", re.ASCII)
 
@@ -59,13 +60,15 @@ class ReadRule(Struct, frozen=True):
 
 
 class ReadPolicy(Struct, frozen=True):
-    """Rules by position; None for a direction that the policy is not about."""
+    """Rules by position; None for a direction that the policy is not about. ``audited`` is None
+    where the policy leaves it to its Namespace."""
 
     key: str
     namespace: str
     target: LabelSelector | None
     ingress: tuple[ReadRule, ...] | None
     egress: tuple[ReadRule, ...] | None
+    audited: bool | None = None
 
     def is_about(self, pod: Pod) -> bool:
         """Whether the pod is one of those that it isolates."""
@@ -90,7 +93,14 @@ def read_policy(policy: NetworkPolicy) -> ReadPolicy:
         target if is_usable(target) else None,
         ingress if "Ingress" in types else None,
         egress if "Egress" in types else None,
+        read_audit(policy.metadata.annotations),
     )
+
+
+def read_audit(annotations: Mapping[str, str] | None) -> bool | None:
+    """Only "true" is an audit; None where nothing is written."""
+    written = (annotations or {}).get(_AUDIT)
+    return None if written is None else written == "true"
 
 
 def _rule(

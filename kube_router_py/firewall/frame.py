@@ -46,9 +46,13 @@ _ISOLATED = {
     Direction.INGRESS: "kube-router-pods-in",
     Direction.EGRESS: "kube-router-pods-out",
 }
+_AUDITED = {
+    Direction.INGRESS: "kube-router-audited-in",
+    Direction.EGRESS: "kube-router-audited-out",
+}
 _SERVICES = "kube-router-services"
 _NODE_PORTS = "kube-router-node-ports"
-_SETS = {_LOCAL_PODS, *_ISOLATED.values(), _SERVICES, _NODE_PORTS}
+_SETS = {_LOCAL_PODS, *_ISOLATED.values(), *_AUDITED.values(), _SERVICES, _NODE_PORTS}
 
 _KNOWN = "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN"
 # Errors that concern a connection, pings as in kube-router, and what IPv6 finds its neighbours,
@@ -76,6 +80,11 @@ def isolated_pods(direction: Direction, family: str) -> IpsetSpec:
     return family_set(_ISOLATED[direction], "hash:ip", family)
 
 
+def audited_pods(direction: Direction, family: str) -> IpsetSpec:
+    """The addresses of those that policies would isolate, were they not all audited."""
+    return family_set(_AUDITED[direction], "hash:ip", family)
+
+
 def services(family: str) -> IpsetSpec:
     """Addresses and ports of Services."""
     return family_set(_SERVICES, "hash:ip,port", family)
@@ -90,7 +99,8 @@ def node_ports(family: str) -> IpsetSpec:
 def frame_sets(family: str) -> tuple[IpsetSpec, ...]:
     """The sets that the rules here refer to."""
     isolated = (isolated_pods(direction, family) for direction in Direction)
-    return (local_pods(family), *isolated, services(family), node_ports(family))
+    audited = (audited_pods(direction, family) for direction in Direction)
+    return (local_pods(family), *isolated, *audited, services(family), node_ports(family))
 
 
 def is_own_set(name: str) -> bool:
@@ -115,21 +125,21 @@ def frame_chains(
     family: str, node: NodeFacts, options: FirewallOptions
 ) -> dict[str, tuple[str, ...]]:
     """All but the chains of a direction, which ``direction_rules`` gives."""
-    egress = _isolated(Direction.EGRESS, family)
-    ingress = _isolated(Direction.INGRESS, family)
+    egress = _entrances(Direction.EGRESS, family)
+    ingress = _entrances(Direction.INGRESS, family)
     out = [f"-j {TAIL[Direction.EGRESS]}"] if options.default_deny else []
     tails = [*out, f"-j {TAIL[Direction.INGRESS]}"] if options.default_deny else []
     return {
         # Not the other tail: the address of a bridge lies in a pod CIDR, and is no pod's.
         INPUT: (_KNOWN, *_input(family, node, options), *out),
-        FORWARD: (_KNOWN, egress, ingress, *tails),
+        FORWARD: (_KNOWN, *egress, *ingress, *tails),
         OUTPUT: (
             _KNOWN,
-            egress,
+            *egress,
             # Probes of the kubelet, and whatever else this node sends itself. Source NAT comes
             # later: nothing else has a local source here.
             "-m addrtype --src-type LOCAL -j RETURN",
-            ingress,
+            *ingress,
             *tails,
         ),
         ACCEPT: tuple(
@@ -144,18 +154,21 @@ def frame_chains(
 def direction_rules(
     direction: Direction, family: str, dispatch: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The chain that packets from (or to) isolated pods enter."""
-    what = f"{direction} invalid"
+    """The chain that packets from (or to) isolated and audited pods enter."""
+    invalid = "-m conntrack --ctstate INVALID"
+    isolated = f"{invalid} {_among(isolated_pods(direction, family), direction)}"
     return (
         *(f"{each} -j RETURN" for each in _ICMP[family]),
-        f"-m conntrack --ctstate INVALID {nflog(what)}",
-        "-m conntrack --ctstate INVALID -j DROP",
+        f"{isolated} {nflog(f'{direction} invalid')}",
+        f"{isolated} -j DROP",
+        f"{invalid} {nflog(f'{direction} audit-invalid')}",
+        f"{invalid} {comment('would be refused')} -j RETURN",
         *dispatch,
     )
 
 
 def _input(family: str, node: NodeFacts, options: FirewallOptions) -> Iterator[str]:
-    source = f"-m set --match-set {isolated_pods(Direction.EGRESS, family).name} src"
+    source = _among(isolated_pods(Direction.EGRESS, family), Direction.EGRESS)
     # Direct server return wraps the packet: behind IPVS nobody could tell whose it is.
     yield (
         f"{source} -m mark --mark {DSR_MARK:#x}/{DSR_MARK_MASK:#x} "
@@ -169,7 +182,7 @@ def _input(family: str, node: NodeFacts, options: FirewallOptions) -> Iterator[s
             f"{where}-m addrtype --dst-type LOCAL "
             f"-m set --match-set {node_ports(family).name} dst,dst -j RETURN"
         )
-    yield _isolated(Direction.EGRESS, family)
+    yield from _entrances(Direction.EGRESS, family)
 
 
 def _node_port_addresses(family: str, node: NodeFacts, options: FirewallOptions) -> Iterator[str]:
@@ -187,10 +200,20 @@ def _node_port_addresses(family: str, node: NodeFacts, options: FirewallOptions)
         yield f"-d {address}/{32 if version == 4 else 128} "
 
 
-def _isolated(direction: Direction, family: str) -> str:
+def _entrances(direction: Direction, family: str) -> tuple[str, str]:
+    isolated, audited = isolated_pods(direction, family), audited_pods(direction, family)
+    enters = f"-j {DIRECTION_CHAINS[direction]}"
+    # Of two pods with one address one may be audited: its packets enter once, and count once.
+    once = _among(isolated, direction, "! ")
+    return (
+        f"{_among(isolated, direction)} {enters}",
+        f"{_among(audited, direction)} {once} {enters}",
+    )
+
+
+def _among(pods: IpsetSpec, direction: Direction, unless: str = "") -> str:
     side = "dst" if direction is Direction.INGRESS else "src"
-    name = isolated_pods(direction, family).name
-    return f"-m set --match-set {name} {side} -j {DIRECTION_CHAINS[direction]}"
+    return f"-m set {unless}--match-set {pods.name} {side}"
 
 
 def _tails(family: str, node: NodeFacts, options: FirewallOptions) -> dict[str, tuple[str, ...]]:

@@ -76,11 +76,21 @@ class Rule(Struct, frozen=True):
 
 
 class Policy(Struct, frozen=True):
-    """``target``: the pods it isolates, None for none. ``rules`` has the directions it is about."""
+    """``target``: the pods it isolates, None for none. ``rules`` has the directions it is about.
+    ``audit``: whether it only says what it would refuse; None: its Namespace decides."""
 
     key: str
     target: Selection | None
     rules: dict[Direction, tuple[Rule, ...]]
+    problems: tuple[Problem, ...] = ()
+    audit: bool | None = None
+
+
+class NamespaceFacts(Struct, frozen=True):
+    """``is_audited``: policies that do not say otherwise are."""
+
+    labels: dict[str, str]
+    is_audited: bool = False
     problems: tuple[Problem, ...] = ()
 
 

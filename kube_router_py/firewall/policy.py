@@ -1,4 +1,4 @@
-"""NetworkPolicy -> ``model.Policy``. Pure.
+"""NetworkPolicy -> ``model.Policy``, Namespace -> ``model.NamespaceFacts``. Pure.
 
 Source: Kubernetes API reference v1.3x, networking.k8s.io/v1. The API server refuses most of what
 becomes a Problem here; what reaches us broken all the same (old objects, files) must not open
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from kube_router_py.cluster.objects import (
     LabelSelector,
+    Namespace,
     NetworkPolicy,
     NetworkPolicyPeer,
     NetworkPolicyPort,
@@ -17,6 +18,7 @@ from kube_router_py.cluster.selectors import EVERYTHING, Selector, parse_selecto
 from kube_router_py.firewall.blocks import compile_block
 from kube_router_py.firewall.model import (
     Direction,
+    NamespaceFacts,
     Peer,
     Policy,
     Port,
@@ -25,6 +27,7 @@ from kube_router_py.firewall.model import (
     Rule,
     Selection,
 )
+from kube_router_py.policy_audit import asked_audit, mistyped_audit
 from kube_router_py.problem import Problem
 
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
@@ -40,7 +43,7 @@ _RuleParts = tuple[tuple[NetworkPolicyPeer, ...] | None, tuple[NetworkPolicyPort
 def compile_policy(policy: NetworkPolicy) -> Policy:
     """Never raises; what is wrong is in ``problems``."""
     meta, spec = policy.metadata, policy.spec
-    problems: list[Problem] = []
+    problems = [*mistyped_audit(f"NetworkPolicy {meta.key}", meta)]
     left_out = 0
 
     def tell(field: str, reason: str) -> None:
@@ -67,7 +70,13 @@ def compile_policy(policy: NetworkPolicy) -> Policy:
     }
     if left_out:
         problems.append(Problem(f"NetworkPolicy {meta.key}", "", f"{left_out} more like these"))
-    return Policy(meta.key, target, rules, tuple(problems))
+    return Policy(meta.key, target, rules, tuple(problems), asked_audit(meta))
+
+
+def compile_namespace(namespace: Namespace) -> NamespaceFacts:
+    meta = namespace.metadata
+    problems = mistyped_audit(f"Namespace {meta.name}", meta)
+    return NamespaceFacts(meta.labels or {}, asked_audit(meta) is True, problems)
 
 
 def _directions(

@@ -59,7 +59,7 @@ class ReusedAddresses:
         except PreflightError as error:
             # Nothing to try again: it takes a module, and by then these are somebody's own.
             if not self._lacking:
-                _log.warning("cannot forget connections error=%r", str(error))
+                _log.warning("cannot forget connections reason=%r", str(error))
             self._lacking = str(error)
             self._pending.clear()
             self._passing.clear()

@@ -17,6 +17,7 @@ from kube_router_py.kernel.iptables import IptablesProgram
 from kube_router_py.kernel.iptables_variant import check_masks, program_name, variant_of
 from kube_router_py.kernel.other_variant import remove_from_other_variant
 from kube_router_py.kernel.ports import IpsetSpec, Jump, TableRules
+from kube_router_py.kernel.rule_counters import read_packets
 
 VARIANTS = ("iptables-nft", "iptables-legacy")
 
@@ -259,6 +260,10 @@ def test_counters_are_what_iptables_save_prints(
         text = "\n".join(saved(variant, "-c", family=family))
         assert counted == iptables_counters.parse_counters(text, "filter", names)
         assert counted.keys() == {"OUTPUT", CHAIN, OTHER}
+        # As those get it who ask from other threads than the loop's.
+        assert read_packets(variant, family, names) == {
+            name: [packets for packets, _ in each] for name, each in counted.items()
+        }
         assert [packets for packets, _ in counted[OTHER]] == [2, 0]
         # Read anew each time, with or without the library.
         assert iptables.counters(family, "filter", names) == counted

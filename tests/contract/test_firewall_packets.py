@@ -23,8 +23,16 @@ from typing import Any
 import pytest
 import yaml
 
+from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
+from kube_router_py.firewall.controller import KINDS, Firewall
+from kube_router_py.firewall.counters import pod_counters
 from kube_router_py.firewall.evaluate import Evaluator, Flow
+from kube_router_py.firewall.model import Direction
+from kube_router_py.firewall.names import pod_chain, policy_chain
+from kube_router_py.firewall.settings import FirewallOptions
+from kube_router_py.kernel.host import open_host
+from kube_router_py.manifests import Manifests
 
 pytestmark = [
     pytest.mark.netfilter,
@@ -467,3 +475,131 @@ def test_the_kernel_takes_all_that_the_tracer_takes(
             table = cluster.firewalls["node1"].tables[32 if family == "ipv4" else 128]
             counts = Counter(line.split()[1] for line in rules if line.startswith("-A "))
             assert counts == {name: len(found) for name, found in table.chains.items() if found}
+
+
+# --- what is audited ---
+
+AUDITED = """
+    x/p: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Ingress, Egress],
+          ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]}],
+          egress: [{to: [{podSelector: {matchLabels: {pod: c}}}]}]}
+"""
+"""Of x/a."""
+
+
+class Agent:
+    """The firewall's controller of node1 in this namespace."""
+
+    def __init__(self, variant: str, objects: Iterable[Any]) -> None:
+        self._cache = Cache(KINDS)
+        self._variant = variant
+        for each in objects:
+            self._put(each)
+        options = FirewallOptions(families=("inet", "inet6"))
+        self._firewall = Firewall(
+            self._cache,
+            options,
+            "node1",
+            lambda: open_host(iptables_variant=variant, needs_ipvs=False),
+        )
+        self._firewall.open()
+        self._turn(full=True)
+
+    def _put(self, document: Any) -> None:
+        manifests = Manifests()
+        manifests.add(document, "object", "IPv4")
+        for kind in KINDS:
+            for found in manifests.list(kind):
+                self._cache.put(kind, found)
+
+    def _turn(self, *, full: bool) -> None:
+        outcome = self._firewall.reconcile(frozenset(), full)
+        assert not outcome.failed, outcome.problems
+
+    def change(self, document: Any) -> None:
+        self._put(document)
+        self._turn(full=True)
+
+    def close(self) -> None:
+        self._firewall.close()
+
+    def rules(self, chain: str) -> dict[str, list[tuple[int, str]]]:
+        """By family: packets and text of each rule, as the kernel has them."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for family, program in programs(self._variant):
+            for line in run(f"{program}-save", "-c", "-t", "filter").splitlines():
+                counted, _, rule = line.partition(f" -A {chain} ")
+                if rule:
+                    packets = int(counted[1:].partition(":")[0])
+                    found.setdefault(family, []).append((packets, rule.strip()))
+        return found
+
+
+def told(cluster: Any, rig: Rig, probes: Iterable[Probe]) -> Counter[tuple[str, str]]:
+    """How many of these x/a would refuse, by family and direction."""
+    kinds = (Pod, Namespace, NetworkPolicy, Node, Service)
+    rules = Evaluator(*(cluster.manifests.list(kind) for kind in kinds))
+    found: Counter[tuple[str, str]] = Counter()
+    for src, dst, protocol, port, version in probes:
+        source = f"node/{src}" if src.startswith("node") else rig.addresses(src)[version]
+        flow = Flow(source, rig.addresses(dst)[version], protocol.upper(), port, f"IPv{version}")
+        verdict = rules.evaluate(flow)
+        assert verdict.allowed
+        found[f"ipv{version}", "ingress"] += verdict.ingress.would_refuse
+        found[f"ipv{version}", "egress"] += verdict.egress.would_refuse
+    return found
+
+
+@pytest.mark.parametrize("level", ["policy", "namespace"])
+def test_what_is_audited_passes_and_is_counted(
+    rig: Rig, variant: str, level: str, clusters: Any
+) -> None:
+    (policy,) = clusters.policies(AUDITED)
+    space = clusters.namespace("x")
+    # Connections that conntrack knows by then are not looked at any more: TCP has new ports.
+    probes = [each for each in rig.matrix() if "x/a" in each[:2] and each[2] == "tcp"]
+    states = {
+        None: [clusters.audited(each, None) for each in (policy, space)],
+        "true": [
+            clusters.audited(each, "true" if each["kind"] == kind else None)
+            for each in (policy, space)
+            for kind in ({"policy": "NetworkPolicy", "namespace": "Namespace"}[level],)
+        ],
+    }
+    whole = {
+        audit: clusters.Cluster(clusters.replaced(rig.objects, *changed))
+        for audit, changed in states.items()
+    }
+    expected = told(whole["true"], rig, probes)
+    assert min(expected.values()) > 0
+    refused = judged(rig, whole[None], probes)
+    assert {True, False} == set(refused.values())
+    agent = Agent(variant, whole["true"].objects)
+    try:
+        assert all(rig.probe(probes).values())
+        _counted(agent, expected)
+        # Enforced, and audited again: it stays what it is in between.
+        for audit in (None, "true", None):
+            for each in states[audit]:
+                agent.change(each)
+            said = refused if audit is None else dict.fromkeys(probes, True)
+            assert rig.probe(probes) == said
+    finally:
+        agent.close()
+
+
+def _counted(agent: Agent, expected: Counter[tuple[str, str]]) -> None:
+    for direction in Direction:
+        chain, policy = pod_chain("x/a", direction), policy_chain("x/p", direction)
+        for family, rules in agent.rules(chain).items():
+            packets = [number for number, _ in rules]
+            counters = pod_counters([text for _, text in rules])
+            assert counters is not None
+            assert counters.is_audited
+            # A SYN counts again that is sent again before there is an answer.
+            assert packets[counters.refused] >= expected[family, str(direction)]
+            assert counters.admitted(packets)[policy] > 0
+            ((logged, log),) = [each for each in rules if "NFLOG" in each[1]]
+            assert f'--nflog-prefix "{chain} {direction} audit' in log
+            # There may be fewer packets than the log's limit lets pass at once.
+            assert min(10, expected[family, str(direction)]) <= logged <= packets[counters.refused]

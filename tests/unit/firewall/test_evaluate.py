@@ -509,6 +509,81 @@ def test_policies_are_matched_with_a_pod_once_however_many_flows_it_has(
     assert looks == ["x/a"] * 20
 
 
+# --- what is audited ----------------------------------------------------------------------------
+
+AUDIT_CASES = {
+    # Policies of x/a with their annotation; a flow; the side's fields; what is said.
+    "nothing admits it": (
+        {"x/p": ("ingress: []", "true")},
+        "y/a > x/a TCP 80",
+        (False, True, True, True),
+        "ingress of x/a: audited by x/p, no rule of x/p admits y/a on TCP 80, it would be refused",
+    ),
+    "one admits it": (
+        {"x/p": ("ingress: []", "true"), "x/q": ("ingress: [{}]", "true")},
+        "y/a > x/a TCP 80",
+        (False, True, True, False),
+        "ingress of x/a: audited by x/p, x/q, rule 0 of x/q admits y/a on TCP 80",
+    ),
+    "an audited one admits what an enforced one does not": (
+        {"x/p": ("ingress: []", None), "x/q": ("ingress: [{}]", "true")},
+        "y/a > x/a TCP 80",
+        (True, True, False, False),
+        "ingress of x/a: isolated by x/p and audited by x/q, rule 0 of x/q admits y/a on TCP 80",
+    ),
+    "neither of them admits it": (
+        {"x/p": ("ingress: []", "false"), "x/q": ("ingress: []", "true")},
+        "y/a > x/a TCP 80",
+        (True, False, False, False),
+        "ingress of x/a: isolated by x/p and audited by x/q, no rule admits y/a on TCP 80",
+    ),
+    "what stays inside": (
+        {"x/p": ("ingress: []", "true")},
+        "x/a > x/a TCP 80",
+        (False, True, True, False),
+        "ingress of x/a: audited by x/p, but what stays inside of a pod is never filtered",
+    ),
+    "the node itself": (
+        {"x/p": ("ingress: []", "true")},
+        "node/node1 > x/a TCP 80",
+        (False, True, True, False),
+        "ingress of x/a: audited by x/p, but node/node1 (192.168.1.1) is exempt on its own node",
+    ),
+}
+
+
+@pytest.mark.parametrize("of_namespace", [False, True])
+@pytest.mark.parametrize("name", AUDIT_CASES)
+def test_what_is_audited_is_allowed_and_said(name: str, of_namespace: bool, clusters: Any) -> None:
+    given, asked, fields, said = AUDIT_CASES[name]
+    objects = clusters.canonical()
+    for key, (rules, audit) in given.items():
+        spec = yaml.safe_load(f"{{podSelector: {{matchLabels: {{pod: a}}}}, {rules}}}")
+        if of_namespace:
+            audit = {"true": None, None: "false"}.get(audit, audit)
+        objects.append(clusters.policy(key, spec, audit=audit))
+    if of_namespace:
+        objects = clusters.replaced(objects, clusters.namespace("x", audit="true"))
+    verdict = evaluator(objects).evaluate(flow(asked))
+    side = verdict.ingress
+    assert (side.isolated, side.allowed, side.audited, side.would_refuse) == fields
+    assert side.policies == tuple(given)
+    assert verdict.allowed is side.allowed
+    assert said in verdict.reasons
+
+
+@pytest.mark.parametrize("text", ["True", "yes", "1", "", "false"])
+def test_only_true_is_an_audit(text: str, clusters: Any) -> None:
+    spec = yaml.safe_load("{podSelector: {}, ingress: []}")
+    by_policy = [*clusters.canonical(), clusters.policy("x/p", spec, audit=text)]
+    by_namespace = [
+        *clusters.replaced(clusters.canonical(), clusters.namespace("x", audit=text)),
+        clusters.policy("x/p", spec),
+    ]
+    for objects in (by_policy, by_namespace):
+        assert not evaluator(objects).evaluate(flow("y/a > x/a TCP 80")).allowed
+
+
 # --- what does not decode opens nothing ----------------------------------------------------------
 
 JUNK = (None, 5, 1.5, True, "90", [], [1], [None], {}, {"a": 1}, {"a": None})

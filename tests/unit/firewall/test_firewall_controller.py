@@ -239,7 +239,7 @@ DRIFT: dict[str, tuple[Callable[[Any], None], int]] = {
     "an entry of a policy is gone": (_entry_of_a_policy_is_gone, 1),
     "a set is empty": (_set(lambda _: frozenset()), 1),
     "a set is gone": (_set_is_gone, 1),
-    "a set is of another type": (_set_is_of_another_type, 3),  # two chains look into it
+    "a set is of another type": (_set_is_of_another_type, 4),  # three chains look into it
 }
 
 

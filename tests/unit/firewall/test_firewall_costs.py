@@ -139,6 +139,11 @@ def in_another_team(world: World) -> dict[str, Any]:
     return found
 
 
+def audited(each: dict[str, Any]) -> dict[str, Any]:
+    each["metadata"]["annotations"] = {"kube-router.io/audit": "true"}
+    return each
+
+
 CHANGES: dict[str, tuple[Change, Change]] = {
     "labels of a pod elsewhere": to_and_fro(
         Pod, lambda w: w.here(48), lambda w: w.here(48, app="app-6", tier="frontend")
@@ -153,6 +158,9 @@ CHANGES: dict[str, tuple[Change, Change]] = {
     ),
     "a policy": away_and_back(NetworkPolicy, lambda w: w.policy(5 * w.spaces)),
     "labels of a namespace": to_and_fro(Namespace, lambda w: bench.namespace(0), in_another_team),
+    "the audit of a namespace": to_and_fro(
+        Namespace, lambda w: bench.namespace(0), lambda w: audited(bench.namespace(0))
+    ),
 }
 # Entries of sets, and chains of both families, that these write: there and back.
 WRITTEN = {

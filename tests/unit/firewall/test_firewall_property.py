@@ -14,9 +14,9 @@ from hypothesis.stateful import (
 
 from kube_router_py.cluster.objects import Namespace, NetworkPolicy, Node, Pod, Service
 from kube_router_py.firewall.desired import Changes, Desired
-from kube_router_py.firewall.evaluate import Evaluator, Flow
+from kube_router_py.firewall.evaluate import Evaluator, Flow, Verdict
 from kube_router_py.firewall.pods import pod_facts
-from kube_router_py.firewall.policy import compile_policy
+from kube_router_py.firewall.policy import compile_namespace, compile_policy
 from kube_router_py.firewall.service_addresses import node_ports, service_ports
 from kube_router_py.firewall.settings import FirewallOptions
 from kube_router_py.manifests import Manifests
@@ -32,7 +32,7 @@ def put(desired: Desired, kind: str, key: str, given: Any) -> None:
     found: Any = manifests.get(KINDS[kind], key)
     match kind:
         case "Namespace":
-            desired.put_namespace(key, None if found is None else found.metadata.labels or {})
+            desired.put_namespace(key, None if found is None else compile_namespace(found))
         case "NetworkPolicy":
             desired.put_policy(key, None if found is None else compile_policy(found))
         case "Pod":
@@ -151,12 +151,18 @@ def evaluator(cluster: Any, *, allow_own_node: bool = False) -> Evaluator:
     return Evaluator(*found, allow_own_node=allow_own_node)
 
 
-def judged(rules: Evaluator, flow: Any, protocols: dict[int, str]) -> bool:
+def judged(rules: Evaluator, flow: Any, protocols: dict[int, str]) -> Verdict:
     """A flow's verdict by the semantics; ``flow`` is the tracer's."""
     source = f"node/{flow.src_node}" if flow.src_process else flow.src
     family = "IPv6" if ":" in flow.src else "IPv4"
     asked = Flow(source, flow.dst, protocols[flow.protocol], flow.dport, family)
-    return rules.evaluate(asked).allowed
+    return rules.evaluate(asked)
+
+
+def audits(verdict: Verdict) -> set[str]:
+    """The directions in which an audited pod would refuse."""
+    sides = {"ingress": verdict.ingress, "egress": verdict.egress}
+    return {direction for direction, side in sides.items() if side.would_refuse}
 
 
 def dialled(cluster: Any, flow: Any) -> bool:
@@ -216,12 +222,17 @@ def test_rules_and_semantics_agree(clusters: Any, random_clusters: Any, tracer: 
                     dst_node=flow.src_node,
                     dst_process=True,
                 )
-            said = judged(rules, flow, protocols)
+            meant = judged(rules, flow, protocols)
+            said = meant.allowed
             if DEFAULT_DENY in flags and awaited(objects, flow):
                 said = False
             verdict, way = cluster.trace(flow)
             told = clusters.told(verdict, way)
             assert said == verdict, f"{flow}\nevaluate: {said}, rules: {told}"
+            if verdict:
+                logs = [log.split() for hop in way for log in hop.trace.logs]
+                assert {each[1] for each in logs} == audits(meant), f"{flow}\nevaluate: {told}"
+                assert {each[2] for each in logs} <= {"audit"}
             # Nothing is left behind for the next chain, or the next table.
             assert all(hop.trace.mark == 0 for hop in way if hop.trace.verdict == "ACCEPT")
 

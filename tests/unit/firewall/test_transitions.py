@@ -118,6 +118,7 @@ def some_changes(draw: Any, random_clusters: Any, clusters: Any, objects: Any) -
     known = {clusters.identity(each): each for each in objects}
     pods = [key for key in known if key[0] == "Pod"]
     labelled = [key for key in known if key[0] in ("Pod", "Namespace")]
+    judging = [key for key in known if key[0] in ("NetworkPolicy", "Namespace")]
     made = st.one_of(
         random_clusters.PODS,
         random_clusters.POLICIES,
@@ -127,10 +128,13 @@ def some_changes(draw: Any, random_clusters: Any, clusters: Any, objects: Any) -
     )
     found: list[Any] = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        match draw(st.sampled_from(["make", "label", "label", "remove", "reuse"])):
+        match draw(st.sampled_from(["make", "label", "label", "audit", "remove", "reuse"])):
             case "label" if labelled:
                 each = known[draw(st.sampled_from(labelled))]
                 found.append(relabelled(each, draw(random_clusters.LABELS)))
+            case "audit" if judging:
+                each = known[draw(st.sampled_from(judging))]
+                found.append(clusters.audited(each, draw(random_clusters.AUDITS)))
             case "remove" if known:
                 found.append(draw(st.sampled_from(sorted(known))))
             case "reuse" if pods:
@@ -152,7 +156,10 @@ class Dense:
     def __init__(self, clusters: Any) -> None:
         one = st.sampled_from(["x", "y"])
         self.LABELS = st.fixed_dictionaries({"app": one})
-        self.NAMESPACES = st.builds(clusters.namespace, st.sampled_from("ab"), self.LABELS)
+        self.AUDITS = st.sampled_from([None, None, "true", "false"])
+        self.NAMESPACES = st.builds(
+            clusters.namespace, st.sampled_from("ab"), self.LABELS, audit=self.AUDITS
+        )
         # To each pod an address of its own; others may claim it.
         names = st.sampled_from([f"{space}/{name}" for space in "ab" for name in "pqr"])
         self.PODS = st.builds(
@@ -181,7 +188,8 @@ class Dense:
                 "egress": rules[1],
             }
         )
-        self.POLICIES = st.builds(clusters.policy, st.sampled_from(["a/n", "a/m", "b/n"]), spec)
+        keys = st.sampled_from(["a/n", "a/m", "b/n"])
+        self.POLICIES = st.builds(clusters.policy, keys, spec, audit=self.AUDITS)
         self.SERVICES = st.builds(
             clusters.service, st.just("a/s"), st.just(("10.96.0.1",)), st.just(80), st.just(80)
         )
@@ -339,6 +347,42 @@ def test_nothing_passes_that_both_states_refuse(
     assert not wrong, "\n".join(wrong)
     # In each family two: the rules see what the sets will hold, and then the sets alone.
     assert len(watched.node.rules.commits) - commits == 4
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["", "restart"])
+@pytest.mark.parametrize("level", ["policy", "namespace"])
+def test_a_policy_begins_and_ceases_to_bite_in_one_step(
+    clusters: Any, tracer: Any, firewall_node: Any, live: Any, level: str, restart: bool
+) -> None:
+    """Also while peers come and go, and others hold the pods at the other end."""
+    policies = clusters.policies(
+        """
+        a/n: {podSelector: {matchLabels: {app: t}}, policyTypes: [Ingress, Egress],
+              ingress: [{from: [{podSelector: {matchLabels: {app: x}}}]}],
+              egress: [{to: [{podSelector: {matchLabels: {app: x}}}], ports: [{port: web}]}]}
+        a/strict: {podSelector: {matchLabels: {app: y}}, policyTypes: [Egress],
+                   egress: [{to: [{podSelector: {matchLabels: {app: t}}}]}]}
+        """
+    )
+    watched = Watched(tracer, firewall_node(PLAIN), live)
+    fixed = objects_of(clusters, {"a/t": "t 80", "a/v": "t 81", "a/w": "x 80"})
+    assert not watched.turn([*policies, *fixed, clusters.namespace("a", {})])
+    refused: list[bool] = []
+    for audit, app in (("true", "x"), (None, "y"), ("true", "y"), (None, "x"), ("true", "y")):
+        of_policy, of_space = (audit, None) if level == "policy" else (None, audit)
+        changes = [
+            clusters.audited(policies[0], of_policy),
+            clusters.namespace("a", {}, audit=of_space),
+            *objects_of(clusters, {"a/p": f"{app} 80"}),
+        ]
+        wrong = watched.turn(changes, restart=restart)
+        assert not wrong, "\n".join(wrong)
+        now = live(watched.node)
+        now.look()
+        target = clusters.addresses("node1", 3)[0]
+        flow = tracer.Flow("203.0.113.10", target, 6, 80, "", dst_node="node1")
+        refused.append(not now.verdict(flow)[2])
+    assert refused == [False, True, False, True, False]
 
 
 ORDINARY = {

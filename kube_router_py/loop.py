@@ -25,6 +25,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 from kube_router_py.loop_log import log_escaped, shown, tell_problems, told
 from kube_router_py.loop_model import Clock, Controller, LoopStatus, MonotonicClock, Outcome, Turn
+from kube_router_py.loop_waiting import Waiting
 from kube_router_py.problem import Problem
 
 __all__ = ["Clock", "Controller", "Loop", "LoopStatus", "MonotonicClock", "Outcome", "Turn"]
@@ -84,6 +85,7 @@ class Loop:
         now = self._clock.now()
         self._dirty: set[Hashable] = set()
         self._failed: set[Hashable] = set()
+        self._waiting = Waiting()
         self._full_wanted = True
         self._not_before = now
         self._resync_at = now
@@ -110,8 +112,10 @@ class Loop:
 
     def mark(self, keys: Iterable[Hashable]) -> None:
         """These keys changed: look at them in the next turn."""
+        keys = tuple(keys)
         with self._changed:
             self._dirty.update(keys)
+            self._waiting.mark(keys, self._clock.now())
             self._changed.notify_all()
 
     def start(self) -> None:
@@ -154,6 +158,7 @@ class Loop:
                 successes=self._successes,
                 restarts=self._restarts,
                 problems=self._problems,
+                oldest_dirty_s=self._waiting.oldest_s(now),
             )
 
     def _unready_reason(self, now: float, turning: bool) -> str:
@@ -228,6 +233,7 @@ class Loop:
             full = self._full_wanted or retrying or started >= self._resync_at
             keys = frozenset(self._dirty | self._failed if full else self._dirty)
             self._dirty.clear()
+            taken = self._waiting.take(keys)
             if self._wake_at is not None and started >= self._wake_at:
                 self._wake_at = None
             self._busy = True
@@ -245,13 +251,19 @@ class Loop:
                 self._after_crash(keys, error, ended)
             else:
                 self._after_turn(keys, full, outcome, ended)
+                # Such that failed before, and are not any more, though nobody marked them.
+                taken |= self._waiting.take(outcome.settled - self._dirty - self._failed)
+            waited_s = self._waiting.settle(taken, self._failed & (keys | outcome.failed), ended)
             self._busy = False
             self._stamp = ended
             self._not_before = ended + self._min_interval_s
             self._turns += 1
         if self._on_turn:
             self._on_turn(
-                Turn(self.name, ended - started, full, len(keys), len(outcome.failed), error)
+                Turn(
+                    *(self.name, ended - started, full, len(keys), len(outcome.failed), error),
+                    waited_s,
+                )
             )
         return True
 

@@ -18,15 +18,19 @@ def tell_problems(loop: str, before: Sequence[Problem], now: Sequence[Problem]) 
     known = frozenset(before)
     news = [problem for problem in now if problem not in known]
     for problem in news[:_SHOWN_PROBLEMS]:
-        _log.warning("problem loop=%s %s", loop, problem)
+        _log.warning("problem loop=%s object=%r field=%r reason=%r", loop, *_parts(problem))
     if len(news) > _SHOWN_PROBLEMS:
         more = len(news) - _SHOWN_PROBLEMS
-        _log.warning("more problems, /problems shows all loop=%s more=%d", loop, more)
+        _log.warning("more problems, /problems shows all loop=%s count=%d", loop, more)
     solved = sorted(known.difference(now))
     for problem in solved[:_SHOWN_PROBLEMS]:
-        _log.info("problem solved loop=%s %s", loop, problem)
+        _log.info("problem solved loop=%s object=%r field=%r reason=%r", loop, *_parts(problem))
     if len(solved) > _SHOWN_PROBLEMS:
-        _log.info("more problems solved loop=%s more=%d", loop, len(solved) - _SHOWN_PROBLEMS)
+        _log.info("more problems solved loop=%s count=%d", loop, len(solved) - _SHOWN_PROBLEMS)
+
+
+def _parts(problem: Problem) -> tuple[str, str, str]:
+    return problem.object, problem.field, problem.reason
 
 
 def shown(keys: Iterable[Hashable]) -> str:
@@ -48,12 +52,12 @@ def log_escaped(
 ) -> None:
     """Log an exception with the keys in hand, and, unless it was raised on purpose, its place."""
     on_purpose = isinstance(error, KubeRouterError)
-    concerned = f" count={len(keys)} keys={shown(keys)!r}" if keys else ""
     _log.error(
-        "%s %s%s error=%r",
+        "a loop failed loop=%s what=%r count=%d keys=%r reason=%r",
         name,
         what,
-        concerned,
+        len(keys),
+        shown(keys),
         told(error),
         exc_info=None if on_purpose else error,
     )

@@ -62,7 +62,10 @@ class MonotonicClock:
 
 
 class Turn(Struct, frozen=True):
-    """One turn, for metrics. ``error`` is empty unless an exception escaped."""
+    """One turn, for metrics. ``error`` is empty unless an exception escaped.
+
+    ``waited_s``: for each key that the turn succeeded with, the seconds since it was marked.
+    """
 
     loop: str
     duration_s: float
@@ -70,13 +73,15 @@ class Turn(Struct, frozen=True):
     keys: int
     failed: int
     error: str = ""
+    waited_s: tuple[float, ...] = ()
 
 
 class LoopStatus(Struct, frozen=True):
     """How a loop is. ``turning`` is its liveness, ``ready`` its readiness, ``reason`` why not.
 
     ``settled``: idle, nothing dirty, nothing failing. Ages are seconds; ``last_success_s`` is None
-    before the first success.
+    before the first success. ``oldest_dirty_s``: for how long the key that waits longest has been
+    waiting or failing, 0 if none is.
     """
 
     name: str
@@ -92,3 +97,4 @@ class LoopStatus(Struct, frozen=True):
     successes: int
     restarts: int
     problems: tuple[Problem, ...]
+    oldest_dirty_s: float = 0.0

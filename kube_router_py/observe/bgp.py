@@ -11,9 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
+from typing import Any
 
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.ports_frr import BfdState, SessionState, Summary
+from kube_router_py.observe.exposition import by_label, family, single
+from kube_router_py.observe.growing import Increases
 from kube_router_py.routing.compile import Neighborhood
 from kube_router_py.routing.model import Role
 
@@ -21,25 +24,14 @@ _log = logging.getLogger(__name__)
 
 _FRESH_S = 1.0
 _TYPES = {Role.NODE: "internal", Role.EXTERNAL: "external"}
-_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-
-# Name, type, help, value.
-_OF_SESSIONS: tuple[tuple[str, str, str, Callable[[SessionState], float]], ...] = (
-    ("established", "gauge", "1 while the session stands", lambda each: each.is_established),
-    ("uptime_seconds", "gauge", "Since the session stands", lambda each: each.uptime_s),
-    ("prefixes_received", "gauge", "Prefixes received and kept", lambda each: each.received),
-    ("prefixes_sent", "gauge", "Prefixes sent", lambda each: each.sent),
-    (
-        *("connections_established_total", "counter", "Times that the session came up"),
-        lambda each: each.established,
-    ),
-    (
-        *("connections_dropped_total", "counter", "Times that the session went down"),
-        lambda each: each.dropped,
-    ),
-)
-
-Sample = tuple[dict[str, str], float]
+_OF_SESSIONS: dict[str, Callable[[SessionState], float]] = {
+    "bgp_peer_established": lambda each: each.is_established,
+    "bgp_peer_uptime_seconds": lambda each: each.uptime_s,
+    "bgp_peer_prefixes_received": lambda each: each.received,
+    "bgp_peer_prefixes_sent": lambda each: each.sent,
+    "bgp_peer_connections_established_total": lambda each: each.established,
+    "bgp_peer_connections_dropped_total": lambda each: each.dropped,
+}
 
 
 class BgpPage:
@@ -57,14 +49,32 @@ class BgpPage:
         self._read_at = float("-inf")
         self._text = b""
         self._silent = ""
+        # Messages of all neighbors so far; FRR counts anew when it is restarted.
+        self._increases: Increases[str] = Increases(from_zero=True)
+        self._updates = 0
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format; without FRR ``frr_up`` 0 and no sessions."""
         with self._lock:
             if self._clock() - self._read_at >= _FRESH_S:
-                self._text = "".join(_lines(self._summary(), self._around())).encode()
+                summary = self._summary()
+                self._text = "".join(_lines(summary, self._around())).encode()
+                self._text += self._received(summary).encode()
                 self._read_at = self._clock()
             return self._text
+
+    def _received(self, summary: Summary | None) -> str:
+        if summary is not None:
+            updates = {key: (count,) for key, count in summary.updates.items()}
+            self._updates += sum(n for (n,) in self._increases.take(updates, updates).values())
+        return single("controller_bgp_advertisements_received", self._updates)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as rows of a table: one for each neighbor and address family.
+
+        Raises KernelError where FRR does not answer.
+        """
+        return _rows(self._read(), self._around())
 
     def _summary(self) -> Summary | None:
         try:
@@ -80,55 +90,46 @@ class BgpPage:
         return found
 
 
-def _lines(summary: Summary | None, around: Neighborhood | None) -> Iterator[str]:
-    is_up = float(summary is not None)
-    summary = summary or Summary((), (), {})
+def _rows(summary: Summary, around: Neighborhood | None) -> list[dict[str, Any]]:
     types = _Types(around)
-    sessions = [
-        (
-            {
-                "address": each.neighbor,
-                "type": types.of(each.neighbor),
-                "family": f"ipv{each.version}",
-            },
-            each,
-        )
+    bfd = _worst(summary.bfd)
+    return [
+        {
+            "neighbor": each.neighbor,
+            "type": types.of(each.neighbor),
+            "asn": each.remote_as,
+            "family": f"IPv{each.version}",
+            "state": each.state,
+            "up_s": round(each.uptime_s),
+            "received": each.received,
+            "sent": each.sent,
+            "bfd": bfd[each.neighbor].state if each.neighbor in bfd else "",
+        }
         for each in summary.sessions
     ]
-    yield from _metric("frr_up", "gauge", "1 if zebra and bgpd answer", [({}, is_up)])
-    yield from _metric(
-        "bgp_peer_info", "gauge", "Always 1; labels tell", _infos(summary.sessions, types)
-    )
-    for name, kind, help_text, value in _OF_SESSIONS:
-        samples = [(labels, float(value(session))) for labels, session in sessions]
-        yield from _metric(f"bgp_peer_{name}", kind, help_text, samples)
-    bfd = [({"address": key}, each) for key, each in _worst(summary.bfd).items()]
-    yield from _metric(
-        "bfd_session_up",
-        "gauge",
-        "1 while the BFD session is up",
-        [(labels, float(each.state == "up")) for labels, each in bfd],
-    )
-    yield from _metric(
-        "bfd_session_uptime_seconds",
-        "gauge",
-        "Since the BFD session is up",
-        [(labels, each.uptime_s) for labels, each in bfd],
-    )
 
 
-def _infos(sessions: Iterable[SessionState], types: "_Types") -> list[Sample]:
-    """One for each neighbor: its families share a connection, and thereby their state."""
-    found = {
-        each.neighbor: {
-            "address": each.neighbor,
-            "type": types.of(each.neighbor),
-            "asn": str(each.remote_as),
-            "state": each.state,
-        }
-        for each in sessions
+def _lines(summary: Summary | None, around: Neighborhood | None) -> Iterator[str]:
+    yield single("frr_up", summary is not None)
+    summary = summary or Summary((), (), {})
+    types = _Types(around)
+    # One for each neighbor: its families share a connection, and thereby their state.
+    infos = {
+        each.neighbor: (each.neighbor, types.of(each.neighbor), each.remote_as, each.state)
+        for each in summary.sessions
     }
-    return [(labels, 1.0) for labels in found.values()]
+    yield from family("bgp_peer_info", [(labels, 1) for labels in infos.values()])
+    sessions = [
+        ((each.neighbor, types.of(each.neighbor), f"ipv{each.version}"), each)
+        for each in summary.sessions
+    ]
+    for name, value in _OF_SESSIONS.items():
+        yield from family(name, [(labels, value(session)) for labels, session in sessions])
+    bfd = _worst(summary.bfd)
+    yield from by_label("bfd_session_up", {key: each.state == "up" for key, each in bfd.items()})
+    yield from by_label(
+        "bfd_session_uptime_seconds", {key: each.uptime_s for key, each in bfd.items()}
+    )
 
 
 def _worst(sessions: Iterable[BfdState]) -> dict[str, BfdState]:
@@ -163,12 +164,3 @@ class _Types:
             if address in each.network:
                 return _TYPES[each.session.role]
         return ""
-
-
-def _metric(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
-    # As traffic is: the library would append to names what it thinks right, and take longer.
-    name = f"kube_router_{name}"
-    yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
-    for labels, value in samples:
-        shown = ",".join(f'{key}="{text.translate(_ESCAPED)}"' for key, text in labels.items())
-        yield f"{name}{{{shown}}} {value:.10g}\n" if shown else f"{name} {value:.10g}\n"

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client, RefusedError
-from kube_router_py.cluster.objects import ConfigMap, Node, ObjectMeta, Service
+from kube_router_py.cluster.objects import ConfigMap, Node, ObjectMeta, Pod, Service
 from kube_router_py.errors import ApiError
 from kube_router_py.problem import Problem
 
@@ -37,14 +37,14 @@ _NO_NAMESPACE = "default"
 
 
 class Tiding(Struct, frozen=True):
-    """What an Event is to tell: of a Service, a Node or a ConfigMap, which is found by its key.
+    """What an Event is to tell: of a Service, a Node, a ConfigMap or a Pod, found by its key.
 
     ``problem`` says what, and where; of an Event whose ``type`` is Normal it is good news. What was
     told is not told again for an hour, unless ``occasion`` (any text) is another one: two nodes
     that are to be heard, or one twice, differ in it.
     """
 
-    kind: type[Service] | type[Node] | type[ConfigMap]
+    kind: type[Service] | type[Node] | type[ConfigMap] | type[Pod]
     key: str
     reason: str
     problem: Problem
@@ -151,7 +151,9 @@ class EventWriter:
     def _run(self) -> None:
         while (tiding := self._waiting.get()) is not None and not self._stopping.is_set():
             try:
-                found: Service | Node | ConfigMap | None = self._cache.get(tiding.kind, tiding.key)
+                found: Service | Node | ConfigMap | Pod | None = self._cache.get(
+                    tiding.kind, tiding.key
+                )
                 if found is None:
                     continue
                 event = event_about(found.metadata, tiding, self._node, datetime.now(UTC))
@@ -159,7 +161,7 @@ class EventWriter:
                     self._write(event)
                     self._stopping.wait(self._spacing_s)
             except Exception:  # noqa: BLE001 - one Event must not be the last
-                _log.exception("no Event for %s=%s", tiding.kind.__name__.lower(), tiding.key)
+                _log.exception("no Event object=%r", f"{tiding.kind.__name__} {tiding.key}")
 
     def _is_told(self, name: str) -> bool:
         told_at = self._told.get(name)
@@ -191,4 +193,4 @@ class EventWriter:
         is_known = error.status in self._refusals  # most likely it is so for all
         self._refusals.add(error.status)
         level = logging.DEBUG if is_known else logging.WARNING
-        _log.log(level, "no Event name=%s reason=%r", name, str(error))
+        _log.log(level, "no Event event=%s reason=%r", name, str(error))

@@ -76,10 +76,9 @@ class RefusedAddresses:
             names = sorted(self._refused)
             more = len(names) - _NAMED_AT_START
             _log.warning(
-                "addresses refused: %d, of services %s%s; the problems say why, and so do Events",
+                "addresses refused, the problems say why, and so do Events count=%d services=%r",
                 self.number,
-                ", ".join(names[:_NAMED_AT_START]),
-                f" and {more} more" if more > 0 else "",
+                ", ".join(names[:_NAMED_AT_START]) + (f" and {more} more" if more > 0 else ""),
             )
 
     def _tell(self, key: str, problem: Problem) -> bool:

@@ -7,6 +7,7 @@ server that is away does not count: ``failing`` says why, ``stale_s`` for how lo
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +18,6 @@ from kube_router_py.cluster.objects import Node
 from kube_router_py.loop_model import LoopStatus
 from kube_router_py.observe.log import harmless
 from kube_router_py.observe.serve import Answer, Page
-from kube_router_py.problem import Problem
 
 # A probe every few seconds must not carry a list as long as the cluster's Services.
 _MOST = 100
@@ -33,8 +33,7 @@ class Health:
     """Reports on the loops and on the kinds of objects that they read.
 
     Without ``kinds`` nothing works; of the cache's others something is missing at worst.
-    ``sections``: what the parts of the agent say of their work, for ``/status``; ``problems``: what
-    is wrong beside what loops and caches tell.
+    ``sections``: what the parts of the agent say of their work, for ``status``.
     """
 
     def __init__(
@@ -46,16 +45,17 @@ class Health:
         loops: Sequence[HasStatus],
         kinds: Iterable[type] | None = None,
         sections: Callable[[], Mapping[str, Any]] = dict,
-        problems: Callable[[], Sequence[Problem]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
         self._version = version
         self._cache = cache
         self._loops = loops
         self._kinds = tuple(cache.kinds if kinds is None else kinds)
-        self._sections, self._more_problems = sections, problems
+        self._sections = sections
         self._lock = threading.Lock()
         self._applied_revision: int | None = None
+        self._clock, self._started = clock, clock()
 
     def pages(self) -> dict[str, Page]:
         return {
@@ -63,7 +63,6 @@ class Health:
             "/livez": self.live,
             "/readyz": self.ready,
             "/problems": self.problems,
-            "/status": self.status,
         }
 
     def live(self) -> Answer:
@@ -76,22 +75,29 @@ class Health:
         report = self.report()
         return _json(200 if report["ready"] else 503, report)
 
-    def status(self) -> Answer:
-        """All that the agent says of itself; 200 also where it is not ready."""
+    def status(self) -> dict[str, Any]:
+        """All that the agent says of itself."""
         report = self.report()
+        number = len(self._cache.problems())
+        number += sum(len(loop.status().problems) for loop in self._loops)
         loops: dict[str, Any] = report.pop("loops")
         found = [*report.pop("problems")]
         for loop in loops.values():
             found += loop.pop("problems")
         behind = {name: cache for name, cache in report.pop("caches").items() if cache["failing"]}
-        return _json(
-            200,
-            {**report, "loops": loops, "behind": behind, **self._sections(), "problems": found},
-        )
+        return {
+            **report,
+            "up_s": round(self._clock() - self._started),
+            "loops": loops,
+            "behind": behind,
+            **self._sections(),
+            "problem_count": number,
+            "problems": found,
+        }
 
     def problems(self) -> Answer:
         """All of them, one in a line."""
-        found = [*self._cache.problems(), *self._more_problems()]
+        found = [*self._cache.problems()]
         for loop in self._loops:
             found += loop.status().problems
         text = "".join(harmless(str(problem)) + "\n" for problem in sorted(found))
@@ -132,7 +138,7 @@ class Health:
                 }
                 for kind, stats in caches.items()
             },
-            "problems": _problems((*self._cache.problems(), *self._more_problems())),
+            "problems": _problems(self._cache.problems()),
         }
 
     def _is_nobody(self) -> bool:

@@ -2,9 +2,9 @@
 
     2026-01-31T12:00:00.123Z WARNING proxy: virtual server removed service=default/web
 
-Modules use the standard library's loggers and write their fields into the message. Under systemd's
-journal (stderr is the journal: JOURNAL_STREAM names it, see systemd.exec(5)) the time is left out
-and each line begins with its syslog priority ``<N>``, so that ``journalctl -p warning`` works.
+Modules use the standard library's loggers and write their fields into the message; ``log_fields``
+finds them again for systemd's journal, and tests hold what a message looks like. Where lines go is
+decided in ``log_targets``.
 
 Verbosity is that of ``-v``: 0 tells what a human may want to act on or look up later, 2 everything
 about each change. An exception becomes one field that says where it arose; its whole traceback is
@@ -15,10 +15,9 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
-from typing import TextIO
+from enum import Enum, auto
 
-_PACKAGE = "kube_router_py"
+PACKAGE = "kube_router_py"
 
 # sd-daemon(3): the numbers are syslog's severities.
 _PRIORITIES = (
@@ -36,12 +35,20 @@ _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _HARMLESS |= {ord("\n"): " ", ord("\t"): " ", 0x2028: " ", 0x2029: " "}
 
 
+class Prefix(Enum):
+    """What a line begins with."""
+
+    TIME = auto()
+    PRIORITY = auto()  # <N>, for a stderr that leads into the journal: sd-daemon(3)
+    NONE = auto()  # the journal has both, as fields
+
+
 class LineFormatter(logging.Formatter):
     """Formats a record as one line, or as several where a whole traceback is wanted."""
 
-    def __init__(self, *, journal: bool, tracebacks: bool) -> None:
+    def __init__(self, *, prefix: Prefix, tracebacks: bool) -> None:
         super().__init__()
-        self._journal = journal
+        self._prefix = prefix
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
@@ -54,12 +61,18 @@ class LineFormatter(logging.Formatter):
             for part in traceback.format_exception(error):
                 shown = map(harmless, part.rstrip("\n").split("\n"))
                 lines += [f"  {line}" for line in shown]
-        if self._journal:
-            prefix = f"<{priority(record.levelno)}>"
-        else:
-            at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            prefix = f"{at}.{int(record.msecs):03d}Z "
+        prefix = self._prefix_of(record)
         return "\n".join(prefix + line for line in lines)
+
+    def _prefix_of(self, record: logging.LogRecord) -> str:
+        match self._prefix:
+            case Prefix.TIME:
+                at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+                return f"{at}.{int(record.msecs):03d}Z "
+            case Prefix.PRIORITY:
+                return f"<{priority(record.levelno)}>"
+            case Prefix.NONE:
+                return ""
 
 
 def harmless(text: str) -> str:
@@ -82,32 +95,6 @@ def origin(error: BaseException) -> str:
 def _short_name(name: str) -> str:
     """``proxy`` for ``kube_router_py.proxy.controller``; names of others as they are."""
     parts = name.split(".")
-    if parts[0] != _PACKAGE:
+    if parts[0] != PACKAGE:
         return name
     return parts[1] if len(parts) > 1 else "agent"
-
-
-def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether a stream leads straight into systemd's journal."""
-    try:
-        device, inode = map(int, environ.get("JOURNAL_STREAM", "").split(":"))
-        status = os.fstat(stream.fileno())
-    except (ValueError, OSError):
-        return False
-    return (status.st_dev, status.st_ino) == (device, inode)
-
-
-def configure(verbosity: int, stream: TextIO, environ: Mapping[str, str]) -> None:
-    """Send the logs of the whole process to ``stream``, from level ``-v`` = ``verbosity`` up."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        LineFormatter(journal=is_journal(stream, environ), tracebacks=verbosity >= 2)
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    # Libraries tell at info what only concerns themselves (each connection, each retry).
-    root.setLevel(logging.DEBUG if verbosity >= 4 else logging.WARNING)
-    logging.getLogger(_PACKAGE).setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)
-    # Nobody reads a report about a log line that could not be written (a closed pipe).
-    logging.raiseExceptions = False
-    logging.captureWarnings(True)

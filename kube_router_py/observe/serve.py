@@ -7,6 +7,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
+from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
@@ -26,7 +27,13 @@ class Answer(Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Page = Callable[[], Answer]
+class Asking(Struct, frozen=True):
+    """A page that looks at what is behind the ``?``: the last value of each name."""
+
+    answer: Callable[[Mapping[str, str]], Answer]
+
+
+Page = Callable[[], Answer] | Asking
 
 
 class HttpServer:
@@ -67,7 +74,7 @@ class HttpServer:
 
 class PatientServer:
     """As HttpServer, but a port that somebody else has is waited for in the background: what asks
-    there matters, and still the agent goes on without. ``what`` begins the lines of the log; the
+    there matters, and still the agent goes on without. ``what`` says in the log who listens; the
     flag is of the form ADDRESS:PORT."""
 
     def __init__(
@@ -88,7 +95,8 @@ class PatientServer:
     def start(self) -> None:
         """Listen, or begin to wait until that is possible."""
         if reason := self._try():
-            _log.error("%s: %s; tried again every %.0f s", self._what, reason, self._retry_s)
+            told = (self._what, reason, self._retry_s)
+            _log.error("a port is tried again and again what=%r reason=%r retry_s=%.0f", *told)
             self._thread.start()
 
     def stop(self) -> None:
@@ -111,7 +119,7 @@ class PatientServer:
     def _wait(self) -> None:
         while not self._stopping.wait(self._retry_s):
             if not self._try():
-                _log.info("%s: listening now", self._what)
+                _log.info("listening now what=%r", self._what)
                 return
 
 
@@ -178,13 +186,17 @@ def _handler_class(pages: Mapping[str, Page]) -> type[http.server.BaseHTTPReques
         sys_version = ""
 
         def do_GET(self) -> None:
-            page = pages.get(self.path.partition("?")[0]) or pages.get("")
+            path, _, query = self.path.partition("?")
+            page = pages.get(path) or pages.get("")
             if page is None:
                 known = " ".join(sorted(pages))
                 answer = Answer(404, "text/plain", f"not here; try: {known}\n".encode())
             else:
                 try:
-                    answer = page()
+                    if isinstance(page, Asking):
+                        answer = page.answer(dict(parse_qsl(query)))
+                    else:
+                        answer = page()
                 except Exception:  # noqa: BLE001 - a probe must get an answer
                     _log.exception("a page failed path=%s", self.path)
                     answer = Answer(500, "text/plain", b"failed; the agent's log says why\n")
@@ -200,6 +212,6 @@ def _handler_class(pages: Mapping[str, Page]) -> type[http.server.BaseHTTPReques
         do_HEAD = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
-            _log.debug("%s %s", self.address_string(), format % args)
+            _log.debug("served client=%s text=%r", self.address_string(), format % args)
 
     return Handler

@@ -14,24 +14,26 @@ from typing import Protocol
 
 from kube_router_py.errors import KubeRouterError
 from kube_router_py.kernel.ipvs_decode import Traffic
+from kube_router_py.observe.catalogue import PREFIX
+from kube_router_py.observe.catalogue.services import TRAFFIC_LABELS
+from kube_router_py.observe.exposition import head
 from kube_router_py.proxy.model import PROTOCOL_NAMES, VirtualServerKey
 
 _log = logging.getLogger(__name__)
 
-LABELS = ("svc_namespace", "service_name", "service_vip", "protocol", "port")
 _COUNTERS = {
-    "total_connections": ("connections", "Connections scheduled"),
-    "packets_in": ("packets_in", "Packets from clients"),
-    "packets_out": ("packets_out", "Packets to clients"),
-    "bytes_in": ("bytes_in", "Bytes from clients"),
-    "bytes_out": ("bytes_out", "Bytes to clients"),
+    "total_connections": "connections",
+    "packets_in": "packets_in",
+    "packets_out": "packets_out",
+    "bytes_in": "bytes_in",
+    "bytes_out": "bytes_out",
 }
 _GAUGES = {
-    "cps": ("connections_a_second", "Connections scheduled per second"),
-    "pps_in": ("packets_in_a_second", "Packets from clients per second"),
-    "pps_out": ("packets_out_a_second", "Packets to clients per second"),
-    "bps_in": ("bytes_in_a_second", "Bytes from clients per second"),
-    "bps_out": ("bytes_out_a_second", "Bytes to clients per second"),
+    "cps": "connections_a_second",
+    "pps_in": "packets_in_a_second",
+    "pps_out": "packets_out_a_second",
+    "bps_in": "bytes_in_a_second",
+    "bps_out": "bytes_out_a_second",
 }
 _FRESH_S = 2.0
 
@@ -89,10 +91,10 @@ def _text(found: Mapping[str, Traffic]) -> bytes:
     # Written here: the library would take ten times as long (0.7 s for 10,000 virtual
     # servers, during which little else runs), and it would append _total to the names of counters.
     lines: list[str] = []
-    for metrics, kind in ((_COUNTERS, "counter"), (_GAUGES, "gauge")):
-        for name, (field, text) in metrics.items():
-            name = f"kube_router_service_{name}"
-            lines += (f"# HELP {name} {text}\n", f"# TYPE {name} {kind}\n")
+    for metrics in (_COUNTERS, _GAUGES):
+        for name, field in metrics.items():
+            lines.append(head(f"service_{name}"))
+            name = f"{PREFIX}service_{name}"
             value = operator.attrgetter(field)
             lines += [f"{name}{labels} {value(traffic)}\n" for labels, traffic in found.items()]
     return "".join(lines).encode()
@@ -103,5 +105,5 @@ def _labels(service: str, address: VirtualServerKey) -> str:
     vip = socket.inet_ntop(address.family, address.address)
     protocol = PROTOCOL_NAMES.get(address.protocol, "?")
     # None of these can have a character in it that would have to be escaped.
-    values = zip(LABELS, (namespace, name, vip, protocol, address.port), strict=True)
+    values = zip(TRAFFIC_LABELS, (namespace, name, vip, protocol, address.port), strict=True)
     return "{" + ",".join(f'{label}="{value}"' for label, value in values) + "}"

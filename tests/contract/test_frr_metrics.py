@@ -21,6 +21,8 @@ from kube_router_py.routing.model import Neighbor, Role, Session
 pytestmark = [pytest.mark.frr, pytest.mark.timeout(600)]
 
 _SCRAPE_S = 60.0
+RECEIVED = "controller_bgp_advertisements_received"
+NO_FRR = {"frr_up": 0, RECEIVED: 0}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_a_session_is_followed_from_its_start_to_the_end_of_frr(
     labels = f'{{address="{lab.ROUTER}",type="external",family="ipv4"}}'
     info = f'bgp_peer_info{{address="{lab.ROUTER}",type="external",asn="65000",state="%s"}}'
     bfd = f'bfd_session_up{{address="{lab.ROUTER}"}}'
-    assert scrapes.values() == {"frr_up": 0}
+    assert scrapes.values() == NO_FRR
     caplog.set_level("INFO")
     near = ManagedFrr(pair.layout, lambda: None)
     pair.node.run(near.open, lab.boot("node", bfd=True))
@@ -81,6 +83,8 @@ def test_a_session_is_followed_from_its_start_to_the_end_of_frr(
             "the session stands, and BFD's",
         )
         assert values["frr_up"] == 1
+        # At least the router's prefix, and the End-of-RIB marker (RFC 4724) of its family.
+        assert values[RECEIVED] >= 2
         assert values[info % "Established"] == 1
         assert values[f"bgp_peer_established{labels}"] == 1
         came = values[f"bgp_peer_connections_established_total{labels}"]
@@ -102,7 +106,7 @@ def test_a_session_is_followed_from_its_start_to_the_end_of_frr(
         hung = lab.pid_of(pair.layout, "bgpd")
         os.kill(hung, signal.SIGSTOP)
         try:
-            assert Scrapes(lab, pair.layout.run_dir, 0.5).values() == {"frr_up": 0}
+            assert Scrapes(lab, pair.layout.run_dir, 0.5).values() == NO_FRR
         finally:
             os.kill(hung, signal.SIGCONT)
         assert scrapes.values()["frr_up"] == 1
@@ -116,6 +120,7 @@ def test_a_session_is_followed_from_its_start_to_the_end_of_frr(
             "the session has gone, and BFD's",
         )
         assert values[f"bgp_peer_uptime_seconds{labels}"] == 0
+        received = values[RECEIVED]
         assert values[f"bgp_peer_connections_dropped_total{labels}"] >= came
         assert info % "Established" not in values
         # FRR's own words about it are in our log.
@@ -130,5 +135,5 @@ def test_a_session_is_followed_from_its_start_to_the_end_of_frr(
             )
     finally:
         pair.node.run(near.stop)
-    assert scrapes.values() == {"frr_up": 0}
+    assert scrapes.values() == {**NO_FRR, RECEIVED: received}
     assert "no metrics of BGP sessions for now" in caplog.text

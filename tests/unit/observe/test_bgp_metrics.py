@@ -130,7 +130,8 @@ def test_without_frr_a_scrape_goes_on_and_says_so(caplog: pytest.LogCaptureFixtu
     with caplog.at_level("INFO"):
         for _ in range(2):
             text = there.text()
-            assert samples(text) == {"frr_up": 0}
+            # What was counted stays: nothing so far.
+            assert samples(text) == {"frr_up": 0, "controller_bgp_advertisements_received": 0}
             assert b"# TYPE kube_router_bgp_peer_established gauge\n" in text
             now_s[0] += 10
         assert caplog.text.count("no metrics of BGP sessions for now reason='no FRR'") == 1
@@ -158,6 +159,22 @@ def test_scrapes_that_follow_each_other_closely_cost_one_look() -> None:
     assert reads == [0.0, 2.0]
 
 
+def test_messages_of_all_neighbors_are_added_up_whatever_becomes_of_bgpd() -> None:
+    now_s = [0.0]
+    updates: list[dict[str, int]] = [
+        {NODE: 5, ROUTER: 7},
+        {NODE: 6, ROUTER: 9, UPLINK: 4},
+        {NODE: 2},  # bgpd was started anew
+        {NODE: 2},
+    ]
+    there = page(lambda: Summary((), (), {}, updates.pop(0)), lambda: now_s[0])
+    found = []
+    while updates:
+        found.append(samples(there.text())["controller_bgp_advertisements_received"])
+        now_s[0] += 10
+    assert found == [12, 12 + 1 + 2 + 4, 19 + 2, 21]
+
+
 def test_what_frr_shows_cannot_break_out_of_a_label() -> None:
     strange = 'x"} 1\nkube_router_frr_up 7\\'
     summary = Summary((SessionState(strange, 4, 1, "Active", 0.0, 0, 0, 0, 0),), (), {})
@@ -174,5 +191,5 @@ def test_a_thousand_neighbors_are_read_and_counted() -> None:
         for n in range(1000)
     )
     found = samples(page(lambda: Summary(many, (), {4: 1})).text())
-    assert len(found) == 1000 * 7 + 1
+    assert len(found) == 1000 * 7 + 2
     assert found['bgp_peer_prefixes_sent{address="10.1.3.249",type="",family="ipv4"}'] == 999

@@ -66,7 +66,7 @@ def test_every_refused_address_gives_one_event(caplog: pytest.LogCaptureFixture)
     desired.update("default/a", refusing("a", "192.0.2.1", "192.0.2.2"))
     with caplog.at_level("WARNING"):
         follower.follow(desired, NODE, NOTHING, full=True)
-    assert "addresses refused: 2, of services default/a" in caplog.text
+    assert "Events count=2 services='default/a" in caplog.text
     assert follower.number == 2
     events = [api.posted.get(timeout=_TIMEOUT_S) for _ in range(2)]
     assert {event["involvedObject"]["fieldPath"] for event in events} == {

@@ -167,14 +167,15 @@ def test_a_malformed_annotation_leaves_out_one_router_and_is_told_everywhere(
     assert problem["field"] == "metadata.annotations[kube-router.io/peers][1].remoteasn"
     assert "nonsense" in problem["reason"]
     assert "left out" in problem["reason"]
-    line = f"problem loop=router Node node1 {problem['field']}: {problem['reason']}"
+    what = f"loop=router object='Node node1' field={problem['field']!r}"
+    line = f"problem {what} reason={problem['reason']!r}"
     assert [each.message for each in caplog.records].count(line) == 1
     event = world.api.next()
     assert (event["reason"], event["involvedObject"]["uid"]) == ("BadRoutingAnnotation", "u1")
     assert event["message"] == f"{problem['field']}: {problem['reason']}"
     world.cache.put(Node, node())
     assert world.turn()["loops"]["router"]["problems"] == []
-    assert f"problem solved loop=router Node node1 {problem['field']}" in caplog.text
+    assert f"problem solved {what}" in caplog.text
 
 
 def test_a_start_of_frr_that_fails_makes_the_node_unready_and_says_why(
@@ -187,14 +188,15 @@ def test_a_start_of_frr_that_fails_makes_the_node_unready_and_says_why(
     assert report["reason"] == "router: failing: FRR's daemons"
     (problem,) = report["loops"]["router"]["problems"]
     assert problem == {"object": "Node node1", "field": "", "reason": f"BGP: {reason}"}
-    assert f"problem loop=router Node node1: BGP: {reason}" in caplog.text
+    what = f"loop=router object='Node node1' field='' reason='BGP: {reason}'"
+    assert f"problem {what}" in caplog.text
     event = world.api.next()
     assert (event["reason"], event["message"]) == ("RoutingProblem", f"BGP: {reason}")
     # The loop turns all the same: a restart of the agent would not help.
     assert world.health.live().status == 200
     world.frr.error = None
     assert world.turn()["ready"]  # the retry
-    assert f"problem solved loop=router Node node1: BGP: {reason}" in caplog.text
+    assert f"problem solved {what}" in caplog.text
 
 
 def test_frr_that_ends_is_started_again_and_counted(
@@ -214,7 +216,10 @@ def test_frr_that_ends_is_started_again_and_counted(
     report = world.turn()
     (problem,) = report["loops"]["router"]["problems"]
     assert problem["reason"] == "BGP: FRR does not run: it rests"
-    assert "problem loop=router Node node1: BGP: FRR does not run" in caplog.text
+    assert (
+        "problem loop=router object='Node node1' field='' reason='BGP: FRR does not run"
+        in caplog.text
+    )
     world.daemons.resting_s = 0.0
     report = world.turn()
     assert (report["ready"], report["loops"]["router"]["problems"]) == (True, [])
@@ -268,10 +273,10 @@ def test_the_agent_serves_sessions_and_adds_up_what_its_parts_count(tmp_path: Pa
         server.stop()
     for line in (
         "kube_router_frr_up 0",
-        "kube_router_frr_starts_total 0.0",
-        "kube_router_controller_bgp_advertised_services 0.0",
+        "kube_router_frr_starts_total 0",
+        "kube_router_controller_bgp_advertised_services 0",
         # Of both the service proxy and the route controller.
-        "kube_router_events_dropped_total 0.0",
+        "kube_router_events_dropped_total 0",
     ):
         assert text.count(f"\n{line}\n") == 1, line
     assert "# TYPE kube_router_service_cps gauge" in text

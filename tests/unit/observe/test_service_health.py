@@ -266,7 +266,10 @@ def test_the_port_of_the_nodes_health_is_waited_for(caplog: pytest.LogCaptureFix
         port = taken.getsockname()[1]
         server = PatientServer("127.0.0.1", port, pages, "healthz-bind-address", "no health", 0.05)
         server.start()
-        assert f"no health: --healthz-bind-address {port}: cannot listen on" in caplog.text
+        assert (
+            f"what='no health' reason='--healthz-bind-address {port}: cannot listen on"
+            in caplog.text
+        )
     try:
         deadline = time.monotonic() + _TIMEOUT_S
         while not is_open(port):

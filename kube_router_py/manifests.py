@@ -5,7 +5,7 @@ becomes a Problem; kinds the agent does not read are skipped.
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -68,6 +68,11 @@ class Manifests:
     def get(self, kind: type[T], key: str) -> T | None:
         found: T | None = self._objects[kind].get(key)
         return found
+
+    def take(self, kind: type[T], objects: Mapping[str, T], problems: Iterable[Problem]) -> None:
+        """Take in what an API server has listed, by key."""
+        self._objects[kind].update(objects)
+        self.problems += problems
 
     def add(self, document: Any, where: str, primary_family: str) -> None:
         """Take in one parsed document; ``where`` says where it stood."""

@@ -1,0 +1,1 @@
+"""The way of one flow through the cluster: names, Services, policies, source NAT, routes."""

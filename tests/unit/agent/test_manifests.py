@@ -1,8 +1,9 @@
-"""What is deployed agrees with the code: RBAC, flags, versions; kustomize builds it."""
+"""What is deployed agrees with the code: flags, mounts, versions; kustomize builds it."""
 
 import configparser
-import re
+import json
 import subprocess
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,12 @@ import yaml
 
 import kube_router_py
 from kube_router_py.address_pool_config import CONFIG_MAP, KEY, compile_pools, pool_settings
-from kube_router_py.cluster.decode import RESOURCES
-from kube_router_py.cluster.objects import ConfigMap, Lease
-from kube_router_py.firewall.controller import KINDS as FIREWALL_KINDS
+from kube_router_py.cni_plugins import USUAL
 from kube_router_py.kernel.frr_preflight import lacking_capabilities
+from kube_router_py.lab.manifests import render_kustomization
 from kube_router_py.lab.sandbox import CAPABILITIES
-from kube_router_py.loadbalancer.controller import KINDS as ALLOCATION_KINDS
 from kube_router_py.options import Options, parse
-from kube_router_py.proxy.dirty_keys import KINDS as PROXY_KINDS
-from kube_router_py.routing.controller import KINDS as ROUTING_KINDS
+from kube_router_py.routing.cni import compile_cni
 
 REPOSITORY = Path(__file__).parents[3]
 MANIFESTS = REPOSITORY / "manifests"
@@ -29,61 +27,42 @@ PARTS = {
     "overlays/dsr": (True, False, False),
     "overlays/service-proxy-firewall": (True, True, False),
     "overlays/firewall": (False, True, False),
+    "overlays/router": (False, False, True),
     "overlays/load-balancer": (True, True, True),
-}
-# Roles of one Secret each, and ConfigMaps, that overlays have beside those of the base.
-MORE = {
-    "overlays/all": ["Role", "RoleBinding"],
-    "overlays/load-balancer": ["ConfigMap", *["Role", "RoleBinding"] * 2],
 }
 OVERLAYS = tuple(PARTS)
 DIRECTORIES = ("base", *OVERLAYS)
+ROUTING = tuple(directory for directory, parts in PARTS.items() if parts[2])
 
 
-def documents(directory):
-    """The objects of one kustomization directory itself, without its bases."""
-    found = []
-    for file in sorted((MANIFESTS / directory).glob("*.yaml")):
-        if file.name != "kustomization.yaml":
-            found += list(yaml.safe_load_all(file.read_text()))
+def rendered(directory="base"):
+    """All objects of a kustomization directory, as they are applied."""
+    return render_kustomization(MANIFESTS / directory)
+
+
+def of_kind(kind, directory="base", name="kube-router-py"):
+    (found,) = [
+        obj for obj in rendered(directory) if (obj["kind"], obj["metadata"]["name"]) == (kind, name)
+    ]
     return found
 
 
-def of_kind(kind, directory="base"):
-    (found,) = [obj for obj in documents(directory) if obj["kind"] == kind]
-    return found
+def pod(directory="base"):
+    return of_kind("DaemonSet", directory)["spec"]["template"]["spec"]
 
 
 def container(directory="base"):
-    return of_kind("DaemonSet", directory)["spec"]["template"]["spec"]["containers"][0]
+    (found,) = pod(directory)["containers"]
+    return found
 
 
-def allowed(kind):
-    return {
-        (group, resource, verb)
-        for rule in of_kind(kind)["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
+def init_container(name, directory):
+    (found,) = [each for each in pod(directory)["initContainers"] if each["name"] == name]
+    return found
 
 
-def resource(kind):
-    group = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/\w+", RESOURCES[kind].path)[1] or ""
-    return group, RESOURCES[kind].plural
-
-
-def test_the_roles_allow_exactly_what_is_asked_for():
-    watched = {
-        (*resource(kind), verb)
-        for kind in {*PROXY_KINDS, *FIREWALL_KINDS, *ROUTING_KINDS, *ALLOCATION_KINDS}
-        for verb in ("list", "watch")
-    }
-    written = {("", "events", "create"), ("", "services/status", "patch")}
-    assert allowed("ClusterRole") == watched | written
-    leases = {(*resource(Lease), verb) for verb in ("create", "list", "patch", "watch")}
-    pools = {(*resource(ConfigMap), verb) for verb in ("list", "watch")}
-    assert allowed("Role") == leases | pools
+def added(directory):
+    return set(container(directory)["securityContext"]["capabilities"]["add"])
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
@@ -107,56 +86,132 @@ def has_all_that_frr_needs(capabilities):
 
 def test_the_probes_ask_where_the_agent_answers():
     agent = container()
-    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+    for probe, path in (
+        ("startupProbe", "/healthz"),
+        ("livenessProbe", "/healthz"),
+        ("readinessProbe", "/readyz"),
+    ):
         assert agent[probe]["httpGet"] == {"path": path, "port": Options().health_port}
 
 
-def test_the_pod_is_no_more_privileged_than_it_needs_and_survives_what_it_must():
-    spec = of_kind("DaemonSet")["spec"]["template"]["spec"]
+def test_an_agent_that_starts_has_longer_than_it_waits_for_the_one_before():
+    probe = container()["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 30 + 60
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_the_pod_survives_what_it_must(directory):
+    spec = pod(directory)
     assert spec["hostNetwork"] is True
     assert spec["enableServiceLinks"] is False
     assert spec["tolerations"] == [{"operator": "Exists"}]
     assert spec["priorityClassName"] == "system-node-critical"
-    security = container()["securityContext"]
-    assert security["privileged"] is False
-    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert of_kind("DaemonSet", directory)["spec"]["updateStrategy"]["type"] == "RollingUpdate"
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_doctor_looks_first_from_where_the_agent_will_be(directory):
+    doctor, agent = init_container("doctor", directory), container(directory)
+    assert pod(directory)["initContainers"][-1] == doctor
+    assert doctor["args"] == ["doctor", "--preflight", *agent["args"]]
+    for key in ("env", "image", "imagePullPolicy", "resources", "securityContext", "volumeMounts"):
+        assert doctor[key] == agent[key], key
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_no_container_is_privileged_and_none_can_write_to_its_root(directory):
+    for each in (*pod(directory)["containers"], *pod(directory)["initContainers"]):
+        security = each["securityContext"]
+        assert security["privileged"] is False
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert security["capabilities"]["drop"] == ["ALL"]
+        assert each["resources"]["requests"].keys() == {"cpu", "memory"}
+        assert "memory" in each["resources"]["limits"]
+        assert each["image"] == f"kube-router-py:{kube_router_py.__version__}"
+
+
+def test_the_agent_has_no_more_capabilities_than_it_needs():
+    for directory in ("base", "overlays/service-proxy", "overlays/firewall"):
+        assert added(directory) == {"NET_ADMIN", "NET_RAW"}
 
 
 def test_what_enters_pods_may_see_their_processes_and_nothing_else_is_added():
-    spec = of_kind("DaemonSet", "overlays/dsr")["spec"]["template"]["spec"]
-    assert spec["hostPID"] is True
-    assert set(spec) == {"hostPID", "containers"}
-    security = container("overlays/dsr")["securityContext"]
-    added = set(security["capabilities"].pop("add"))
-    usual = set(container()["securityContext"]["capabilities"]["add"])
-    assert added - usual == {"SYS_ADMIN", "SYS_PTRACE"}
-    assert usual <= added
-    assert security == {
-        "appArmorProfile": {"type": "Unconfined"},
-        "capabilities": {"drop": ["ALL"]},
-    }
+    usual, entering = pod(), pod("overlays/dsr")
+    assert entering.pop("hostPID") is True
+    assert added("overlays/dsr") - added("base") == {"SYS_ADMIN", "SYS_PTRACE"}
+    assert added("base") <= added("overlays/dsr")
+    for name in ("containers", "initContainers"):
+        for ours, theirs in zip(usual[name], entering[name], strict=True):
+            security = theirs["securityContext"]
+            assert security.pop("appArmorProfile") == {"type": "Unconfined"}
+            security["capabilities"] = ours["securityContext"]["capabilities"]
+            theirs["args"] = ours["args"]
+    assert entering == usual
 
 
-def test_what_routes_may_run_frr_and_keeps_its_sockets_and_the_cni_file_on_the_node():
-    spec = of_kind("DaemonSet", "overlays/all")["spec"]["template"]["spec"]
-    assert set(spec) == {"containers", "volumes"}
-    agent = container("overlays/all")
-    added = set(agent["securityContext"]["capabilities"]["add"])
-    assert agent["securityContext"] == {
-        "capabilities": {"drop": ["ALL"], "add": agent["securityContext"]["capabilities"]["add"]}
-    }
-    assert has_all_that_frr_needs(added)
-    usual = set(container()["securityContext"]["capabilities"]["add"])
-    assert not any(has_all_that_frr_needs(added - {name}) for name in added - usual)
-    assert usual <= added
-    env = {variable["name"]: variable["value"] for variable in agent["env"]}
+@pytest.mark.parametrize("directory", ROUTING)
+def test_what_routes_may_run_frr_and_keeps_its_sockets_and_the_cni_file_on_the_node(directory):
+    agent = container(directory)
+    capabilities = added(directory)
+    assert has_all_that_frr_needs(capabilities)
+    usual = added("base")
+    assert not any(has_all_that_frr_needs(capabilities - {name}) for name in capabilities - usual)
+    assert usual <= capabilities
+    env = {each["name"]: each["value"] for each in agent["env"] if "value" in each}
     options = parse(agent["args"], env)
-    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"]}
-    for mount in agent["volumeMounts"]:
-        assert mount["mountPath"] == paths[mount["name"]]
-        assert not mount.get("readOnly")
-    assert options.frr_dir.startswith(f"{paths['run']}/")
-    assert str(Path(options.cni_conf_file).parent) == paths["cni-conf"]
+    assert str(Path(options.cni_conf_file).parent) == mounted(agent, "cni-conf", directory)
+    assert options.frr_dir.startswith(f"{mounted(agent, 'run', directory)}/")
+
+
+@pytest.mark.parametrize("directory", ROUTING)
+def test_the_cni_file_is_made_of_a_configmap_that_says_what_it_would_be_without(directory):
+    agent = container(directory)
+    env = {each["name"]: each["value"] for each in agent["env"] if "value" in each}
+    options = parse(agent["args"], env)
+    (mount,) = [each for each in agent["volumeMounts"] if each["name"] == "cni-template"]
+    (volume,) = [each for each in pod(directory)["volumes"] if each["name"] == "cni-template"]
+    found = of_kind("ConfigMap", directory, volume["configMap"]["name"])
+    key = Path(options.cni_conf_template).name
+    assert str(Path(options.cni_conf_template).parent) == mount["mountPath"]
+    cidrs, path = [ip_network("10.244.1.0/24"), ip_network("fd00:1::/64")], options.cni_conf_file
+    made = compile_cni(None, path, "node1", cidrs, 1480, found["data"][key])
+    assert made.problems == ()
+    assert json.loads(made.text) == json.loads(compile_cni(None, path, "node1", cidrs, 1480).text)
+
+
+def mounted(agent, name, directory):
+    """Where a host path is mounted for writing, at the same place as on the node."""
+    (mount,) = [each for each in agent["volumeMounts"] if each["name"] == name]
+    (volume,) = [each for each in pod(directory)["volumes"] if each["name"] == name]
+    assert mount["mountPath"] == volume["hostPath"]["path"]
+    assert not mount.get("readOnly")
+    return mount["mountPath"]
+
+
+@pytest.mark.parametrize("directory", ROUTING)
+def test_what_routes_has_its_plugins_installed_first_and_by_nothing_else(directory):
+    first, *others = [*pod(directory)["initContainers"], container(directory)]
+    assert first["name"] == "install-cni"
+    command, *words = first["args"]
+    assert command == "install-cni"
+    flags = dict(word.split("=", 1) for word in words)
+    assert flags.keys() == {"--from", "--to"}
+    assert first["volumeMounts"] == [{"name": "cni-bin", "mountPath": flags["--to"]}]
+    (volume,) = [each for each in pod(directory)["volumes"] if each["name"] == "cni-bin"]
+    assert volume["hostPath"]["path"] == "/opt/cni/bin"
+    assert "add" not in first["securityContext"]["capabilities"]
+    for each in others:
+        assert all(mount["name"] != "cni-bin" for mount in each["volumeMounts"])
+    kept = (REPOSITORY / "image/dpkg.cfg").read_text().split()
+    assert {f"path-include={flags['--from']}/{plugin}" for plugin in USUAL} <= set(kept)
+
+
+@pytest.mark.parametrize("directory", sorted(set(DIRECTORIES) - set(ROUTING)))
+def test_where_another_plugin_makes_the_pod_network_its_directories_are_not_mounted(directory):
+    paths = {each.get("hostPath", {}).get("path", "") for each in pod(directory)["volumes"]}
+    assert not any("cni" in path for path in paths)
 
 
 def test_kernel_parameters_are_written_where_they_are_mounted():
@@ -188,11 +243,6 @@ def test_names_fit_together():
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
 
 
-def test_the_image_carries_this_version():
-    assert container()["image"] == f"kube-router-py:{kube_router_py.__version__}"
-    assert f"kube-router-py:{kube_router_py.__version__}" in dockerfile_text()
-
-
 @pytest.mark.parametrize("directory", DIRECTORIES)
 def test_kustomize_builds_all_objects(directory, recent_kubectl):
     done = subprocess.run(
@@ -203,15 +253,42 @@ def test_kustomize_builds_all_objects(directory, recent_kubectl):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    built = list(yaml.safe_load_all(done.stdout))
-    assert sorted(obj["kind"] for obj in built) == sorted(
-        [*(obj["kind"] for obj in documents("base")), *MORE.get(directory, [])]
+    built = {(obj["kind"], obj["metadata"]["name"]) for obj in yaml.safe_load_all(done.stdout)}
+    assert built == {(obj["kind"], obj["metadata"]["name"]) for obj in rendered(directory)}
+
+
+@pytest.mark.parametrize("name", ["cluster", "k3s"])
+def test_the_examples_of_a_clusters_own_settings_change_agent_and_doctor_alike(
+    name, recent_kubectl
+):
+    directory = REPOSITORY / "docs/examples" / name
+    done = subprocess.run(
+        [recent_kubectl, "kustomize", str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
-    (daemon_set,) = [obj for obj in built if obj["kind"] == "DaemonSet"]
-    assert (
-        daemon_set["spec"]["template"]["spec"]["containers"][0]["args"]
-        == container(directory)["args"]
-    )
+    assert done.returncode == 0, done.stderr
+    objects = {
+        (obj["kind"], obj["metadata"]["name"]): obj for obj in yaml.safe_load_all(done.stdout)
+    }
+    assert objects["ConfigMap", "kube-router-py"]["data"]["api-host"] == "192.0.2.10"
+    spec = objects["DaemonSet", "kube-router-py"]["spec"]["template"]["spec"]
+    install, doctor = spec["initContainers"]
+    (agent,) = spec["containers"]
+    assert doctor["args"] == ["doctor", "--preflight", *agent["args"]]
+    assert install["args"][0] == "install-cni"
+    usual = parse(container("overlays/all")["args"], {})
+    changed = parse(agent["args"], {})
+    assert changed != usual
+    paths = {
+        each["name"]: each["hostPath"]["path"] for each in spec["volumes"] if "hostPath" in each
+    }
+    if name == "k3s":
+        assert paths["cni-bin"].startswith("/var/lib/rancher/k3s/")
+        assert paths["cni-conf"].startswith("/var/lib/rancher/k3s/")
+        assert changed.service_cluster_ip_range != usual.service_cluster_ip_range
 
 
 @pytest.mark.parametrize(
@@ -232,56 +309,16 @@ def test_the_agent_may_read_one_secret_and_no_others(file, secret):
 
 
 def test_the_address_pools_of_the_example_are_taken_as_they_are():
-    found = of_kind("ConfigMap", "overlays/load-balancer")
+    found = of_kind("ConfigMap", "overlays/load-balancer", CONFIG_MAP)
     options = parse(container("overlays/load-balancer")["args"], {})
     settings = pool_settings(options, found["metadata"]["namespace"])
-    assert found["metadata"]["name"] == CONFIG_MAP
     compiled = compile_pools(settings, found["data"][KEY])
     assert compiled.problems == ()
     assert {each.name for each in compiled.pools.pools} == {"default", "by-request"}
     assert all(each.announcing.layer2 for each in compiled.pools.pools)
 
 
-# --- Dockerfile and systemd unit ----------------------------------------------------------------
-
-
-def dockerfile_text():
-    return (REPOSITORY / "Dockerfile").read_text()
-
-
-def instructions():
-    """(instruction, arguments) of the Dockerfile, continuation lines joined."""
-    lines = [line for line in dockerfile_text().splitlines() if not line.lstrip().startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
-
-
-def test_the_dockerfile_is_well_formed_and_pins_its_base():
-    known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "EXPOSE", "ENTRYPOINT"}
-    found = instructions()
-    assert {name for name, _ in found} <= known
-    bases = [arguments.split()[0] for name, arguments in found if name == "FROM"]
-    assert bases == ["python:3.11-slim-bookworm"] * 2
-    assert found[-1] == ("ENTRYPOINT", '["kube-router-py"]')
-
-
-def test_the_image_has_the_programs_that_the_agent_runs():
-    # Those of the last stage; an earlier one installs what only the build needs.
-    install = [arguments for name, arguments in instructions() if "apt-get install" in arguments]
-    assert {"frr", "iptables", "ipset"} <= set(install[-1].split())
-
-
-def test_the_dockerfile_copies_what_exists_and_is_not_ignored():
-    kept = {
-        line[1:]
-        for line in (REPOSITORY / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
-    }
-    for name, arguments in instructions():
-        if name == "COPY" and "--from" not in arguments:
-            for source in arguments.split()[:-1]:
-                assert (REPOSITORY / source).exists(), source
-                assert source in kept
+# --- systemd unit ---------------------------------------------------------------------------------
 
 
 def test_the_systemd_unit_starts_the_agent_and_spares_the_data_plane():

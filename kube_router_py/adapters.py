@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from kube_router_py.errors import KernelError, PreflightError
-from kube_router_py.kernel.ports import DsrPorts, HostPorts
+from kube_router_py.kernel.ports import DsrPorts, HostPorts, Observe, unobserved
 from kube_router_py.options import Options
 
 if TYPE_CHECKING:
     from kube_router_py.kernel.ipvs import NetlinkIpvs
     from kube_router_py.kernel.neighbor_ports import Address, OnClaim, OpenResponder, Responder
+    from kube_router_py.kernel.nflog_ports import PacketLog
     from kube_router_py.routing.controller import RoutingPorts
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ class Host:
 
     def __init__(self, make: Callable[[], HostPorts]) -> None:
         self._make = make
+        # Told how long the programs for rules and sets took.
+        self.observe: Observe = unobserved
         self._ports: HostPorts | None = None
         self._before = dict.fromkeys(_ADAPTERS, 0)
 
@@ -36,8 +39,13 @@ class Host:
         """New adapters. Raises PreflightError where the node lacks something."""
         before = self.writes()
         self._ports = self._make()
+        for port in (self._ports.ipsets, self._ports.iptables):
+            port.observe = self._tell
         self._before = before
         return self._ports
+
+    def _tell(self, what: str, seconds: float) -> None:
+        self.observe(what, seconds)
 
     def writes(self) -> dict[str, int]:
         """Changes sent to the kernel since the agent started, by adapter. For any thread."""
@@ -53,6 +61,13 @@ def open_ipvs() -> "NetlinkIpvs":
     from kube_router_py.kernel.ipvs import NetlinkIpvs
 
     return NetlinkIpvs()
+
+
+def open_packet_log() -> "PacketLog":
+    """What the firewall's rules log of refused packets. Raises KernelError."""
+    from kube_router_py.kernel.nflog import NflogSocket
+
+    return NflogSocket()
 
 
 def opener(options: Options, *, needs_ipvs: bool = True) -> Callable[[], HostPorts]:

@@ -31,22 +31,31 @@ from kube_router_py.adapters import (
     responder_opener,
     routing_opener,
 )
+from kube_router_py.address_pools import AddressPools
 from kube_router_py.agent_parts import AgentParts
+from kube_router_py.agent_questions import questions, streams
 from kube_router_py.cluster.bootstrap import check_api_addresses
 from kube_router_py.cluster.client import Client, connect
+from kube_router_py.cluster.namespace import own_namespace
 from kube_router_py.cluster.objects import Service, ServiceSpec
+from kube_router_py.cluster_status import StatusWriter
 from kube_router_py.errors import ConfigurationError
+from kube_router_py.flow_answers import FlowAnswers
 from kube_router_py.kernel.agent_lock import AgentLock
 from kube_router_py.kernel.modules import FIREWALL, PROXY, advice, missing_modules
 from kube_router_py.kernel.ports import HostPorts
 from kube_router_py.layer2_part import OpenResponder
 from kube_router_py.loop import Turn
-from kube_router_py.observe import log
+from kube_router_py.observe import log_targets
+from kube_router_py.observe.agent_socket import AgentSocket
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import HttpServer
 from kube_router_py.observe.supervisor import notify
 from kube_router_py.old_daemons import old_daemons
 from kube_router_py.old_policies import old_policies
+from kube_router_py.option_flag import FIREWALL as FIREWALL_FLAGS
+from kube_router_py.option_flag import LOADBALANCER as LOADBALANCER_FLAGS
+from kube_router_py.option_table import FLAGS
 from kube_router_py.option_types import check_node_name
 from kube_router_py.options import Options, given_text
 from kube_router_py.routing_part import OpenRouting
@@ -63,26 +72,28 @@ _PARTS = ("run_service_proxy", "run_firewall", "run_router", "run_loadbalancer")
 # Flags of parts that do run which nothing reads yet, or never will.
 _WITHOUT_EFFECT = frozenset(
     (
-        "enable-pprof",
         "service-node-port-range",
         "use-nftables-for-netpol",
         "gobgp-admin-address",
         "gobgp-admin-port",
     )
 )
+# Groups of flags that one part reads and no other.
+_READ_BY = {FIREWALL_FLAGS: "run_firewall", LOADBALANCER_FLAGS: "run_loadbalancer"}
 
 
 def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     """Run until a signal says stop; returns the exit code. Raises ConfigurationError."""
-    log.configure(options.v, sys.stderr, environ)
+    node = node_name(options, environ)
+    log_targets.configure(options.v, sys.stderr, environ, node=node, journal=options.log_journal)
     _log.info(
         "starting version=%s node=%s flags=%r",
         kube_router_py.__version__,
-        node_name(options, environ),
+        node,
         " ".join(f"--{name}={text}" for name, text in given_text(options).items()),
     )
-    for line in without_effect(options):
-        _log.warning("%s", line)
+    for flags in without_effect(options):
+        _log.warning("accepted, but without effect: nothing that runs reads them flags=%s", flags)
     if not any(getattr(options, field) for field in _PARTS):
         flags = ",".join(f"--{field.replace('_', '-')}" for field in _PARTS)
         _log.warning("nothing to run: no part is enabled; there are flags=%s", flags)
@@ -90,11 +101,11 @@ def run(options: Options, environ: Mapping[str, str] = os.environ) -> int:
     check_capabilities()
     needed = (*PROXY,) * options.run_service_proxy + (*FIREWALL,) * options.run_firewall
     if missing := missing_modules(dict.fromkeys(needed)):
-        _log.warning("%s", advice(missing))
+        _log.warning("the kernel lacks modules reason=%r", advice(missing))
     if not options.run_firewall and (old := old_policies(opener(options, needs_ipvs=False))):
-        _log.warning("%s", old)
+        _log.warning("somebody's network policies are left reason=%r", old)
     if not options.run_router and (old := old_daemons(options.frr_dir)):
-        _log.warning("%s", old)
+        _log.warning("daemons of FRR are left reason=%r", old)
     if options.run_service_proxy and not options.service_tcp_timeout:
         _log.warning(
             "IPVS forgets TCP connections that were idle for 900 s (unless set otherwise), "
@@ -136,10 +147,17 @@ def node_name(options: Options, environ: Mapping[str, str]) -> str:
 
 
 def without_effect(options: Options) -> Iterator[str]:
-    """What was given and changes nothing, in words for the log."""
-    given = [f"--{name}" for name in given_text(options) if name in _WITHOUT_EFFECT]
+    """Flags that were given and change nothing, as one text for the log."""
+    idle = {
+        flag.name
+        for flag in FLAGS
+        if (part := _READ_BY.get(flag.group)) is not None and not getattr(options, part)
+    }
+    # The service proxy reads it, too.
+    useless = _WITHOUT_EFFECT | (idle - {"loadbalancer-ip-range"})
+    given = [f"--{name}" for name in given_text(options) if name in useless]
     if given:
-        yield f"accepted, but without effect in this version: flags={','.join(given)}"
+        yield ",".join(given)
 
 
 class Agent:
@@ -190,9 +208,26 @@ class Agent:
             loops=self.loops,
             kinds=self._kinds,
             sections=self._parts.status,
-            problems=self._parts.problems,
         )
         self.servers = list(self._bind())
+        self._cluster_status: StatusWriter | None = None
+        if options.cluster_status_interval:
+            self._cluster_status = StatusWriter(
+                self.client,
+                self.cache,
+                own_namespace(environ),
+                self.node,
+                self.health.status,
+                options.cluster_status_interval,
+            )
+        book = self._parts.book
+        flows = FlowAnswers(
+            *(options, self.cache, self.client, self.node),
+            pools=lambda: book.pools if book is not None else AddressPools(),
+        )
+        self._socket = AgentSocket(
+            options.agent_socket, questions(self.health, options, flows), streams(self._parts)
+        )
 
     def _bind(self) -> Iterator[HttpServer]:
         options = self._options
@@ -207,16 +242,26 @@ class Agent:
                 version=kube_router_py.__version__,
                 cache=self.cache,
                 loops=self.loops,
-                gauges=self._parts.numbers,
-                writes=self.writes,
+                gauges=self._numbers,
+                writes={part.loop.name: part.writes for part in self._parts.all},
                 traffic=self.proxy.traffic if self.proxy else bytes,
                 more=self._parts.page,
             )
             if self.proxy:
                 self.proxy.observe_programming(metrics.on_programmed)
             self._observers.append(metrics.on_turn)
+            self._parts.observe(metrics.on_done)
+            self.client.observe = metrics.on_request
             pages = {options.metrics_path: metrics.page}
             yield HttpServer(options.metrics_addr, options.metrics_port, pages, "metrics-port")
+        if options.enable_pprof and options.pprof_port:
+            from kube_router_py.observe.profile import Profiler
+
+            # No address to choose: nobody but the node itself has any business there.
+            yield HttpServer("127.0.0.1", options.pprof_port, Profiler().pages(), "pprof-port")
+
+    def _numbers(self) -> dict[str, float]:
+        return {**self._parts.numbers(), "log_records_dropped_total": log_targets.dropped()}
 
     def _on_turn(self, turn: Turn) -> None:
         for observe in self._observers:
@@ -244,6 +289,9 @@ class Agent:
         started = time.monotonic()
         for server in self.servers:
             server.start()
+        self._socket.start()
+        if self._cluster_status is not None:
+            self._cluster_status.start()
         # First: those who follow the cache want to hear its first events, too.
         self._parts.start()
         for reflector in self._reflectors:
@@ -291,7 +339,7 @@ class Agent:
         try:
             check_api_addresses(self.client.addresses, (), own)
         except ConfigurationError as error:
-            _log.error("this node will not come up again after a reboot: %s", error)
+            _log.error("this node will not come up again after a reboot reason=%r", str(error))
 
     def _stop(self) -> int:
         _log.info("stopping; the kernel keeps what it has reason=%r", self._lost or "asked to")
@@ -306,6 +354,9 @@ class Agent:
         for reflector in self._reflectors:
             reflector.stop(max(0.0, deadline - time.monotonic()))
         self._parts.stop()
+        self._socket.stop()
+        if self._cluster_status is not None:
+            self._cluster_status.stop()
         for server in self.servers:
             server.stop()
         self.client.close()

@@ -1,7 +1,8 @@
 """The parts that an agent has, by its options, and what they have in common."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kube_router_py.address_pool_config import pool_settings
@@ -9,23 +10,26 @@ from kube_router_py.allocation_part import AllocationPart
 from kube_router_py.backend_change import BackendChange
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.client import Client
+from kube_router_py.cluster.namespace import own_namespace
 from kube_router_py.cluster.objects import Pod
 from kube_router_py.cluster.reflector import Reflector
+from kube_router_py.drops.agent_side import Drops
 from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
 from kube_router_py.firewall_part import FirewallPart
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.kernel.ports import HostPorts, Observe
 from kube_router_py.layer2_part import Layer2Part, OpenResponder
 from kube_router_py.loop import Turn
 from kube_router_py.options import Options
 from kube_router_py.part import Part, numbers
 from kube_router_py.pool_book import PoolBook
 from kube_router_py.pool_source import PoolSource
-from kube_router_py.problem import Problem
 from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
 from kube_router_py.proxy_part import ProxyPart
 from kube_router_py.routing_part import OpenRouting, RoutingPart
 from kube_router_py.served import Served, ServedToAll
 from kube_router_py.takeover import Takeover
+
+_log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
 
@@ -56,6 +60,7 @@ class AgentParts:
         self._options, self._client, self._node = options, client, node
         self.cache = Cache(_kinds(options))
         self.proxy: ProxyPart | None = None
+        self.firewall: FirewallPart | None = None
         self.routing: RoutingPart | None = None
         self.allocation: AllocationPart | None = None
         self.layer2: Layer2Part | None = None
@@ -67,7 +72,7 @@ class AgentParts:
         # The route controller reads the one, the announcer by ARP and NDP the other.
         served, served_here = Served(), Served(sending_s=0.0)
         readers: list[Served] = []
-        namespace = environ.get("POD_NAMESPACE", "").strip() or "kube-system"
+        namespace = own_namespace(environ)
         # The pools that Services get addresses of, for all parts; None: nobody gives any.
         self.book: PoolBook | None = None
         self._pool_source: PoolSource | None = None
@@ -85,12 +90,11 @@ class AgentParts:
             )
             self.all.append(self.proxy)
         if options.run_firewall:
-            self.all.append(
-                FirewallPart(
-                    *(options, self.cache, node, firewall_ports),
-                    *(on_turn, on_dead, changed(is_firewall_chain), self.book),
-                )
+            self.firewall = FirewallPart(
+                *(options, self.cache, node, firewall_ports),
+                *(on_turn, on_dead, changed(is_firewall_chain), self.book),
             )
+            self.all.append(self.firewall)
         if options.run_router and routing_ports is not None:
             self.routing = RoutingPart(
                 *(options, self.cache, client, node, namespace, routing_ports),
@@ -110,6 +114,7 @@ class AgentParts:
                     *(served_here if self.proxy else None, open_responder, on_turn, on_dead),
                 )
                 self.all.append(self.layer2)
+        self.drops = Drops(options, self.cache, client, node) if options.run_firewall else None
         # In the order of the first part that needs them.
         self.kinds = tuple(dict.fromkeys(kind for part in self.all for kind in part.kinds))
 
@@ -133,6 +138,8 @@ class AgentParts:
             part.start()
         if self._pool_source is not None:
             self._pool_source.start()
+        if self.drops is not None:
+            self.drops.start()
 
     def before_loops_stop(self) -> None:
         """End what must not mark the loops any more."""
@@ -143,6 +150,8 @@ class AgentParts:
 
     def stop(self) -> None:
         """End what ran beside the loops, which have ended."""
+        if self.drops is not None:
+            self.drops.stop(_STOP_S)
         for part in self.all:
             part.stop()
 
@@ -152,28 +161,40 @@ class AgentParts:
         if self._pool_source is not None:
             dropped = found.get("events_dropped_total", 0)
             found["events_dropped_total"] = dropped + self._pool_source.events_dropped
+        if self.drops is not None:
+            for name, value in self.drops.numbers().items():
+                found[name] = found.get(name, 0) + value
         return found
 
     def page(self) -> bytes:
         """What has labels, in Prometheus' text format."""
-        pages = (
-            self.routing.sessions() if self.routing else b"",
-            self.allocation.page() if self.allocation else b"",
-        )
-        return b"".join(pages)
+        found: list[bytes] = []
+        if self.proxy:
+            found.append(self.proxy.connections())
+        if self.firewall:
+            found.append(self.firewall.counters())
+        if self.routing:
+            found += (self.routing.routes(), self.routing.sessions())
+        if self.allocation:
+            found.append(self.allocation.page())
+        return b"".join(found)
+
+    def observe(self, observe: Observe) -> None:
+        """Have it told how long things take."""
+        for part in (self.firewall, self.routing):
+            if part is not None:
+                part.observe(observe)
 
     def status(self) -> dict[str, Any]:
-        """What the parts say of their work, for the page /status."""
-        found: dict[str, Any] = {}
-        if self.allocation:
-            found["load_balancer"] = self.allocation.status()
-        if self.layer2:
-            found["layer2"] = self.layer2.status()
-        return found
-
-    def problems(self) -> Sequence[Problem]:
-        """What is wrong with the address pools."""
-        return self.book.problems if self.book is not None else ()
+        """What the parts say of their work, for ``status``."""
+        sections: dict[str, Part | None] = {
+            "service_proxy": self.proxy,
+            "firewall": self.firewall,
+            "router": self.routing,
+            "load_balancer": self.allocation,
+            "layer2": self.layer2,
+        }
+        return {name: _said(part) for name, part in sections.items() if part is not None}
 
     def writes(self) -> dict[str, int]:
         """Changes sent to the kernel since the agent started, by adapter. For any thread."""
@@ -181,6 +202,14 @@ class AgentParts:
         for part in self.all:
             total.update(part.writes())
         return dict(total)
+
+
+def _said(part: Part) -> dict[str, Any]:
+    try:
+        return part.status()
+    except Exception as error:  # noqa: BLE001 - what the others say is the more wanted then
+        _log.exception("a part cannot tell its status loop=%s", part.loop.name)
+        return {"failed": repr(error)}
 
 
 def _kinds(options: Options) -> tuple[type, ...]:

@@ -29,7 +29,6 @@ _RETRY_MAX_S = 10.0
 _STOP_S = 5.0
 # A new leader has something to tell of many Services at once.
 _EVENTS_ROOM = 4096
-_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 class AllocationPart:
@@ -146,20 +145,16 @@ class AllocationPart:
         return "".join(self._lines()).encode()
 
     def _lines(self) -> Iterator[str]:
+        from kube_router_py.observe.exposition import family
+
         occupancy = self.controller.report.occupancy
         if not occupancy:
             return
-        name = "kube_router_loadbalancer_pool_addresses"
-        for suffix, text, field in (
-            ("", "Addresses of a pool", "size"),
-            ("_in_use", "Addresses of a pool that Services use", "used"),
-            ("_free", "Addresses of a pool that can still be given", "free"),
-        ):
-            yield f"# HELP {name}{suffix} {text}\n# TYPE {name}{suffix} gauge\n"
-            for each in occupancy:
-                labels = f'pool="{each.pool.translate(_ESCAPED)}",family="ipv{each.version}"'
-                # A float: a /64 has more addresses than an integer of Prometheus.
-                yield f"{name}{suffix}{{{labels}}} {float(getattr(each, field)):.17g}\n"
+        for suffix, field in (("", "size"), ("_in_use", "used"), ("_free", "free")):
+            yield from family(
+                f"loadbalancer_pool_addresses{suffix}",
+                [((each.pool, f"ipv{each.version}"), getattr(each, field)) for each in occupancy],
+            )
 
     def status(self) -> dict[str, Any]:
         """For the page /status."""

@@ -26,7 +26,7 @@ class BackendChange:
             return
         try:
             for what in remove_from_other_variant(variant, _FAMILIES, self._is_own):
-                _log.info("removed from the other variant of iptables: %s", what)
+                _log.info("removed from the other variant of iptables what=%r", what)
             self._done_for = variant
         except KernelError as error:
             _log.warning("rules in the other variant of iptables stay reason=%r", str(error))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 
+from msgspec import Struct
+
 from kube_router_py.cleanup_routing import routing_steps
 from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains
 from kube_router_py.errors import KernelError
@@ -23,7 +25,19 @@ from kube_router_py.proxy.sysctls import VIP_LINK
 from kube_router_py.routing_part import OpenRouting
 from kube_router_py.services import FAMILY_NAMES, is_inside
 
-Say = Callable[[str], None]
+
+class Done(Struct, frozen=True):
+    """One step: what it was about, and what came of it (why it failed)."""
+
+    what: str
+    result: str
+    failed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}: {'FAILED: ' if self.failed else ''}{self.result}"
+
+
+Say = Callable[[Done], None]
 
 
 def clean_up(
@@ -33,19 +47,19 @@ def clean_up(
     open_routing: OpenRouting,
     say: Say,
 ) -> bool:
-    """Remove everything of every part; ``say`` gets a line per step. True if all went."""
+    """Remove everything of every part; ``say`` is told of each step. True if all went."""
     # Neighbors first: nobody is to send to where nothing is any more.
     complete = _clean_up_routing(options, open_routing, say)
     complete &= _carry_out((*_steps(options, ports), *_direct_return_steps(open_dsr)), say)
-    say("kernel parameters (sysctl): left as they are")
+    say(Done("kernel parameters (sysctl)", "left as they are"))
     return complete
 
 
 def _clean_up_routing(options: Options, open_routing: OpenRouting, say: Say) -> bool:
     try:
         ports = open_routing(lambda: None)
-    except KernelError as error:
-        say(f"route controller: FAILED: {error}")
+    except Exception as error:  # noqa: BLE001 - as in ``_carry_out``
+        say(_failed("route controller", error))
         return False
     with closing(ports):
         return _carry_out(routing_steps(options, ports), say)
@@ -54,11 +68,12 @@ def _clean_up_routing(options: Options, open_routing: OpenRouting, say: Say) -> 
 def clean_up_kube_proxy(say: Say) -> bool:
     """Remove what kube-proxy left behind, and nothing else. True if all went."""
     if (mode := kube_proxy.running_mode()) is not None:
-        say(f"kube-proxy runs on this node (mode {mode}): stop it first; nothing was removed")
+        why = f"it runs on this node (mode {mode}): stop it first; nothing was removed"
+        say(Done("kube-proxy", why, failed=True))
         return False
     found = list(kube_proxy.leftovers(everything=True))
     if not found:
-        say("kube-proxy left nothing here")
+        say(Done("kube-proxy", "left nothing here"))
     return _carry_out(((what, partial(_removed, remove)) for what, remove in found), say)
 
 
@@ -67,14 +82,19 @@ def _removed(remove: Callable[[], None]) -> str:
     return "removed"
 
 
+def _failed(what: str, error: Exception) -> Done:
+    is_known = isinstance(error, KernelError | OSError)
+    return Done(what, str(error) if is_known else repr(error), failed=True)
+
+
 def _carry_out(steps: Iterable[Step], say: Say) -> bool:
     complete = True
     for what, step in steps:
         try:
-            say(f"{what}: {step()}")
-        except KernelError as error:
+            say(Done(what, step()))
+        except Exception as error:  # noqa: BLE001 - it must not keep the others from being removed
             complete = False
-            say(f"{what}: FAILED: {error}")
+            say(_failed(what, error))
     return complete
 
 
@@ -140,9 +160,12 @@ def _open_up(ports: HostPorts, family: str, *, must: bool) -> str:
 
 def _destroy_policy_sets(ports: HostPorts) -> str:
     standing = ports.ipsets.read_all(is_own_set)
-    if not any(is_marker_set(name) for name in standing):
+    markers = [name for name in standing if is_marker_set(name)]
+    if not markers:
         return "none of this agent's"
-    return destroy_sets(ports, standing)
+    # Last, and only if the others went: without them the next cleanup would let those be.
+    destroy_sets(ports, [name for name in standing if name not in markers])
+    return destroy_sets(ports, markers)
 
 
 def _remove_link(ports: HostPorts) -> str:

@@ -245,7 +245,7 @@ class Layer2Part:
             self._leases.begin()
         if was is not (key is None):
             how = f"Leases (no Secret {self._secret})" if key is None else "heartbeats"
-            _log.info("nodes that announce by ARP and NDP know of each other by %s", how)
+            _log.info("nodes that announce by ARP and NDP know of each other by=%r", how)
             self.loop.mark((PEERS,))
 
     def _tell_key(self, what: str) -> None:

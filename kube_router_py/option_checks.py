@@ -163,6 +163,12 @@ def _http_ports(options: Options) -> Iterator[str]:
             f"--metrics-port {options.metrics_port} is also the --health-port; choose another for "
             "one of them"
         )
+    others = {options.metrics_port, options.health_port} - {0}
+    if options.enable_pprof and options.pprof_port in others:
+        yield (
+            f"--pprof-port {options.pprof_port} is the --metrics-port or the --health-port, too; "
+            "choose another"
+        )
 
 
 _CHECKS: tuple[Callable[[Options], Iterator[str]], ...] = (

@@ -12,11 +12,17 @@ Usage:
   kube-router-py [FLAG...]              run the agent on this node (as root)
   kube-router-py render -f FILE ...     show what a node would do with these manifests; no cluster,
                                         no root (render --help)
-  kube-router-py explain -f FILE ...    say whether a flow may pass, and which NetworkPolicy decides
-                                        (explain --help)
-  kube-router-py status                 what the agent of this node says of itself (status --help)
+  kube-router-py explain SRC DST PORT/PROTO
+                                        follow a flow: who decides, where it goes, and whether the
+                                        kernel agrees (explain --help)
+  kube-router-py drops [--follow]       what policies refuse on this node, with names (drops --help)
+  kube-router-py status [--cluster]     what the agent of this node, or of each, says of itself
+                                        (status --help)
+  kube-router-py doctor                 what is wrong with this node, and the remedy (doctor --help)
   kube-router-py lab ...                try it: a cluster on this machine (lab --help)
   kube-router-py cleanup [FLAG...]      remove what the agent left in this node's kernel
+                                        (cleanup --help)
+  kube-router-py install-cni            copy CNI plugins that the node lacks (install-cni --help)
   kube-router-py --version
 
 A flag is written --flag=value or --flag value, a boolean --flag or --flag=false. Lists take commas

@@ -22,6 +22,14 @@ class RoutingOptions:
         POD_NETWORK,
         "The CNI configuration file. (In kube-router an environment variable only.)",
     )
+    cni_conf_template: str = flag(
+        kind.string("FILE"),
+        "",
+        POD_NETWORK,
+        "What that file is made from where it is missing: the same without subnets and MTU, which "
+        "are written into it. Empty, or no such file: plugins bridge and portmap. (Not in "
+        "kube-router.)",
+    )
     auto_mtu: bool = flag(
         kind.SWITCH,
         True,

@@ -255,6 +255,14 @@ class Options(RoutingOptions):
         "Let Pods reach the node they run on, whatever their egress policies say. (Not in "
         "kube-router, which applies them.)",
     )
+    policy_drop_log: str = flag(
+        kind.choice("off", "log", "events"),
+        "off",
+        FIREWALL,
+        "Tell what policies refuse (or, audited, would refuse): in the log, and with 'events' on "
+        "the Pods as well. The agent reads NFLOG group 100 then all the time, so that tcpdump "
+        "cannot; with 'off' only while 'kube-router-py drops' runs. (Not in kube-router.)",
+    )
     use_nftables_for_netpol: bool = flag(
         kind.SWITCH,
         False,
@@ -315,6 +323,20 @@ class Options(RoutingOptions):
         "How often gratuitous ARP and unsolicited NA are repeated; 0: after a change only.",
     )
 
+    agent_socket: str = flag(
+        kind.string("PATH", kind.check_absolute_path),
+        "/run/kube-router-py/agent.sock",
+        OBSERVE,
+        "Where status, explain, drops and doctor ask the agent of this node; only root may. "
+        "(Not in kube-router.)",
+    )
+    cluster_status_interval: float = flag(
+        kind.duration(),
+        60.0,
+        OBSERVE,
+        "How often the agent writes a summary of its node's state into a Lease, for status "
+        "--cluster; what is new is written at most so often. 0: never. (Not in kube-router.)",
+    )
     health_addr: str = flag(
         kind.ADDRESS, "", OBSERVE, "Address of /healthz and /readyz; none: all addresses."
     )
@@ -338,7 +360,24 @@ class Options(RoutingOptions):
         kind.string("PATH", kind.check_http_path), "/metrics", OBSERVE, "HTTP path of the metrics."
     )
     enable_pprof: bool = flag(
-        kind.SWITCH, False, OBSERVE, "Accepted for compatibility; there is no Go profile to serve."
+        kind.SWITCH,
+        False,
+        OBSERVE,
+        "Tell on 127.0.0.1 what the agent's threads are doing and where its memory goes "
+        "(/debug/pprof/profile, threads, heap: see docs/metrics.md).",
+    )
+    pprof_port: int = flag(
+        kind.PORT_OR_OFF,
+        6060,
+        OBSERVE,
+        "Port on 127.0.0.1 of --enable-pprof; 0: off. (Not in kube-router, which uses this one.)",
+    )
+    log_journal: str = flag(
+        kind.choice("auto", "on", "off"),
+        "auto",
+        OBSERVE,
+        "Log to systemd's journal, with a field for each value of a line: auto: where its socket "
+        "is; on: count as lost what it does not take; off: stderr alone. (Not in kube-router.)",
     )
     v: int = flag(
         kind.integer(0, 10),

@@ -40,6 +40,9 @@ class Part(Protocol):
     def writes(self) -> dict[str, int]:
         """Changes sent to the kernel since the agent started, by adapter."""
 
+    def status(self) -> dict[str, Any]:
+        """What it has done, for ``kube-router-py status``. For any thread."""
+
 
 def numbers(parts: Iterable[Part]) -> dict[str, float]:
     """The values of all parts; what several count is added up."""

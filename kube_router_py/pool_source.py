@@ -128,7 +128,7 @@ class PoolSource:
         if self._clock() - self._refused_at >= self._patience_s:
             remedy = "until it can be read, only --loadbalancer-ip-range counts"
             problem = Problem(self._book.settings.subject, "", f"{stats.failing}; {remedy}")
-            _log.warning("address pools: %s", problem)
+            _tell(problem)
             self._learn_past(0.0)
             self._book.put_unreadable(problem)
 
@@ -159,7 +159,7 @@ class PoolSource:
             return
         self._told.update(news)
         for problem in news:
-            _log.warning("address pools: %s", problem)
+            _tell(problem)
         about = [each for each in problems if each.object == self._book.settings.subject]
         # The last one says what is done about the others.
         for problem in (*about[: _MOST_EVENTS - 1], *about[_MOST_EVENTS - 1 :][-1:]):
@@ -178,7 +178,7 @@ class PoolSource:
                 is_late = self._clock() - begun >= patience_s
                 if is_refused or is_late or self._stopping.wait(_PAUSE_S):
                     if patience_s:
-                        _log.warning("address pools of before are not known: %s", error)
+                        _log.warning("address pools of before are not known reason=%r", str(error))
                     break
         if self._past is not None and not self._book.knows_past:
             self._book.put_past(self._past)
@@ -194,3 +194,8 @@ class PoolSource:
                 said = item.object.metadata.annotation
                 return Past(said(ACCEPTED_ANNOTATION), said(KEPT_ANNOTATION) or "")
         return Past()
+
+
+def _tell(problem: Problem) -> None:
+    found = (problem.object, problem.field, problem.reason)
+    _log.warning("address pools have a problem object=%r field=%r reason=%r", *found)

@@ -31,6 +31,7 @@ from kube_router_py.served import Served, ServedToAll
 from kube_router_py.takeover import Takeover
 
 if TYPE_CHECKING:
+    from kube_router_py.observe.connections import ConnectionsPage
     from kube_router_py.observe.traffic import TrafficPage
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class ProxyPart:
         serving = Serving(lambda: self._proxy, served or Served())
         # Apart from the others: without permission to read Leases everything but DSR goes on.
         self.leases = Cache((Lease,))
-        isolation = Isolation(cache, cache, node)
+        isolation = Isolation(cache, cache, node, cache if options.run_firewall else None)
         self._dsr_ready = LeaseReady(cache, self.leases, client, node, namespace)
         self.reflectors: list[Reflector[Any]] = [
             Reflector(
@@ -120,6 +121,7 @@ class ProxyPart:
         # Made in start(), in the namespace that the agent serves.
         self._monitor: AddressMonitor | None = None
         self._traffic: TrafficPage | None = None
+        self._connections: ConnectionsPage | None = None
         self.loop = Loop(
             self._proxy,
             ready=self._is_ready,
@@ -158,7 +160,9 @@ class ProxyPart:
         try:
             monitor = AddressMonitor(lambda: self.loop.mark((OWN_NODE,)), (VIP_LINK,))
         except KernelError as error:
-            _log.warning("addresses are followed every --ipvs-sync-period only: %s", error)
+            _log.warning(
+                "addresses are followed every --ipvs-sync-period only reason=%r", str(error)
+            )
             return
         monitor.start()
         self._monitor = monitor
@@ -182,9 +186,24 @@ class ProxyPart:
     def writes(self) -> dict[str, int]:
         return self._host.writes()
 
+    def status(self) -> dict[str, Any]:
+        return {
+            "virtual_servers": self._proxy.virtual_servers,
+            "addresses": self._proxy.addresses,
+            "writes": self.writes(),
+        }
+
     def observe_programming(self, observe: Callable[[float], None]) -> None:
         """Have the seconds from a change of endpoints to the kernel told."""
         self._followers.on_programmed = observe
+
+    def connections(self) -> bytes:
+        """Connections through IPVS, in Prometheus' text format."""
+        if self._connections is None:
+            from kube_router_py.observe.connections import ConnectionsPage
+
+            self._connections = ConnectionsPage(self._proxy.served_by)
+        return self._connections.text()
 
     def traffic(self) -> bytes:
         """The traffic of Services, in Prometheus' text format."""

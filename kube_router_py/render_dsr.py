@@ -6,7 +6,7 @@ from kube_router_py.cluster.objects import EndpointSlice, NetworkPolicy, Pod, Se
 from kube_router_py.manifests import Manifests
 from kube_router_py.proxy.compile import CompiledService
 from kube_router_py.proxy.dsr import DirectServer, compile_dsr, wants_dsr, with_direct_servers
-from kube_router_py.proxy.isolation import isolates_for_ingress
+from kube_router_py.proxy.isolating import isolates_for_ingress
 from kube_router_py.proxy.model import Vip, VirtualServerKey
 from kube_router_py.proxy.settings import ThisNode
 

@@ -39,7 +39,7 @@ class RouterTakeover:
             return
         for what, remove in self._steps():
             remove()
-            _log.info("removed what was left behind: %s", what)
+            _log.info("removed what was left behind what=%r", what)
         self._are_rules_done = True
 
 
@@ -47,7 +47,7 @@ def _remove_routes(network: PodNetwork, ports: RoutingPorts) -> None:
     neighbors = _speaking(ports.frr.summary().sessions)
     number = ports.overlay.routes.remove_left_by_kube_router(network.pods_behind(neighbors))
     if number:
-        _log.info("removed what was left behind: routes of kube-router number=%d", number)
+        _log.info("removed what was left behind: routes of kube-router count=%d", number)
 
 
 def _speaking(sessions: Iterable[SessionState]) -> frozenset[str]:

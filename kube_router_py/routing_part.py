@@ -17,6 +17,7 @@ from kube_router_py.kernel import kube_router
 from kube_router_py.kernel.kube_proxy import Step
 from kube_router_py.kernel.overlay_monitor import OverlayMonitor
 from kube_router_py.kernel.overlay_ports import Overlay
+from kube_router_py.kernel.ports import Observe
 from kube_router_py.loop import Loop, Turn
 from kube_router_py.observe.event_writer import EventWriter
 from kube_router_py.observe.problem_events import SPACING_S, ProblemEvents
@@ -92,6 +93,8 @@ class RoutingPart:
         self._open_ports = open_ports
         self._ports: RoutingPorts | None = None
         self._written: dict[str, int] = {}
+        # Routes added and removed through adapters that were closed.
+        self._moved = (0, 0)
         # Made in start(), in the namespace that the agent serves.
         self._monitor: OverlayMonitor | None = None
         self.controller = RouteController(
@@ -100,7 +103,10 @@ class RoutingPart:
             node,
             self._open,
             lambda: PodNetwork(
-                settings, node, has_firewall=options.run_firewall, on_overlay=self._watch
+                *(settings, node),
+                has_firewall=options.run_firewall,
+                on_overlay=self._watch,
+                observe=lambda what, seconds: self.controller.observe(what, seconds),
             ),
             PasswordSources(
                 settings, node, lambda ref: read_entry(client, namespace, ref.name, ref.key)
@@ -132,9 +138,9 @@ class RoutingPart:
             _switch_off_source_dest_check(cache, node)
 
     def _open(self) -> RoutingPorts:
-        written = self.writes()
+        written, moved = self.writes(), self._moved_so_far()
         self._ports = self._open_ports(lambda: self.loop.mark((DAEMONS,)))
-        self._written = written
+        self._written, self._moved = written, moved
         return self._ports
 
     def _left_by_kube_router(self) -> Iterator[Step]:
@@ -153,8 +159,9 @@ class RoutingPart:
             monitor = OverlayMonitor(lambda: self.loop.mark((LINKS,)))
         except KernelError as error:
             _log.warning(
-                "routes and tunnels are looked at every --injected-routes-sync-period only: %s",
-                error,
+                "routes and tunnels are looked at every --injected-routes-sync-period only "
+                "reason=%r",
+                str(error),
             )
             return
         monitor.start()
@@ -221,15 +228,58 @@ class RoutingPart:
             name: now.get(name, 0) + self._written.get(name, 0) for name in {*now, *self._written}
         }
 
+    def _moved_so_far(self) -> tuple[int, int]:
+        """Routes added and removed since the agent started."""
+        added, removed = self._moved
+        if (ports := self._ports) is None:
+            return added, removed
+        return added + ports.overlay.routes.added, removed + ports.overlay.routes.removed
+
+    def observe(self, observe: Observe) -> None:
+        """Have it told how long things take."""
+        self.controller.observe = observe
+
+    def routes(self) -> bytes:
+        """Routes and announcements, in Prometheus' text format."""
+        from kube_router_py.observe.exposition import by_label, single
+
+        added, removed = self._moved_so_far()
+        sent = by_label("controller_bgp_advertisements_sent", self.controller.advertisements)
+        return "".join(
+            (*sent, single("host_routes_added", added), single("host_routes_removed", removed))
+        ).encode()
+
     def sessions(self) -> bytes:
         """The sessions of BGP and BFD, in Prometheus' text format."""
+        return self._bgp().text()
+
+    def _bgp(self) -> "BgpPage":
         if self._page is None:
             from kube_router_py.kernel.frr import read_summary
             from kube_router_py.observe.bgp import BgpPage
 
             read = partial(read_summary, self._frr_dir, _SCRAPE_S)
             self._page = BgpPage(read, lambda: self.controller.neighborhood)
-        return self._page.text()
+        return self._page
+
+    def status(self) -> dict[str, Any]:
+        around, numbers = self.controller.neighborhood, self.controller.numbers
+        identity = around.identity if around is not None else None
+        found: dict[str, Any] = {
+            "asn": identity.asn if identity is not None else None,
+            "router_id": str(identity.router_id) if identity is not None else None,
+            "announced_services": int(numbers["controller_bgp_advertised_services"]),
+            "drained": self.controller.drain_cause,
+            "repaired": int(numbers["controller_bgp_drift_total"]),
+            "frr": "answers",
+            "neighbors": [],
+            "writes": self.writes(),
+        }
+        try:
+            found["neighbors"] = self._bgp().rows()
+        except KernelError as error:
+            found["frr"] = str(error)
+        return found
 
 
 def _switch_off_source_dest_check(cache: Cache, node: str) -> None:

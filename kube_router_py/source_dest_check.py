@@ -83,8 +83,8 @@ def switch_off(
         _log.info("AWS: the source/destination check is off instance=%s", instance.id)
         return True
     _log.error(
-        "AWS: the source/destination check may still drop packets of pods instance=%s reason=%r; "
-        "switch it off: %s; then set --disable-source-dest-check=false",
+        "AWS: the source/destination check may still drop packets of pods instance=%s reason=%r "
+        "remedy=%r",
         instance.id,
         reason,
         instance.remedy,

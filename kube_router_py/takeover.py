@@ -76,8 +76,8 @@ class Takeover:
         if self._clock() - self._told_at >= _TELL_AGAIN_S:
             self._told_at = self._clock()
             _log.error(
-                "kube-proxy runs on this node in mode %s and would delete what the agent makes: "
-                "nothing is programmed until it is gone; %s",
+                "kube-proxy runs on this node and would delete what the agent makes, nothing is "
+                "programmed until it is gone mode=%s remedy=%r",
                 self._mode,
                 _REMEDY,
             )
@@ -119,10 +119,10 @@ class Takeover:
             for what, remove in self._steps():
                 try:
                     remove()
-                    _log.info("removed what was left behind: %s", what)
+                    _log.info("removed what was left behind what=%r", what)
                 except KubeRouterError as error:
                     complete = False
-                    _log.warning("left behind and not removed: %s reason=%r", what, str(error))
+                    _log.warning("left behind and not removed what=%r reason=%r", what, str(error))
         except KubeRouterError as error:
             _log.warning("cannot see what was left behind reason=%r", str(error))
             complete = False

@@ -18,11 +18,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kube_router_py.lab import container, processes
-from kube_router_py.lab.container import ContainerSpec, Volume
+from kube_router_py.lab.container import ContainerSpec, PodContainers, Volume
 from kube_router_py.lab.errors import LabError
 from kube_router_py.lab.fabric import LabNode
 from kube_router_py.lab.manifests import render_kustomization
@@ -36,6 +37,7 @@ OVERLAY = Path("manifests/overlays/service-proxy-firewall")
 ROUTING = Path("manifests/overlays/load-balancer")
 # What its administrator edits before: in a lab, whoever wants pools brings them.
 EXAMPLE_POOLS = "kube-router-address-pools"
+DOCTOR = "doctor"
 HEALTH_PORT = 20244
 STOP_GRACE_S = 30.0
 PROBE_TIMEOUT_S = 5.0
@@ -77,11 +79,19 @@ class Agent:
     """One node's agent: its files, its process, its health."""
 
     def __init__(
-        self, node: LabNode, spec: ContainerSpec, directory: Path, namespaces: Namespaces, log: Path
+        self,
+        node: LabNode,
+        pod: PodContainers,
+        directory: Path,
+        namespaces: Namespaces,
+        log: Path,
+        image_root: Path | None = None,
     ) -> None:
+        """``image_root``: where an image is unpacked; None: the machine itself is the image."""
         self.node = node
         self.log = log
-        self._spec = spec
+        self._pod = pod
+        self._image_root = image_root
         self._directory = directory
         self._namespaces = namespaces
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,34 +107,53 @@ class Agent:
 
     def prepare(self) -> None:
         """Create volumes and the sandbox's specification. Blocking."""
-        for volume in self._spec.volumes:
-            _create(volume)
-        root = self._directory / "rootfs"
-        root.mkdir(exist_ok=True)
-        document = {
-            "root": str(root),
+        (self._directory / "rootfs").mkdir(exist_ok=True)
+        for spec in (*self._pod.init, self._pod.agent):
+            for volume in spec.volumes:
+                _create(volume)
+        self._specify(())
+
+    def _specify(self, extra_args: Sequence[str]) -> None:
+        documents = [self._document(spec) for spec in (*self._pod.init, self._pod.agent)]
+        documents[-1]["argv"] = [*documents[-1]["argv"], *extra_args]
+        (self._directory / "agent.json").write_text(json.dumps(documents, indent=1))
+
+    def _document(self, spec: ContainerSpec) -> Object:
+        return {
+            "name": spec.name,
+            "root": str(self._directory / "rootfs"),
+            "image": "/" if self._image_root is None else str(self._image_root),
             "netns": str(self._namespaces.path(self.node.name)),
-            "argv": self._spec.argv,
-            "env": dict(self._spec.env),
+            "argv": spec.argv,
+            "env": dict(spec.env),
             "mounts": [
                 {"source": str(v.source), "target": v.target, "read_only": v.read_only}
-                for v in self._spec.volumes
+                for v in spec.volumes
             ],
-            "keep": _kept_paths(self._spec.argv[0]),
-            "capabilities": self._spec.capabilities,
-            "read_only_sysctl": self._spec.read_only_sysctl,
-            "no_new_privileges": self._spec.no_new_privileges,
+            "keep": _kept_paths(spec.argv[0]) if self._image_root is None else [],
+            "capabilities": spec.capabilities,
+            "read_only_sysctl": spec.read_only_sysctl,
+            "no_new_privileges": spec.no_new_privileges,
         }
-        (self._directory / "agent.json").write_text(json.dumps(document, indent=1))
 
-    def start(self) -> None:
-        """Start the process; it enters its namespaces by itself. Blocking but short."""
+    def start(self, extra_args: Sequence[str] = ()) -> None:
+        """Start the process, this time with ``extra_args``; it enters its namespaces by itself.
+        Blocking but short.
+
+        Init containers come before the first start: afterwards it is a container that ended and is
+        started again in its pod.
+        """
         self.is_wanted = True
         if self.is_running:
             return
+        self._specify(extra_args)
+        again = [] if self._process is None else ["again"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SANDBOX), str(self._directory / "agent.json")],
+                [
+                    *(sys.executable, "-I", "-S", str(SANDBOX)),
+                    *(str(self._directory / "agent.json"), *again),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -280,8 +309,8 @@ def compile_agent(
     service_host: str,
     credentials: tuple[str, str],
     extra_args: Sequence[str],
-) -> ContainerSpec:
-    """The agent's container on ``node``; ``credentials`` are the token and the CA certificate."""
+) -> PodContainers:
+    """The agent's pod on ``node``; ``credentials`` are the token and the CA certificate."""
     token, certificate = credentials
     # The administrator's part: the placeholders become this cluster's API server.
     edited = {"api-host": api_host, "api-port": str(api_port)}
@@ -289,7 +318,7 @@ def compile_agent(
         name: {key: edited.get(key, value) for key, value in data.items()}
         for name, data in deployment.config_maps.items()
     }
-    spec = container.compile_container(
+    pod = container.compile_pod(
         deployment.pod_spec,
         facts={
             "spec.nodeName": node.name,
@@ -305,14 +334,13 @@ def compile_agent(
         injected={"KUBERNETES_SERVICE_HOST": service_host, "KUBERNETES_SERVICE_PORT": "443"},
         config_maps=config_maps,
     )
-    return ContainerSpec(
-        argv=(*spec.argv, *extra_args),
-        env=spec.env,
-        volumes=(
-            *spec.volumes,
-            account_volume(directory, token, certificate, deployment.namespace),
-        ),
-        capabilities=spec.capabilities,
-        read_only_sysctl=spec.read_only_sysctl,
-        no_new_privileges=spec.no_new_privileges,
-    )
+    account = account_volume(directory, token, certificate, deployment.namespace)
+
+    def edited_by_administrator(spec: ContainerSpec) -> ContainerSpec:
+        # Whoever changes flags of the agent tells doctor of it, too.
+        has_flags = spec is pod.agent or DOCTOR in spec.argv
+        argv = (*spec.argv, *extra_args) if has_flags else spec.argv
+        return replace(spec, argv=argv, volumes=(*spec.volumes, account))
+
+    init = tuple(edited_by_administrator(spec) for spec in pod.init)
+    return PodContainers(init, edited_by_administrator(pod.agent))

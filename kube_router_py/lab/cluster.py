@@ -12,8 +12,8 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from kube_router_py.lab.apiserver.status import StatusError
 from kube_router_py.lab.apiserver.store import load
 from kube_router_py.lab.backends import API_PORT, Backend, OwnBackend, RealBackend
 from kube_router_py.lab.cni import Wiring, render_network
+from kube_router_py.lab.container import PROGRAM
 from kube_router_py.lab.control import ControlServer
 from kube_router_py.lab.controllers import Controllers
 from kube_router_py.lab.endpoints import is_pod_ready
@@ -49,7 +50,8 @@ class LabOptions:
     """What the user asked for; ``files`` are absolute. ``with_agents`` is off in unit tests.
 
     ``apiserver``: lab or real. ``router``: frr, gobgp, bird, or none: then nobody speaks BGP, and
-    the lab itself lays the routes to pods.
+    the lab itself lays the routes to pods. ``image_root``: an unpacked image, in which the
+    agents run.
     """
 
     files: tuple[Path, ...] = ()
@@ -57,6 +59,8 @@ class LabOptions:
     ip_family: str = "ipv4"
     agent_args: tuple[str, ...] = ()
     with_agents: bool = True
+    image_root: Path | None = None
+    has_init: bool = True
     apiserver: str = "lab"
     router: str = "none"
     subnets: int = 1
@@ -219,23 +223,27 @@ class Lab:
         self, deployment: lab_agents.Deployment, api_host: str, backend: Backend
     ) -> None:
         certificate = backend.ca.read_text()
+        image = self.options.image_root
+        entry_point = PROGRAM if image else str(self.directory / "bin" / PROGRAM)
         found = []
         for node in self.topology.nodes:
             directory = self.directory / "nodes" / node.name
             token = backend.issue_token((deployment.namespace, deployment.account))
-            spec = lab_agents.compile_agent(
+            pod = lab_agents.compile_agent(
                 deployment,
                 node,
                 directory=directory,
-                entry_point=[str(self.directory / "bin" / "kube-router-py")],
+                entry_point=[entry_point],
                 api_host=api_host,
                 api_port=API_PORT,
                 service_host=str(ip_network(self.topology.service_cidrs[0])[1]),
                 credentials=(token, certificate),
                 extra_args=(*self.topology.agent_args(node), *self.options.agent_args),
             )
+            if not self.options.has_init:
+                pod = replace(pod, init=())
             log = self._logs / f"agent-{node.name}.log"
-            found.append(Agent(node, spec, directory, self.namespaces, log))
+            found.append(Agent(node, pod, directory, self.namespaces, log, image))
         self.agents = Agents(found)
 
     # --- waiting ----------------------------------------------------------------------------
@@ -286,7 +294,9 @@ class Lab:
         if operation == "resolve":
             return {"netns": self._netns_of(request["pod"])}
         if operation == "agent":
-            return await self._steer_agent(request["node"], request["verb"])
+            return await self._steer_agent(
+                request["node"], request["verb"], request.get("agent_args", ())
+            )
         if operation == "apiserver":
             return await self.backend.steer(request)
         raise LabError(f"unknown request {operation!r}")
@@ -298,14 +308,14 @@ class Lab:
                 return found
         raise LabError(f"no pod {pod} runs in the lab")
 
-    async def _steer_agent(self, node: str, verb: str) -> dict[str, Any]:
+    async def _steer_agent(self, node: str, verb: str, agent_args: Sequence[str]) -> dict[str, Any]:
         agent = self.agents.get(node)
         if verb == "stop":
             await agent.stop()
         elif verb == "kill":
             await agent.stop(grace_s=0.0)
         elif verb == "start":
-            await self.namespaces.call(agent.start)
+            await self.namespaces.call(lambda: agent.start(agent_args))
         elif verb == "freeze":
             agent.freeze()
         elif verb == "thaw":

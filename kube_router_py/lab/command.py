@@ -31,7 +31,7 @@ with a running lab:
   lab exec node1|client|desk|router|NAMESPACE/POD -- COMMAND...   run a command there
   lab wait                                    until every agent has applied the API's revision
   lab agent NODE stop|kill|start|freeze|thaw|logs
-                                              the agent of a node
+                                              the agent of a node; start takes --agent-arg, too
   lab apiserver stop|start [--compact]        the API server; --compact forgets its history
 """
 
@@ -106,6 +106,18 @@ def _parser() -> argparse.ArgumentParser:
         help="an argument for every agent, as --agent-arg=--v=2; may be repeated",
     )
     parser.add_argument(
+        "--no-init",
+        action="store_true",
+        help="start the agents without the init containers of their pods: sooner, in a slow VM",
+    )
+    parser.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="where the agent's image is unpacked, for the agents to run in; default: they run "
+        "from this checkout, with this machine's programs",
+    )
+    parser.add_argument(
         "--vm",
         choices=("auto", "always", "never"),
         default="auto",
@@ -142,6 +154,8 @@ def _start(argv: Sequence[str]) -> int:
     for file in given.files:
         if not file.exists():
             raise LabError(f"cannot read {file}: there is no such file or directory")
+    if given.image_root and not (given.image_root / "opt/kube-router-py/bin").is_dir():
+        raise LabError(f"{given.image_root} has no opt/kube-router-py: it is no root of an image")
     mode = _mode(given, command)
 
     def progress(line: str) -> None:
@@ -248,6 +262,8 @@ def _run(
         nodes=given.nodes,
         ip_family=given.ip_family,
         agent_args=tuple(given.agent_arg),
+        image_root=given.image_root and given.image_root.absolute(),
+        has_init=not given.no_init,
         apiserver=given.apiserver,
         router=given.router,
         subnets=given.subnets,
@@ -331,9 +347,18 @@ def _agent(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"{PROGRAM} agent")
     parser.add_argument("node", metavar="NODE")
     parser.add_argument("verb", choices=("stop", "kill", "start", "freeze", "thaw", "logs"))
+    parser.add_argument(
+        "--agent-arg",
+        action="append",
+        default=[],
+        metavar="--FLAG=VALUE",
+        help="of start: a further argument for this run of the agent; may be repeated",
+    )
     given = parser.parse_args(argv)
     lab = state.attach(os.environ)
-    answer = lab.ask({"op": "agent", "node": given.node, "verb": given.verb})
+    answer = lab.ask(
+        {"op": "agent", "node": given.node, "verb": given.verb, "agent_args": given.agent_arg}
+    )
     if given.verb == "logs":
         sys.stdout.write(Path(answer["log"]).read_text(errors="replace"))
     return 0

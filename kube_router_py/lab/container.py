@@ -16,7 +16,8 @@ Object = dict[str, Any]
 
 ACCOUNT_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 PROGRAM = "kube-router-py"
-IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# As the Dockerfile sets it.
+IMAGE_PATH = "/opt/kube-router-py/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # These are the machine's own in every container, not per node: one kernel serves all nodes.
 SHARED_HOST_PATHS = ("/lib/modules", "/sys", "/proc", "/dev", "/usr", "/etc/ssl")
 
@@ -47,6 +48,7 @@ class Volume:
 class ContainerSpec:
     """Everything the sandbox needs to become this container; ``capabilities`` None means all."""
 
+    name: str
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     volumes: tuple[Volume, ...]
@@ -55,7 +57,16 @@ class ContainerSpec:
     no_new_privileges: bool
 
 
-def compile_container(
+@dataclass(frozen=True)
+class PodContainers:
+    """The containers of the agent's pod: ``init`` in their order, each to succeed before the next,
+    and then the agent."""
+
+    init: tuple[ContainerSpec, ...]
+    agent: ContainerSpec
+
+
+def compile_pod(
     pod_spec: Object,
     *,
     facts: Mapping[str, str],
@@ -63,8 +74,9 @@ def compile_container(
     entry_point: Sequence[str],
     injected: Mapping[str, str],
     config_maps: Mapping[str, Mapping[str, str]],
-) -> ContainerSpec:
-    """The single container of ``pod_spec``; raises LabError for what it does not know.
+) -> PodContainers:
+    """The containers of ``pod_spec``, one beside its init containers; raises LabError for what it
+    does not know.
 
     ``facts``: values of fieldRef paths. ``directory``: where this node's host paths live.
     ``injected``: what a kubelet sets itself (KUBERNETES_SERVICE_HOST, ...); ``env`` overrides it.
@@ -72,22 +84,30 @@ def compile_container(
     containers = pod_spec.get("containers") or []
     if len(containers) != 1 or not pod_spec.get("hostNetwork"):
         raise LabError("the agent's pod must have one container and hostNetwork")
-    container = containers[0]
-    security = container.get("securityContext") or {}
-    privileged = bool(security.get("privileged"))
-    env = _environment(container, facts, injected, config_maps)
-    command = [_expand(word, env) for word in container.get("command") or []]
-    if command and Path(command[0]).name == PROGRAM:
-        command[:1] = entry_point
-    arguments = [_expand(word, env) for word in container.get("args") or []]
-    return ContainerSpec(
-        argv=(*(command or entry_point), *arguments),
-        env=tuple(sorted(env.items())),
-        volumes=tuple(_volumes(pod_spec, container, directory, config_maps)),
-        capabilities=None if privileged else _capabilities(security),
-        read_only_sysctl=not privileged,
-        no_new_privileges=security.get("allowPrivilegeEscalation") is False and not privileged,
-    )
+
+    def compiled(container: Object) -> ContainerSpec:
+        security = container.get("securityContext") or {}
+        privileged = bool(security.get("privileged"))
+        env = _environment(container, facts, injected, config_maps)
+        command = [_expand(word, env) for word in container.get("command") or []]
+        if command and Path(command[0]).name == PROGRAM:
+            command[:1] = entry_point
+        arguments = [_expand(word, env) for word in container.get("args") or []]
+        return ContainerSpec(
+            name=str(container["name"]),
+            argv=(*(command or entry_point), *arguments),
+            env=tuple(sorted(env.items())),
+            volumes=tuple(_volumes(pod_spec, container, directory, config_maps)),
+            capabilities=None if privileged else _capabilities(security),
+            read_only_sysctl=not privileged,
+            no_new_privileges=security.get("allowPrivilegeEscalation") is False and not privileged,
+        )
+
+    first = pod_spec.get("initContainers") or []
+    for container in first:
+        if "restartPolicy" in container:
+            raise LabError(f"init container {container['name']}: restartPolicy is not known")
+    return PodContainers(tuple(map(compiled, first)), compiled(containers[0]))
 
 
 def _environment(

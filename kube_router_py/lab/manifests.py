@@ -92,18 +92,17 @@ def render_kustomization(directory: Path) -> list[Object]:
         else:
             raise LabError(f"{file}: resource {entry} is neither a file nor a directory here")
     for entry in spec.get("patches") or []:
-        objects = _patch(objects, entry, directory, file)
+        if unknown := sorted(set(entry) - {"path", "patch", "target"}):
+            raise LabError(f"{file}: the lab does not render patches with {', '.join(unknown)}")
+        text = entry["patch"] if "patch" in entry else (directory / entry["path"]).read_text()
+        for content in yaml.load_all(text, Loader=_Loader):
+            objects = _patch(objects, content, entry.get("target") or {}, file)
     if namespace := spec.get("namespace"):
         objects = [_in_namespace(obj, namespace) for obj in objects]
     return objects
 
 
-def _patch(objects: list[Object], entry: Object, directory: Path, file: Path) -> list[Object]:
-    if unknown := sorted(set(entry) - {"path", "patch", "target"}):
-        raise LabError(f"{file}: the lab does not render patches with {', '.join(unknown)}")
-    text = entry["patch"] if "patch" in entry else (directory / entry["path"]).read_text()
-    content = yaml.load(text, Loader=_Loader)
-    target = entry.get("target") or {}
+def _patch(objects: list[Object], content: Any, target: Object, file: Path) -> list[Object]:
     if unknown := sorted(set(target) - {"group", "version", "kind", "name", "namespace"}):
         raise LabError(f"{file}: the lab does not select patch targets by {', '.join(unknown)}")
     is_json = isinstance(content, list)
@@ -127,7 +126,25 @@ def _patch(objects: list[Object], entry: Object, directory: Path, file: Path) ->
             )
         except StatusError as error:
             raise LabError(f"{file}: patch of {target}: {error}") from error
+        if not is_json:
+            _order_as_in_patch(content, patched[index])
     return patched
+
+
+def _order_as_in_patch(change: Object, after: Object) -> None:
+    """Init containers that a patch names come first, as kustomize has it; an API server puts what
+    is new last. Of these lists alone the order counts."""
+    key = "initContainers"
+    named = [each["name"] for each in _pod_spec(change).get(key) or []]
+    if named:
+        _pod_spec(after)[key].sort(
+            key=lambda each: named.index(each["name"]) if each["name"] in named else len(named)
+        )
+
+
+def _pod_spec(obj: Object) -> Object:
+    found: Object = ((obj.get("spec") or {}).get("template") or {}).get("spec") or {}
+    return found
 
 
 def _is_target(obj: Object, target: Object) -> bool:

@@ -1,7 +1,9 @@
 """Start a program the way a container runtime does: namespaces, mounts, capabilities.
 
-Run as a script (``python3 -I -S sandbox.py SPEC``, SPEC a JSON file) it becomes that program. Its
-system calls are what the rest of the lab uses, too: Python 3.11 has no setns and no unshare.
+Run as a script (``python3 -I -S sandbox.py SPECS``, SPECS a JSON file with a list of containers) it
+runs all but the last of them one after the other, each to succeed, and becomes the last. With a
+second argument, ``again``, it becomes that at once. Its system calls are what the rest of the lab
+uses, too: Python 3.11 has no setns and no unshare.
 Imports are few because one interpreter starts per container.
 """
 
@@ -17,6 +19,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
+_PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -93,28 +96,31 @@ def _bind_as(source: str, target: str, read_only: bool = False) -> None:
 
 
 class Root:
-    """A container's root: the machine's own directories, read-only, on a tmpfs of its own.
+    """A container's root: directories of ``image``, read-only, on a tmpfs of its own.
 
-    So a mount point that the machine lacks is made in the tmpfs and never on the machine.
+    ``image`` is the machine's own root or that of an image; /proc and /dev are always the
+    machine's. So a mount point that is lacking is made in the tmpfs and never in them.
     """
 
     # Not taken from the machine: a container starts with these empty, or with its own.
     EMPTY = ("run", "tmp", "sys")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, image: str = "/") -> None:
         self._path = path
+        self._image = image.rstrip("/")
         mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         self._own_devices = {os.stat(path).st_dev}
         self._binds: list[str] = []
         self._volumes: list[str] = []
-        for name in os.listdir("/"):
+        for name in os.listdir(image):
             if name in self.EMPTY:
                 os.mkdir(f"{path}/{name}")
             else:
                 self._mirror(f"/{name}")
 
-    def _mirror(self, source: str) -> None:
-        target = self._path + source
+    def _mirror(self, path: str) -> None:
+        target = self._path + path
+        source = path if path in ("/proc", "/dev") else self._image + path
         if os.path.islink(source):
             os.symlink(os.readlink(source), target)
         elif os.path.isdir(source) or os.path.isfile(source):
@@ -182,7 +188,7 @@ def _contain(spec: dict) -> None:  # type: ignore[type-arg]
         for item in spec["mounts"]
     ]
     keep = [(os.open(path, os.O_PATH), path) for path in spec["keep"]]
-    root = Root(spec["root"])
+    root = Root(spec["root"], spec["image"])
     for descriptor, target, read_only in sorted(volumes, key=lambda item: item[1].count("/")):
         root.place(descriptor, target, read_only)
     for descriptor, path in keep:
@@ -193,11 +199,7 @@ def _contain(spec: dict) -> None:  # type: ignore[type-arg]
     root.enter(spec["read_only_sysctl"])
 
 
-def main() -> None:
-    import json
-
-    with open(sys.argv[1]) as file:
-        spec = json.load(file)
+def _become(spec: dict) -> None:  # type: ignore[type-arg]
     setns(spec["netns"])
     _contain(spec)
     if spec["capabilities"] is not None:
@@ -205,6 +207,33 @@ def main() -> None:
     if spec["no_new_privileges"]:
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
+
+
+def _run(spec: dict) -> None:  # type: ignore[type-arg]
+    """Run an init container to its end; where it fails, so does the pod, with its exit code."""
+    child = os.fork()
+    if child == 0:
+        # Whoever ends us must not leave it running.
+        _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "pdeathsig")
+        try:
+            _become(spec)
+        except OSError as error:
+            print(f"{spec['name']}: {error}", file=sys.stderr, flush=True)
+        os._exit(127)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != 0:
+        sys.exit(f"init container {spec['name']} failed with exit code {code}")
+
+
+def main() -> None:
+    import json
+
+    with open(sys.argv[1]) as file:
+        *first, last = json.load(file)
+    if sys.argv[2:] != ["again"]:
+        for spec in first:
+            _run(spec)
+    _become(last)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kube_router_py.lab.container import host_path
 from kube_router_py.lab.errors import LabError
+from kube_router_py.options import Options
 
 BASE = Path("/run/kube-router-lab")
 # Where `ip` looks for named namespaces; in the lab's mount namespace it is the lab's own.
@@ -117,8 +119,16 @@ class LabState:
             os.close(descriptor)
 
     def enter(self, target: str, argv: Sequence[str]) -> list[str]:
-        """``argv`` prefixed so that it runs in the network of ``target``."""
-        return ["nsenter", f"--net={self.netns_path(self.resolve(target))}", "--", *argv]
+        """``argv`` prefixed so that it runs in the network of ``target``; of a node it finds the
+        agent."""
+        inside = ["nsenter", f"--net={self.netns_path(self.resolve(target))}", "--"]
+        if target in self.nodes:
+            inside += ["env", f"KUBE_ROUTER_AGENT_SOCKET={self.agent_socket(target)}"]
+        return [*inside, *argv]
+
+    def agent_socket(self, node: str) -> Path:
+        """Where a node's agent listens, as seen from outside."""
+        return host_path(Options().agent_socket, self.directory / "nodes" / node)
 
 
 def start_time(pid: int) -> int | None:

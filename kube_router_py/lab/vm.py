@@ -201,7 +201,10 @@ def _guest_script(
 
 def _command(kernel: str, script: Path, shared: Sequence[Path]) -> list[str]:
     command = [str(_which("vng")), "-r", kernel, "--user", "root"]
-    command += ["--cpus", str(max(2, os.cpu_count() or 2)), "--memory", MEMORY]
+    # One CPU where others work beside it: while one of a guest's CPUs has to wait for one of the
+    # host's, the guest's others spin, and it is several times slower.
+    cpus = os.environ.get("LAB_VM_CPUS") or str(max(2, os.cpu_count() or 2))
+    command += ["--cpus", cpus, "--memory", MEMORY]
     if not kvm_works():
         command.append("--disable-kvm")
     for option in ("mitigations=off", f"modprobe.blacklist={UNUSED_MODULES}"):

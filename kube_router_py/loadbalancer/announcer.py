@@ -240,7 +240,9 @@ class Announcer:
             self._wanted.clear()
             before = frozenset()
         for packed in before - self._answered:
-            self._wanted.pop(packed, None)
+            if (written := self._wanted.pop(packed, None)) is not None:
+                told = written[0], ",".join(sorted(self._services_of(written[0])))
+                _log.info("not announcing any more address=%s services=%s", *told)
         for packed in self._answered - before:
             place = self._index.places[packed]
             patterns = place.announcing.interfaces or self._settings.default_links
@@ -280,7 +282,8 @@ class Announcer:
         for packed in sorted(gained):
             place = self._index.places[packed]
             found = links.get(place.address, ())
-            _log.info("announcing address=%s links=%r", place.address, ",".join(found))
+            told = place.address, ",".join(found), ",".join(sorted(place.local))
+            _log.info("announcing address=%s links=%r services=%s", *told)
             for key in place.local:
                 self._on_assigned(key, place.address, found)
 

@@ -385,7 +385,7 @@ class Allocation:
         before, after = as_text(present_ingress(write.service)), as_text(write.ingress)
         if before == after:
             return
-        _log.info("service=%s addresses=%r before=%r", write.key, after, before)
+        _log.info("has other addresses service=%s addresses=%r before=%r", write.key, after, before)
         if after and self._having.get(write.key) == write.ingress:
             pools = dict.fromkeys(each.pool or "none" for each in self._allocator.given(write.key))
             text = f"{after} of pool {', '.join(pools)}"

@@ -126,6 +126,7 @@ class Election:
     ) -> None:
         self.identity = identity
         self._client, self._namespace = client, namespace
+        self._key = f"{namespace}/{LEASE}"
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._on_change = on_change
         self.timing = timing or Timing()
@@ -171,7 +172,7 @@ class Election:
         term. Of two the first is never there later than the second. A text that the API server
         might refuse, and the renewal with it, is left out."""
         if len(text.encode()) > LONGEST_ANNOTATION:
-            _log.warning("too long for an annotation of the Lease %s name=%s", LEASE, name)
+            _log.warning("too long for an annotation lease=%s name=%s", self._key, name)
             return
         with self._changed:
             if self._wanted.get(name) == (text, term):
@@ -198,7 +199,8 @@ class Election:
             try:
                 self._release()
             except ApiError as error:
-                _log.info("the Lease is not given back, and will expire reason=%r", str(error))
+                told = (self._key, str(error))
+                _log.info("the Lease is not given back, and will expire lease=%s reason=%r", *told)
 
     # --- the thread ----------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ class Election:
             self._lose(f"held by {holder}" if holder else "given back")
         if self._told:
             self._told.clear()
-            _log.info("the Lease %s can be looked at and written again", LEASE)
+            _log.info("the Lease can be looked at and written again lease=%s", self._key)
 
     def _look(self) -> None:
         query = {"fieldSelector": f"metadata.name={LEASE}"}
@@ -329,7 +331,8 @@ class Election:
             for name in refused:
                 del self._wanted[name]
         if refused:
-            _log.warning("the Lease %s cannot carry annotations: %s", LEASE, error)
+            told = (self._key, str(error))
+            _log.warning("the Lease cannot carry annotations lease=%s reason=%r", *told)
         return bool(refused)
 
     def _now(self) -> str:
@@ -352,7 +355,7 @@ class Election:
         )
         body["spec"].update(holderIdentity="", leaseDurationSeconds=1)
         self._client.patch(f"{self._path}/{LEASE}", body, timeout_s=self.timing.request_s)
-        _log.info("the Lease %s is given back", LEASE)
+        _log.info("the Lease is given back lease=%s", self._key)
 
     # --- having won and lost -------------------------------------------------------------------
 
@@ -390,7 +393,7 @@ class Election:
         reason = f"{error.status} {getattr(error, 'reason', '')}"
         if reason not in self._told:
             self._told.add(reason)
-            _log.warning("the Lease %s is out of reach: %s", LEASE, error)
+            _log.warning("the Lease is out of reach lease=%s reason=%r", self._key, str(error))
         self._failures += 1
         if self.is_leader():
             return self.timing.retry_s

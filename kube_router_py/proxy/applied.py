@@ -14,12 +14,9 @@ from kube_router_py.proxy.model import (
     VirtualServerState,
 )
 from kube_router_py.proxy.plan import Plan
+from kube_router_py.proxy.telling import Telling
 
 _log = logging.getLogger(__name__)
-
-# So many lines tell a story; of a flushed table with 60,000 entries the number says enough.
-_MOST_LINES = 20
-_NAMES_A_LINE = 50
 
 
 class Applied:
@@ -173,55 +170,11 @@ class Applied:
             if key in targets and self.servers[key] == targets[key]:
                 self.servers[key] = targets[key]
 
-    def tell(self, planned: Plan) -> None:
+    def tell(self, planned: Plan, telling: Telling) -> None:
         """Log what a plan made right after ``read`` repairs: what others have changed."""
-        before = self._before
-        self._before = None
+        before, self._before = self._before, None
         in_flight, self._in_flight = self._in_flight, set()
-        lines: list[str] = []
-        strange: list[VirtualServerKey] = []
-        for operation in (*planned.grow, *planned.shrink):
-            key = operation.key
-            if key in in_flight:
-                continue
-            if operation.verb is Verb.DELETE_VIRTUAL_SERVER:
-                if before is None or key not in before[0]:
-                    strange.append(key)
-            elif before is not None and before[0].get(key) != self.servers.get(key):
-                lines.append(f"repaired: {_words(operation)}")
-        if before is not None:
-            lines += [
-                f"repaired: put address {vip}"
-                for vip in planned.put_vips
-                if vip not in in_flight
-                and before[1].get(vip, self.vips.get(vip)) != self.vips.get(vip)
-            ]
-            lines += [
-                f"repaired: remove address {vip}"
-                for vip in planned.remove_vips
-                if vip not in before[1] and vip not in in_flight
-            ]
-        for line in lines[:_MOST_LINES]:
-            _log.warning("%s", line)
-        if len(lines) > _MOST_LINES:
-            _log.warning("repaired: %d more", len(lines) - _MOST_LINES)
-        # Somebody may have to make these again: every one is named.
-        names = [f"{key} (scheduler {self.servers[key].config.scheduler})" for key in strange]
-        at_once = 1 if len(names) <= _MOST_LINES else _NAMES_A_LINE
-        for first in range(0, len(names), at_once):
-            _log.warning(
-                "removed: %s, which no Service asked for since the start; name its network in "
-                "--excluded-cidrs to keep it",
-                ", ".join(names[first : first + at_once]),
-            )
-
-
-def _words(operation: IpvsOperation) -> str:
-    if operation.real is not None:
-        return f"{operation} weight {operation.real.weight}"
-    if operation.config is not None:
-        return f"{operation} scheduler {operation.config.scheduler}"
-    return str(operation)
+        telling.repaired(planned, before, (self.servers, self.vips), in_flight)
 
 
 def _shows_drift(failures: list[OperationFailure]) -> bool:

@@ -60,6 +60,7 @@ from kube_router_py.proxy.plan import Plan, plan
 from kube_router_py.proxy.pod_deadline import seconds_to_live
 from kube_router_py.proxy.service_sets import ServiceSets
 from kube_router_py.proxy.settings import ProxyOptions
+from kube_router_py.proxy.telling import Telling
 from kube_router_py.services import is_inside, load_balanced
 
 _log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class ServiceProxy:
         self._host = ThisHost(self._node_name, self._cache, options)
         self._sets = ServiceSets(self._node_name, options.families)
         self._desired = Desired()
+        self._telling = Telling(self._desired)
         self._draining = Draining(
             enabled=options.graceful_termination, grace_s=options.graceful_period_s
         )
@@ -118,6 +120,11 @@ class ServiceProxy:
     def virtual_servers(self) -> int:
         """How many virtual servers stand in the kernel, as far as we know. For any thread."""
         return len(self._applied.servers)
+
+    @property
+    def addresses(self) -> int:
+        """How many addresses of Services stand in the kernel, as far as we know. For any thread."""
+        return len(self._applied.vips)
 
     @property
     def rules_stand(self) -> bool:
@@ -214,7 +221,7 @@ class ServiceProxy:
             diff(sources, self._applied.vips, vips),
         )
         if full:
-            self._applied.tell(planned)
+            self._applied.tell(planned, self._telling)
         planned = self._sets.before(
             ports.ipsets,
             planned,
@@ -233,13 +240,7 @@ class ServiceProxy:
         if planned:
             self._tell_before(planned)
             self._live.learn(self._applied.apply(ports, planned, targets))
-            _log.log(
-                logging.INFO if full else logging.DEBUG,
-                "programmed virtual_servers=%d operations=%d addresses=%d",
-                len(servers),
-                len(planned.grow) + len(planned.shrink),
-                len(planned.put_vips) + len(planned.remove_vips),
-            )
+            self._telling.programmed(planned, self._applied.refused, full=full)
         self._sets.after(ports.ipsets)
         self._dsr.after_shrink(ports, self._desired, self._applied.servers)
         if full:
@@ -286,12 +287,8 @@ class ServiceProxy:
             return vip not in self._held
 
         self._applied.read(ports, is_ours, is_our_vip)
-        if may_hold and self._held:
-            _log.warning(
-                "%d virtual servers and addresses that nothing asks for are kept until this "
-                "node's Node and every Service can be read",
-                len(self._held),
-            )
+        if may_hold:
+            self._telling.held(len(self._held))
 
     def _is_complete(self) -> bool:
         """Whether all is known that could ask for a virtual server."""
@@ -325,6 +322,7 @@ class ServiceProxy:
                 self._broken[key] = Problem(f"Service {key}", "", reason)
                 continue
             found.append(self._desired.update(key, compiled))
+            self._telling.note(key, found[-1])
         return Changes.of_all(found)
 
     def _is_ours(self, key: VirtualServerKey) -> bool:

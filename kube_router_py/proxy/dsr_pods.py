@@ -126,13 +126,13 @@ class PodSides:
         try:
             port.remove(uid, (family,))
         except KubeRouterError as error:
-            _log.info("pod side not removed pod=%s reason=%r", uid, str(error))
+            _log.info("pod side not removed pod_uid=%s reason=%r", uid, str(error))
         side.tunnels.pop(family, None)
 
     def _narrow(self, port: PodTunnels, uid: str, side: _Side, tunnel: PodTunnel) -> None:
         try:
             port.ensure(uid, tunnel, only=True)
         except KubeRouterError as error:
-            _log.warning("pod side not narrowed pod=%s reason=%r", uid, str(error))
+            _log.warning("pod side not narrowed pod_uid=%s reason=%r", uid, str(error))
             return  # the next full turn tries again
         side.tunnels[tunnel.family] = tunnel

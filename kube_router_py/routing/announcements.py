@@ -191,6 +191,10 @@ class Announcements:
         """The Services of which something is held."""
         return frozenset(self._exports)
 
+    def services_at(self, address: Address) -> tuple[str, ...]:
+        """The Services that want an address announced; the terms of the first one count."""
+        return self._claimants.get(address.packed, ())
+
     @property
     def number(self) -> int:
         """How many there are. For any thread: ``current`` is for the one that changes them."""

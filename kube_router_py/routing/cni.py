@@ -36,12 +36,17 @@ class CniChange(Struct, frozen=True):
 
 
 def compile_cni(
-    text: str | None, path: str, node_name: str, cidrs: Sequence[Network], mtu: int | None
+    text: str | None,
+    path: str,
+    node_name: str,
+    cidrs: Sequence[Network],
+    mtu: int | None,
+    template: str | None = None,
 ) -> CniChange:
     """Merge pod CIDRs (of the enabled families) and MTU (None: not ours) into a configuration.
 
-    ``text`` is what the file holds, None where there is no file: then a plain configuration is
-    made, a list if ``path`` ends in ``.conflist``.
+    ``text`` is what the file holds, None where there is no file: then it is made from ``template``,
+    or without one a plain configuration, a list if ``path`` ends in ``.conflist``.
     """
     if not cidrs:
         reason = (
@@ -50,17 +55,19 @@ def compile_cni(
             "annotation kube-router.io/pod-cidrs"
         )
         return CniChange(None, (Problem(f"Node {node_name}", "spec.podCIDRs", reason),))
-    if text is None:
+    if text is None and template is None:
         return CniChange(_dump(_fresh(path, cidrs, mtu)))
     try:
-        found = _load(text)
+        found = _load((template or "") if text is None else text)
         merged, advice = _merge(found, cidrs, mtu)
-        written = None if merged == found else _dump(merged)
+        written = None if merged == found and text is not None else _dump(merged)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        return CniChange(
-            None, (Problem(f"Node {node_name}", path, f"{reason}; it is left as it is"),)
-        )
+        if text is None:
+            reason = f"its template: {reason}; the file is not made, and pods get no network"
+        else:
+            reason = f"{reason}; it is left as it is"
+        return CniChange(None, (Problem(f"Node {node_name}", path, reason),))
     return CniChange(written, tuple(Problem(f"Node {node_name}", path, each) for each in advice))
 
 

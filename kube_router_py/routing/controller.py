@@ -22,7 +22,7 @@ that nothing is announced before the way to it stands. What fails in one does no
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from kube_router_py.cluster.node import node_view
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.errors import KubeRouterError
 from kube_router_py.kernel.overlay_ports import OverlayPorts
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.kernel.ports import HostPorts, Observe, unobserved
 from kube_router_py.kernel.ports_frr import Frr
 from kube_router_py.loop import Loop, Outcome
 from kube_router_py.object_key import Key
@@ -130,6 +130,8 @@ class RouteController:
         self._speaker: Speaker | None = None
         self._nodes: set[str] = set()
         self._broken: dict[Key, Problem] = {}
+        # Told how long things took.
+        self.observe: Observe = unobserved
         # Set by whoever ends the agent, before the loop is marked.
         self.is_exiting = False
         # All Services are withdrawn. For any thread.
@@ -151,7 +153,13 @@ class RouteController:
             "controller_bgp_advertised_services": speaker.announced if speaker else 0,
             "controller_bgp_drift_total": speaker.drift if speaker else 0,
             "frr_starts_total": speaker.starts if speaker else 0,
+            "host_routes_synced": self._network.routes if self._network else 0,
         }
+
+    @property
+    def advertisements(self) -> Mapping[str, int]:
+        """What FRR was told to announce and to withdraw, by type. For any thread."""
+        return self._speaker.advertisements if self._speaker else {}
 
     @property
     def neighborhood(self) -> Neighborhood | None:
@@ -195,7 +203,9 @@ class RouteController:
         network.settle(ports.host, ports.overlay, ports.cni, full=full, moved=LINKS in dirty)
         speaker.is_exiting = self.is_exiting
         written = ports.frr.writes
+        began = time.monotonic()
         spoken = speaker.settle(full=full, local=network.around.addresses, now_s=self._clock())
+        self.observe("bgp_internal_peers_sync", time.monotonic() - began)
         if self._programmed is not None:
             self._programmed.pass_on(has_told=ports.frr.writes != written)
         self.is_drained = spoken.is_settled and spoken.stage is Stage.WITHDRAWN

@@ -6,6 +6,7 @@ the daemons are asked what they run, and what differs is put right.
 """
 
 import logging
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -31,10 +32,14 @@ class Synced(Struct, frozen=True):
 
 class FrrSync:
     """One set of daemons. ``drift`` counts commands that put right what others had changed,
-    ``starts`` how often the daemons were started."""
+    ``starts`` how often the daemons were started; ``on_taken`` is told each command that a daemon
+    took."""
 
-    def __init__(self, frr: Frr, node_name: str) -> None:
+    def __init__(
+        self, frr: Frr, node_name: str, on_taken: Callable[[str], None] = lambda command: None
+    ) -> None:
         self._frr = frr
+        self._on_taken = on_taken
         self._node_name = node_name
         self._applied: FrrConfig | None = None
         self._wanted: FrrConfig | None = None
@@ -87,7 +92,10 @@ class FrrSync:
                     f"its file; see its log"
                 )
         self._applied = applied
-        self.starts += opened is Opened.STARTED
+        if opened is Opened.STARTED:
+            self.starts += 1
+            for line in wanted.text("bgpd").splitlines():  # they took these from their files
+                self._on_taken(line.strip())
         return opened
 
     def _change(self, wanted: FrrConfig, *, is_repair: bool) -> tuple[Problem, ...]:
@@ -116,7 +124,11 @@ class FrrSync:
         refused: list[CommandResult] = []
         for batch in batches:
             results = self._frr.apply({batch.daemon: batch.commands})
-            refused += (each for each in results[batch.daemon] if each.is_failed)
+            for each in results[batch.daemon]:
+                if each.is_failed:
+                    refused.append(each)
+                else:
+                    self._on_taken(each.command)
         return refused
 
     def _read(self, wanted: FrrConfig) -> FrrConfig:

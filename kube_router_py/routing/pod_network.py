@@ -6,6 +6,7 @@ entries in the two sets that every node's egress rule looks into and, if it is r
 tunnel, a look at tunnels and routes.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from ipaddress import ip_address
 from typing import Protocol
@@ -15,9 +16,10 @@ from msgspec import Struct, structs
 from kube_router_py.cluster.node import NodeView
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.overlay_ports import Overlay, OverlayPorts
-from kube_router_py.kernel.ports import HostPorts
+from kube_router_py.kernel.ports import HostPorts, Observe, unobserved
 from kube_router_py.problem import Problem
 from kube_router_py.routing.cni import BRIDGE, compile_cni
+from kube_router_py.routing.cni_template import read_template
 from kube_router_py.routing.egress import (
     ClusterSets,
     compile_egress,
@@ -61,7 +63,7 @@ class PodNetwork:
     """Used in the thread of the route controller's loop.
 
     ``has_firewall``: the agent's firewall accepts what is forwarded. ``on_overlay`` is told what
-    stands after each comparison, for whoever listens to the kernel.
+    stands after each comparison, for whoever listens to the kernel; ``observe`` how long it took.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class PodNetwork:
         *,
         has_firewall: bool,
         on_overlay: Callable[[Overlay, Collection[str]], None] = lambda overlay, links: None,
+        observe: Observe = unobserved,
     ) -> None:
+        self._observe = observe
         self._settings = settings
         self._node_name = node_name
         self._has_firewall = has_firewall
@@ -97,6 +101,12 @@ class PodNetwork:
         wrong = {each for found in self._wrong.values() for each in found}
         told = {*self._told, *self._told_of_tunnels}
         return tuple(sorted({*wrong, *self._sets.problems, *told, *self._failed}))
+
+    @property
+    def routes(self) -> int:
+        """How many routes of ours stand, as far as that is known. For any thread."""
+        standing = self._standing
+        return len(standing[0].routes) if standing is not None else 0
 
     @property
     def is_settled(self) -> bool:
@@ -215,7 +225,9 @@ class PodNetwork:
         yield from problems
         overlay.links.ensure_bridge(BRIDGE, mtu)
         cidrs = [each for each in own.pod_cidrs if each.version in self._settings.versions]
-        found = compile_cni(cni.read(), cni.path, self._node_name, cidrs, mtu)
+        text = cni.read()
+        template = read_template(self._settings.cni_conf_template) if text is None else None
+        found = compile_cni(text, cni.path, self._node_name, cidrs, mtu, template)
         yield from found.problems
         if found.text is not None:
             cni.write(found.text)
@@ -232,10 +244,12 @@ class PodNetwork:
         wanted = desired, self.around.names
         if wanted == self._standing:
             return ()
+        began = time.monotonic()
         try:
             failed = apply_overlay(overlay, desired, self._node_name)
         except KernelError as error:
             failed = (Problem(f"Node {self._node_name}", "", str(error)),)
+        self._observe("host_routes_sync", time.monotonic() - began)
         self._standing = None if failed else wanted
         self._on_overlay(*wanted)
         return failed

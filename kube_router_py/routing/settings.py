@@ -83,6 +83,7 @@ class RoutingSettings(Struct, frozen=True, kw_only=True):
 
     enable_cni: bool = True
     cni_conf_file: str = ""
+    cni_conf_template: str = ""
     auto_mtu: bool = True
     enable_overlay: bool = True
     overlay_type: str = "subnet"
@@ -154,6 +155,7 @@ def routing_settings(options: "Options") -> RoutingSettings:
         bfd_port=options.bfd_port,
         enable_cni=options.enable_cni,
         cni_conf_file=options.cni_conf_file,
+        cni_conf_template=options.cni_conf_template,
         auto_mtu=options.auto_mtu,
         enable_overlay=options.enable_overlay,
         overlay_type=options.overlay_type,

@@ -31,6 +31,7 @@ from kube_router_py.routing.model import Address
 from kube_router_py.routing.peers import external_peers, secret_refs
 from kube_router_py.routing.secrets import PasswordSources
 from kube_router_py.routing.settings import RoutingSettings, with_pools
+from kube_router_py.routing.telling import Telling
 from kube_router_py.services import load_balanced
 
 # For Secrets that cannot be asked for at the start, before FRR of an earlier agent loses a session.
@@ -64,8 +65,11 @@ class Speaker:
         self._flags = self._settings = settings
         self._node_name = node_name
         self._passwords = passwords
-        self._sync = FrrSync(frr, node_name)
+        self._sync = FrrSync(frr, node_name, self._count)
+        # What FRR was told, by the types that kube-router counts. For any thread.
+        self.advertisements = dict.fromkeys(("pod-route", "advertise-vip", "withdraw-vip"), 0)
         self._services = Announcements(node_name, settings)
+        self._telling = Telling(self._services.services_at)
         self._members: dict[str, Member] = {}
         # This node as it was last seen: that it is gone for a moment ends no drain.
         self._node: Node | None = None
@@ -93,6 +97,19 @@ class Speaker:
     def announced(self) -> int:
         """How many Service addresses this node announces. For any thread."""
         return self._services.number
+
+    def _count(self, command: str) -> None:
+        """A command that bgpd took; those that announce are ``[no] network PREFIX ...``."""
+        match command.split():
+            case ["network", prefix, *_]:
+                is_pods = self._own is not None and prefix in map(str, self._own.pod_cidrs)
+                self.advertisements["pod-route" if is_pods else "advertise-vip"] += 1
+                if not is_pods:
+                    self._telling.note(prefix, is_announced=True)
+            case ["no", "network", prefix, *_]:
+                if self._own is None or prefix not in map(str, self._own.pod_cidrs):
+                    self.advertisements["withdraw-vip"] += 1
+                    self._telling.note(prefix, is_announced=False)
 
     def services_known(self) -> Set[str]:
         """Keys of the Services that are held; what is not in the cache any more is to be followed
@@ -179,6 +196,7 @@ class Speaker:
         if wanted is None:
             return Spoken(False, tuple(sorted(problems)), wake_s)
         synced = self._sync.sync(wanted, full=full)
+        self._telling.tell()
         waits = [each for each in (wake_s, again_s, synced.wake_after_s) if each is not None]
         return Spoken(
             is_settled=not synced.problems,

@@ -1,0 +1,1 @@
+"""The subcommands: each module reads its arguments and calls what does the work."""

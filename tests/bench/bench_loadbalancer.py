@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-RBAC = Path(__file__).resolve().parents[2] / "manifests/base/rbac.yaml"
+OVERLAY = Path(__file__).resolve().parents[2] / "manifests/overlays/load-balancer"
 FEW = 100
 REPEATS = 5
 
@@ -161,18 +161,19 @@ def run(layout: str, services: int) -> Any:
 
 def serve(services: int, directory: str, ready: Any, stop: Any) -> None:
     """An API server with as many Services that have no address yet."""
-    import yaml
 
     from kube_router_py.lab.apiserver.server import ApiServer
     from kube_router_py.lab.apiserver.store import Store
+    from kube_router_py.lab.manifests import render_kustomization
 
     async def until_stopped() -> None:
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         store = Store(("10.96.0.0/16", "fd00:96::/112"))
         server = ApiServer(store, Path(directory) / "pki", ["127.0.0.1"], port)
-        for document in yaml.safe_load_all(RBAC.read_text()):
-            store.create(f"{document['kind'].lower()}s", document)
+        for document in render_kustomization(OVERLAY):
+            if "Role" in document["kind"] and document["metadata"]["name"] == "kube-router-py":
+                store.create(f"{document['kind'].lower()}s", document)
         for number in range(services):
             made = service(number, ["IPv4"], [])
             made["metadata"] = {"namespace": "default", "name": made["metadata"]["name"]}

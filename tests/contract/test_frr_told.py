@@ -20,7 +20,7 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.kernel.frr import ManagedFrr
 from kube_router_py.observe.health import Health
-from kube_router_py.observe.log import LineFormatter
+from kube_router_py.observe.log import LineFormatter, Prefix
 from kube_router_py.options import parse
 from kube_router_py.routing_part import RoutingPart
 
@@ -59,7 +59,7 @@ class Journal(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(LineFormatter(journal=True, tracebacks=False))
+        self.setFormatter(LineFormatter(prefix=Prefix.PRIORITY, tracebacks=False))
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -166,7 +166,9 @@ def test_a_taken_port_a_bad_annotation_and_the_death_of_frr(world: World, lab: A
         report = world.ready()
         assert not report["ready"]
         assert "router: failing: FRR's daemons" in report["reason"]
-        assert world.journal.says("<4>WARNING loop: problem loop=router Node node1", "port 179")
+        assert world.journal.says(
+            "<4>WARNING loop: problem loop=router object='Node node1'", "port 179"
+        )
         reason, message = world.event()
         assert (reason, "port 179" in message) == ("RoutingProblem", True)
         assert "\nkube_router_frr_up 0\n" in world.metrics()
@@ -180,7 +182,8 @@ def test_a_taken_port_a_bad_annotation_and_the_death_of_frr(world: World, lab: A
     assert (first["field"], second["field"]) == (f"{FIELD}[1].remoteasn", f"{FIELD}[2].password")
     for each in (first, second):
         assert each["reason"].endswith("this router is left out")
-        line = f"<4>WARNING loop: problem loop=router Node node1 {each['field']}: {each['reason']}"
+        what = f"object='Node node1' field={each['field']!r} reason={each['reason']!r}"
+        line = f"<4>WARNING loop: problem loop=router {what}"
         assert line in world.journal.lines
     events = {world.event(), world.event()}
     assert events == {

@@ -123,6 +123,7 @@ def test_what_is_desired_stands_and_stays_as_it_is(place: tuple[OverlayPorts, En
     before = ports.writes
     assert apply_overlay(ports, desired, "a") == ()
     assert ports.writes == before
+    assert (ports.routes.added, ports.routes.removed) == (len(desired.routes), 0)
 
 
 def test_a_tunnel_serves_all_prefixes_of_a_node(place: tuple[OverlayPorts, Encap]) -> None:
@@ -138,6 +139,7 @@ def test_a_tunnel_serves_all_prefixes_of_a_node(place: tuple[OverlayPorts, Encap
     assert apply_overlay(ports, fewer, "a") == ()
     assert standing(ports) == expected(fewer)
     assert len(fewer.routes) == len(desired.routes) - 2
+    assert (ports.routes.added, ports.routes.removed) == (len(desired.routes), 2)
 
 
 @pytest.mark.parametrize("change", [{"port": 5556}, {"mtu": 1380}, {"third": True}])

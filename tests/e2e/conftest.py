@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from kube_router_py.agent_client import ask
 from kube_router_py.lab import sandbox, state
 
 T = TypeVar("T")
@@ -237,6 +238,10 @@ class Cluster:
             while chunk := sock.recv(65536):
                 data += chunk
         return data.partition(b"\r\n\r\n")[2].decode()
+
+    def asked(self, node: str, question: str, words: Object | None = None) -> Object:
+        """What the node's agent answers on its socket."""
+        return ask(str(self.state.agent_socket(node)), question, words)
 
     def ready(self, node: str) -> Object:
         return dict(json.loads(self.page(node, 20244, "/readyz")))

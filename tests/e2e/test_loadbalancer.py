@@ -182,7 +182,7 @@ def outages(cluster: Any, hammer: Any, wanted: list[Any], since: float) -> dict[
 
 def believed(cluster: Any, node: str, address: str) -> tuple[str | None, bool]:
     """Whom a node's status names as the one that announces an address, and whether itself does."""
-    status = json.loads(cluster.page(node, 20244, "/status"))
+    status = cluster.asked(node, "status")
     (found,) = [each for each in status["layer2"]["addresses"] if each["address"] == address]
     return found["owner"], found["answered_here"]
 

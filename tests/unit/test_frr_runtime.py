@@ -14,6 +14,7 @@ from kube_router_py.kernel.frr_log import DaemonLog
 from kube_router_py.kernel.frr_preflight import check_version, lacking_capabilities
 from kube_router_py.kernel.frr_process import Layout, cut_log, start, survivors
 from kube_router_py.kernel.ports_frr import BfdState, Boot, CommandResult, SessionState
+from kube_router_py.observe.log_fields import values
 
 # As FRR 8.4 prints it, shortened.
 _SUMMARY = """{
@@ -142,12 +143,14 @@ def test_logs_are_forwarded_by_line_once_and_without_keys(
     write("2026/11/21 12:42:07 ZEBRA: [X-Y][EC 4043309121] Client 'bgp' encountered an error and\n")
     log.forward()
     assert log.forward() == []
-    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
-        ("DEBUG", "bgpd: bgpd 8.4.4 starting"),
-        ("WARNING", "bgpd: No such command on config line 8: password ***"),
-        ("DEBUG", "bgpd: privs_init"),
-        ("INFO", "bgpd: %ADJCHANGE: neighbor 10.99.0.9 Up"),
-        ("DEBUG", "bgpd: Client 'bgp' encountered an error and"),
+    said = [(each.levelname, *values(each.msg, each.args)) for each in caplog.records]
+    bgpd = ("daemon", "bgpd")
+    assert said == [
+        ("DEBUG", bgpd, ("text", "bgpd 8.4.4 starting")),
+        ("WARNING", bgpd, ("text", "No such command on config line 8: password ***")),
+        ("DEBUG", bgpd, ("text", "privs_init")),
+        ("INFO", bgpd, ("text", "%ADJCHANGE: neighbor 10.99.0.9 Up")),
+        ("DEBUG", bgpd, ("text", "Client 'bgp' encountered an error and")),
     ]
 
 

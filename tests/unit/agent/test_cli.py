@@ -67,7 +67,7 @@ def test_help_goes_to_stdout(argv, word, capsys):
     ("argv", "words"),
     [
         (["rendr"], ["'rendr'", "did you mean render?"]),
-        (["xyzzy"], ["'xyzzy'", "cleanup, explain, lab, render"]),
+        (["xyzzy"], ["'xyzzy'", ", ".join(sorted(cli.COMMANDS))]),
         (["--overlay-type=mesh", "--nonsense"], ["--overlay-type", "--nonsense"]),
         (["version", "now"], ["'now'"]),
         (["cleanup", "--vip-mode=x"], ["--vip-mode"]),
@@ -213,6 +213,7 @@ def test_the_agent_answers_probes_and_ends_on_sigterm(tmp_path):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "kube_router_py", f"--kubeconfig={tmp_path / 'config'}"]
     command += ["--health-addr=127.0.0.1", f"--health-port={port}", "--run-router=false"]
+    command += [f"--agent-socket={tmp_path / 'agent.sock'}"]
     with (tmp_path / "log").open("w") as errors:
         process = subprocess.Popen(command, stderr=errors, cwd=REPOSITORY)
     try:
@@ -283,7 +284,7 @@ def test_rules_of_policies_that_nobody_follows_are_told_at_the_start(monkeypatch
     def refuse(self, wait_s):
         raise PreflightError("far enough")
 
-    monkeypatch.setattr("kube_router_py.agent.log.configure", lambda *_: None)
+    monkeypatch.setattr("kube_router_py.agent.log_targets.configure", lambda *_, **__: None)
     monkeypatch.setattr("kube_router_py.agent.check_capabilities", lambda: None)
     monkeypatch.setattr("kube_router_py.agent.missing_modules", lambda _: ())
     monkeypatch.setattr("kube_router_py.agent.AgentLock.take", refuse)
@@ -298,7 +299,7 @@ def test_daemons_that_nobody_looks_after_are_told_at_the_start(monkeypatch, capl
     def refuse(self, wait_s):
         raise PreflightError("far enough")
 
-    monkeypatch.setattr("kube_router_py.agent.log.configure", lambda *_: None)
+    monkeypatch.setattr("kube_router_py.agent.log_targets.configure", lambda *_, **__: None)
     monkeypatch.setattr("kube_router_py.agent.check_capabilities", lambda: None)
     monkeypatch.setattr("kube_router_py.agent.missing_modules", lambda _: ())
     monkeypatch.setattr("kube_router_py.agent.old_policies", lambda _: "")

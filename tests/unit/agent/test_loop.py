@@ -349,7 +349,7 @@ def test_very_many_problems_are_told_in_few_lines(caplog):
     assert loop.status().problems == ()
     lines = [r.getMessage() for r in caplog.records if "problem" in r.getMessage()]
     assert len(lines) == 42
-    assert sum("more=4980" in line for line in lines) == 2
+    assert sum("count=4980" in line for line in lines) == 2
 
 
 def test_a_change_is_never_settled_before_it_is_applied():

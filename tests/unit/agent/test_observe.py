@@ -16,7 +16,7 @@ from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import Node, ObjectMeta, Service
 from kube_router_py.errors import ConfigurationError
 from kube_router_py.loop_model import LoopStatus
-from kube_router_py.observe import log
+from kube_router_py.observe import log, log_targets
 from kube_router_py.observe.health import Health
 from kube_router_py.observe.serve import Answer, HttpServer
 from kube_router_py.observe.supervisor import notify
@@ -33,12 +33,16 @@ def record(level, message, *arguments, name="kube_router_py.proxy.controller", e
     [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)],
 )
 def test_a_line_for_the_journal_begins_with_its_priority(level, number):
-    line = log.LineFormatter(journal=True, tracebacks=False).format(record(level, "a=%s", 1))
+    line = log.LineFormatter(prefix=log.Prefix.PRIORITY, tracebacks=False).format(
+        record(level, "a=%s", 1)
+    )
     assert line == f"<{number}>{logging.getLevelName(level)} proxy: a=1"
 
 
 def test_elsewhere_a_line_begins_with_its_time():
-    line = log.LineFormatter(journal=False, tracebacks=False).format(record(logging.INFO, "it"))
+    line = log.LineFormatter(prefix=log.Prefix.TIME, tracebacks=False).format(
+        record(logging.INFO, "it")
+    )
     stamp, rest = line.split(" ", 1)
     assert stamp.endswith("Z")
     assert rest == "INFO proxy: it"
@@ -53,7 +57,7 @@ def raised():
 
 def test_an_event_is_one_line_even_with_an_exception():
     error = raised()
-    line = log.LineFormatter(journal=True, tracebacks=False).format(
+    line = log.LineFormatter(prefix=log.Prefix.PRIORITY, tracebacks=False).format(
         record(logging.ERROR, "failed error=%s", error, error=error)
     )
     assert "\n" not in line
@@ -63,7 +67,7 @@ def test_an_event_is_one_line_even_with_an_exception():
 
 def test_what_strangers_write_can_neither_forge_a_line_nor_move_the_cursor():
     evil = "web\n<0>CRITICAL all: is lost\r\x1b[2J\x9b1m\x00\u2028next"
-    line = log.LineFormatter(journal=True, tracebacks=True).format(
+    line = log.LineFormatter(prefix=log.Prefix.PRIORITY, tracebacks=True).format(
         record(logging.WARNING, "problem %s", evil)
     )
     assert line.isprintable()
@@ -73,7 +77,7 @@ def test_what_strangers_write_can_neither_forge_a_line_nor_move_the_cursor():
 
 
 def test_every_line_of_a_traceback_carries_the_priority():
-    text = log.LineFormatter(journal=True, tracebacks=True).format(
+    text = log.LineFormatter(prefix=log.Prefix.PRIORITY, tracebacks=True).format(
         record(logging.ERROR, "failed", error=raised())
     )
     lines = text.split("\n")
@@ -85,11 +89,11 @@ def test_the_journal_is_recognised_by_what_stderr_is(tmp_path):
     with (tmp_path / "stream").open("w") as stream:
         status = os.fstat(stream.fileno())
         there = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        assert log.is_journal(stream, there)
-        assert not log.is_journal(stream, {"JOURNAL_STREAM": "1:2"})
-        assert not log.is_journal(stream, {"JOURNAL_STREAM": "nonsense"})
-        assert not log.is_journal(stream, {})
-    assert not log.is_journal(io.StringIO(), there)
+        assert log_targets.is_journal(stream, there)
+        assert not log_targets.is_journal(stream, {"JOURNAL_STREAM": "1:2"})
+        assert not log_targets.is_journal(stream, {"JOURNAL_STREAM": "nonsense"})
+        assert not log_targets.is_journal(stream, {})
+    assert not log_targets.is_journal(io.StringIO(), there)
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def restored_logging():
 @pytest.mark.parametrize(("verbosity", "seen"), [(0, ["INFO"]), (1, ["INFO", "DEBUG"])])
 def test_verbosity_decides_what_is_told(verbosity, seen):
     stream = io.StringIO()
-    log.configure(verbosity, stream, {})
+    log_targets.configure(verbosity, stream, {})
     logging.getLogger("kube_router_py.loop").info("told")
     logging.getLogger("kube_router_py.loop").debug("detail")
     logging.getLogger("urllib3").info("chatter of a library")

@@ -119,6 +119,8 @@ def test_targets_of_exec(tmp_path: Path) -> None:
         "nsenter",
         f"--net=/proc/{os.getpid()}/root/run/netns/node1",
         "--",
+        "env",
+        f"KUBE_ROUTER_AGENT_SOCKET={tmp_path}/nodes/node1/root/run/kube-router-py/agent.sock",
         "ip",
         "a",
     ]

@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from kube_router_py.lab.container import DEFAULT_CAPABILITIES, ContainerSpec, compile_container
+from kube_router_py.lab.container import (
+    DEFAULT_CAPABILITIES,
+    ContainerSpec,
+    PodContainers,
+    compile_pod,
+)
 from kube_router_py.lab.errors import LabError
 
 Object = dict[str, Any]
@@ -13,8 +18,12 @@ DIRECTORY = Path("/run/lab/nodes/node1")
 
 
 def compile_with(container: Object, **pod: Any) -> ContainerSpec:
+    return compile_all(container, **pod).agent
+
+
+def compile_all(container: Object, **pod: Any) -> PodContainers:
     spec = {"hostNetwork": True, "containers": [{"name": "c", **container}], **pod}
-    return compile_container(
+    return compile_pod(
         spec,
         facts={"spec.nodeName": "node1", "status.podIP": "10.10.0.11"},
         directory=DIRECTORY,
@@ -98,6 +107,12 @@ def test_volumes_are_per_node_but_for_what_one_kernel_shares() -> None:
         ({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {}}}]}, {}, "secretKeyRef"),
         ({"envFrom": [{"configMapRef": {"name": "missing"}}]}, {}, "missing"),
         ({}, {"hostNetwork": False}, "hostNetwork"),
+        ({}, {"initContainers": [{"name": "side", "restartPolicy": "Always"}]}, "restartPolicy"),
+        (
+            {},
+            {"initContainers": [{"name": "i", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}]},
+            "not declared",
+        ),
     ],
 )
 def test_what_it_does_not_know_is_refused_by_name(
@@ -105,3 +120,21 @@ def test_what_it_does_not_know_is_refused_by_name(
 ) -> None:
     with pytest.raises(LabError, match=named):
         compile_with(container, **pod)
+
+
+def test_init_containers_are_containers_of_their_own() -> None:
+    first = {
+        "name": "install-cni",
+        "args": ["install-cni", "--to=/host/opt/cni/bin"],
+        "securityContext": {"capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "cni-bin", "mountPath": "/host/opt/cni/bin"}],
+    }
+    volumes = [{"name": "cni-bin", "hostPath": {"path": "/opt/cni/bin"}}]
+    second = {"name": "second", "args": ["doctor"]}
+    found = compile_all({"args": ["-v=0"]}, initContainers=[first, second], volumes=volumes)
+    assert [spec.name for spec in (*found.init, found.agent)] == ["install-cni", "second", "c"]
+    assert found.init[0].argv == ("/bin/kube-router-py", "install-cni", "--to=/host/opt/cni/bin")
+    assert found.init[0].capabilities == ()
+    assert [volume.target for volume in found.init[0].volumes] == ["/host/opt/cni/bin"]
+    assert found.init[1].volumes == found.agent.volumes == ()
+    assert found.init[1].argv == ("/bin/kube-router-py", "doctor")

@@ -41,6 +41,14 @@ def test_rendering_equals_kubectl_kustomize(name: str, recent_kubectl: str) -> N
     expected = by_key(list(yaml.safe_load_all(done.stdout)))
     rendered = by_key(render_kustomization(MANIFESTS / name))
     assert without_order(rendered) == without_order(expected)
+    assert init_containers(rendered) == init_containers(expected)
+
+
+def init_containers(objects: dict[tuple[str, str], Any]) -> list[str]:
+    """Their names in the order in which they run."""
+    (daemon_set,) = [obj for (kind, _), obj in objects.items() if kind == "DaemonSet"]
+    found = daemon_set["spec"]["template"]["spec"].get("initContainers") or []
+    return [each["name"] for each in found]
 
 
 KUSTOMIZATION = {

@@ -42,6 +42,8 @@ def run(tmp_path: Path, paths: list[str], **changes: Any) -> dict[str, Any]:
         return {"source": str(tmp_path / source), "target": target, "read_only": read_only}
 
     spec = {
+        "name": "probe",
+        "image": "/",
         "root": str(tmp_path / "root"),
         "netns": "/proc/self/ns/net",
         "argv": [sys.executable, "-c", PROBE % paths],
@@ -59,7 +61,7 @@ def run(tmp_path: Path, paths: list[str], **changes: Any) -> dict[str, Any]:
         **changes,
     }
     file = tmp_path / "spec.json"
-    file.write_text(json.dumps(spec))
+    file.write_text(json.dumps([spec]))
     argv = [sys.executable, "-I", "-S", str(sandbox.__file__), str(file)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -95,3 +97,80 @@ def test_a_restart_finds_its_volume_as_it_left_it(tmp_path: Path) -> None:
     run(tmp_path, ["/tmp/kept"])
     assert run(tmp_path, ["/tmp/kept"])["written"] == {"/tmp/kept": "written"}
     assert (tmp_path / "volume" / "kept").exists()
+
+
+def chain(tmp_path: Path, *programs: str, again: bool = False) -> subprocess.CompletedProcess[str]:
+    """Init containers and the container after them, each a line of Python in a root of its own."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "volume").mkdir()
+    specs = [
+        {
+            "name": f"container{number}",
+            "image": "/",
+            "root": str(tmp_path / "root"),
+            "netns": "/proc/self/ns/net",
+            "argv": [sys.executable, "-c", program],
+            "env": {"PATH": "/usr/bin:/bin"},
+            "mounts": [{"source": str(tmp_path / "volume"), "target": "/tmp", "read_only": False}],
+            "keep": [sys.prefix, sys.base_prefix],
+            "capabilities": ["NET_ADMIN"] if number else [],
+            "read_only_sysctl": True,
+            "no_new_privileges": True,
+        }
+        for number, program in enumerate(programs)
+    ]
+    file = tmp_path / "specs.json"
+    file.write_text(json.dumps(specs))
+    argv = [sys.executable, "-I", "-S", str(sandbox.__file__), str(file)]
+    argv += ["again"] if again else []
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+HELD = "open('/tmp/%s', 'w').write(open('/proc/self/status').read().split('CapEff:')[1].split()[0])"
+
+
+def test_init_containers_come_first_and_with_capabilities_of_their_own(tmp_path: Path) -> None:
+    done = chain(tmp_path, HELD % "init", "print(open('/tmp/init').read());" + HELD % "agent")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout, 16) == 0
+    held = int((tmp_path / "volume" / "agent").read_text(), 16)
+    assert held == 1 << sandbox.CAPABILITIES.index("NET_ADMIN")
+
+
+def test_a_container_that_is_started_again_has_no_init_containers(tmp_path: Path) -> None:
+    done = chain(tmp_path, "print('first')", "print('second')", again=True)
+    assert (done.returncode, done.stdout) == (0, "second\n"), done.stderr
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)"])
+def test_after_an_init_container_that_fails_there_is_nothing(tmp_path: Path, program: str) -> None:
+    done = chain(tmp_path, program, "print('the agent')")
+    assert done.returncode == 1
+    assert "init container container0 failed with exit code" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_root_may_be_that_of_an_image(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    for name in ("etc", "usr", "proc", "dev", "run", "tmp", "sys"):
+        (image / name).mkdir(parents=True)
+    for name in ("lib", "lib64"):
+        (image / name).symlink_to(f"usr/{name}")
+    (image / "etc" / "only-here").write_text("text")
+    changes = {
+        "image": str(image),
+        "argv": [sys.executable, "-c", SHOWN],
+        "keep": ["/usr", sys.prefix, sys.base_prefix],  # the interpreter and its libraries
+    }
+    found = run(tmp_path, [], **changes)
+    assert found == {"etc": ["made-for-this-test", "only-here"], "is_proc": True, "null": True}
+
+
+SHOWN = """\
+import json, os
+print(json.dumps({
+    "etc": sorted(os.listdir("/etc")),
+    "is_proc": os.path.exists("/proc/self/status"),
+    "null": os.path.exists("/dev/null"),
+}))
+"""

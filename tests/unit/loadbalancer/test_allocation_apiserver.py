@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kube_router_py.address_pool_config import CONFIG_MAP, PoolSettings
 from kube_router_py.cluster.client import Client, RefusedError, connect
 from kube_router_py.lab.apiserver.server import ApiServer
 from kube_router_py.lab.apiserver.status import StatusError
 from kube_router_py.lab.apiserver.store import Store
+from kube_router_py.lab.manifests import render_kustomization
 from kube_router_py.loadbalancer.election import LEASE
 from kube_router_py.options import parse
 from kube_router_py.pool_book import PoolBook
@@ -32,7 +32,7 @@ from kube_router_py.pool_source import PoolSource
 pytestmark = pytest.mark.timeout(300)
 
 AGENT = Path(__file__).with_name("allocating_agent.py")
-RBAC = Path(__file__).parents[3] / "manifests/base/rbac.yaml"
+OVERLAY = Path(__file__).parents[3] / "manifests/overlays/load-balancer"
 DEADLINE_S = 60.0
 MANY = 500
 RESOURCES = {
@@ -113,8 +113,9 @@ class Cluster:
         self.status_writes = 0
         self._patch = self.store.patch
         self.store.patch = self._count_patch  # type: ignore[method-assign]
-        for document in yaml.safe_load_all(RBAC.read_text()):
-            self.call(self.store.create, RESOURCES[document["kind"]], document)
+        for document in render_kustomization(OVERLAY):
+            if "Role" in document["kind"] and document["metadata"]["name"] == "kube-router-py":
+                self.call(self.store.create, RESOURCES[document["kind"]], document)
         self.call(self.server.start, [self.socket])
 
     def _count_patch(self, resource: str, *args: Any, **how: Any) -> Any:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kube_router_py.address_pool_config import pool_settings
 from kube_router_py.address_pools import Address
@@ -25,6 +24,7 @@ from kube_router_py.kernel.fake_neighbors import FakeResponder, FakeSegment
 from kube_router_py.kernel.neighbor_ports import OnClaim
 from kube_router_py.lab.apiserver.server import ApiServer
 from kube_router_py.lab.apiserver.store import Store
+from kube_router_py.lab.manifests import render_kustomization
 from kube_router_py.layer2_part import Layer2Part
 from kube_router_py.loadbalancer import leases
 from kube_router_py.loadbalancer.announcer import KINDS
@@ -32,7 +32,7 @@ from kube_router_py.options import parse
 from kube_router_py.pool_book import Past, PoolBook
 from kube_router_py.served import Served
 
-RBAC = Path(__file__).parents[3] / "manifests/base/rbac.yaml"
+OVERLAY = Path(__file__).parents[3] / "manifests/overlays/load-balancer"
 DEADLINE_S = 60.0
 NAMESPACE = "kube-system"
 SECRET = "kube-router-py-heartbeat"
@@ -78,8 +78,9 @@ class Cluster:
         self.heartbeat_port = free_udp_port()
         self.segment = FakeSegment()
         self.agents: dict[str, Agent] = {}
-        for document in yaml.safe_load_all(RBAC.read_text()):
-            self.call(self.store.create, RESOURCES[document["kind"]], document)
+        for document in render_kustomization(OVERLAY):
+            if "Role" in document["kind"] and document["metadata"]["name"] == "kube-router-py":
+                self.call(self.store.create, RESOURCES[document["kind"]], document)
         self.call(self.server.start, [self.socket])
         for name, address in NODES.items():
             status = {"addresses": [{"type": "InternalIP", "address": address}]}

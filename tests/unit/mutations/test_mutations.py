@@ -37,6 +37,7 @@ _FILES = {
     "firewall": "tests/unit/firewall/test_firewall_controller.py",
     "trace": "tests/unit/firewall/test_render_trace.py",
     "steps": "tests/unit/firewall/test_transitions.py",
+    "audit": "tests/unit/firewall/test_audit.py",
     "names": "tests/unit/firewall/test_claims.py",
     "reused": "tests/unit/firewall/test_reused_addresses.py",
     "addresses": "tests/unit/loadbalancer/test_allocate.py",
@@ -70,6 +71,8 @@ _INDEXES = "cluster/indexes.py"
 _FW = "firewall/controller.py"
 _FW_DESIRED = "firewall/desired.py"
 _FW_APPLY = "firewall/apply.py"
+_HOLDING = "firewall/holding.py"
+_FRAME = "firewall/frame.py"
 _OWNERS = "firewall/owners.py"
 _REUSED = "firewall/reused.py"
 _WAYS = "firewall/dispatch.py"
@@ -648,7 +651,7 @@ MUTANTS = (
     ),
     Mutant(
         _FW,
-        "self._desired.put_namespace(name, (found.metadata.labels or {}) if found else None)",
+        "self._desired.put_namespace(name, compile_namespace(found) if found else None)",
         "pass",
         ("firewall test_each_kind_of_object_is_followed",),
     ),
@@ -690,8 +693,8 @@ MUTANTS = (
     ),
     Mutant(
         _FW,
-        "self._cache.list(Pod)",
-        "()",
+        "for x in self._cache.list(Pod)",
+        "for x in ()",
         ("firewall test_another_agent_adopts_all_and_writes_nothing",),
     ),
     Mutant(
@@ -854,38 +857,38 @@ MUTANTS = (
     ),
     # --- the firewall: what follows from what changed --------------------------------------------
     Mutant(
-        _FW_DESIRED,
-        "if local is not None or key in self._local:",
-        "if local is not None:",
+        _HOLDING,
+        "if self._pods.pop(key, None) is None:",
+        "if True:",
         _FOLLOWS,
     ),
     Mutant(
-        _FW_DESIRED,
-        "            self._dirty_pods.add(key)\n        self._queued",
-        "        self._queued",
-        _FOLLOWS,
-    ),
-    Mutant(
-        _FW_DESIRED,
-        "self._dirty_pods.update(self._targets.members(old.target))",
+        _HOLDING,
+        "self._dirty.add(key)",
         "pass",
         _FOLLOWS,
     ),
     Mutant(
-        _FW_DESIRED,
+        _HOLDING,
+        "self._dirty.update(self._targets.members(old.target))",
+        "pass",
+        _FOLLOWS,
+    ),
+    Mutant(
+        _HOLDING,
         "self._targets.remove(old.target)",
         "pass",
         _FOLLOWS,
     ),
     Mutant(
-        _FW_DESIRED,
+        _HOLDING,
         "users.discard(key)",
         "pass",
         _FOLLOWS,
     ),
     Mutant(
-        _FW_DESIRED,
-        "self._dirty_pods.update(self._targets.members(policy.target))",
+        _HOLDING,
+        "self._dirty.update(self._targets.members(policy.target))",
         "pass",
         _FOLLOWS,
     ),
@@ -915,15 +918,69 @@ MUTANTS = (
     ),
     Mutant(
         _FW_DESIRED,
-        "change(local_pods(family), facts.addresses.get(family, ()))",
+        "change(local_pods(family), addresses)",
         "pass",
         ("steps test_with_default_deny_a_new_pod_is_refused_until_all_stands",),
     ),
     Mutant(
         _FW_DESIRED,
-        "change(isolated_pods(direction, family), facts.addresses.get(family, ()))",
+        "change(held(direction, family), addresses)",
         "pass",
         _VERDICTS,
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "held = audited_pods if hold.is_audited else isolated_pods",
+        "held = isolated_pods",
+        ("audit test_nothing_is_refused_to_an_audited_pod_by_other_rules",),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "if hold.is_audited and target != chain:",
+        "if False:",
+        ("audit test_an_audited_pod_without_its_chain_stays_open",),
+    ),
+    Mutant(
+        _FW_DESIRED,
+        "pod_rules(*named, is_audited=hold.is_audited)",
+        "pod_rules(*named)",
+        ("audit test_who_is_admitted_and_of_whom_it_is_told",),
+    ),
+    Mutant(
+        _HOLDING,
+        "for target in self._left_to.get(name, ()):",
+        "for target in ():",
+        ("audit test_an_annotation_is_followed_both_ways",),
+    ),
+    Mutant(
+        _HOLDING,
+        "self._leave(old, old.target, -1)",
+        "pass",
+        ("audit test_a_namespace_forgets_policies_that_are_gone",),
+    ),
+    Mutant(
+        _HOLDING,
+        "self._leave(policy, policy.target, 1)",
+        "pass",
+        ("audit test_an_annotation_is_followed_both_ways",),
+    ),
+    Mutant(
+        _HOLDING,
+        "if not self.is_audited(key):",
+        "if True:",
+        ("audit test_who_is_admitted_and_of_whom_it_is_told",),
+    ),
+    Mutant(
+        _HOLDING,
+        "enforced |= directions",
+        "enforced |= {*Direction}",
+        ("audit test_each_direction_is_audited_by_itself",),
+    ),
+    Mutant(
+        _FRAME,
+        'f"{_among(audited, direction)} {once} {enters}"',
+        'f"{_among(audited, direction)} {enters}"',
+        ("audit test_an_audited_pod_opens_nothing_for_another_of_its_address",),
     ),
     Mutant(
         _FW_DESIRED,
@@ -1029,8 +1086,8 @@ MUTANTS = (
     ),
     Mutant(
         _FW_DESIRED,
-        " | freed, set()",
-        ", set()",
+        "sorted(self._holding.take_dirty() | freed)",
+        "sorted(self._holding.take_dirty())",
         ("names test_a_second_pod_of_one_chain_is_refused_until_the_first_goes",),
     ),
     # --- the firewall: the order of the steps ----------------------------------------------------
@@ -1123,6 +1180,12 @@ MUTANTS = (
         "            if _is_last(spec):\n                if delta.remove:",
         "            if False:\n                if delta.remove:",
         _FOLLOWS,
+    ),
+    Mutant(
+        _FW_APPLY,
+        " or spec in staying:",
+        ":",
+        ("audit test_a_pod_is_refused_though_it_is_not_told_among_the_isolated",),
     ),
     Mutant(
         _FW_APPLY,

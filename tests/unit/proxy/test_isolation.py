@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.cluster.objects import (
     LabelSelector,
     LabelSelectorRequirement,
+    Namespace,
     NetworkPolicy,
     NetworkPolicySpec,
     ObjectMeta,
@@ -15,7 +17,8 @@ from kube_router_py.cluster.objects import (
     PodSpec,
 )
 from kube_router_py.cluster.selectors import matches
-from kube_router_py.proxy.isolation import Isolation, isolates_for_ingress
+from kube_router_py.proxy.isolating import isolates_for_ingress
+from kube_router_py.proxy.isolation import Isolation
 
 
 def where(key: str, operator: str, *values: str) -> LabelSelector:
@@ -103,3 +106,53 @@ def test_what_is_not_known_counts_as_isolated_and_changes_are_told() -> None:
     cache.put(Pod, pod(app="db"))
     assert marked == ["dsr", "dsr"]
     assert isolation.is_isolated("uid-a")
+
+
+def audited(each: Any, value: str | None) -> Any:
+    annotations = None if value is None else {"kube-router.io/audit": value}
+    return structs.replace(each, metadata=structs.replace(each.metadata, annotations=annotations))
+
+
+def test_an_audited_policy_isolates_nobody() -> None:
+    cache, marked = Cache((Pod, NetworkPolicy, Namespace)), []
+
+    class Loop:
+        def mark(self, keys: Any) -> None:
+            marked.extend(keys)
+
+    cache.put(Pod, pod(app="web"))
+    cache.replace(NetworkPolicy, [policy(LabelSelector())], "1")
+    isolation = Isolation(cache, cache, "node1", cache)
+    isolation.subscribe(Loop(), ("dsr",))
+    # Enforced by somebody else, who knows no audit.
+    elsewhere = Isolation(cache, cache, "node1")
+    for of_policy, of_space, is_isolated in (
+        (None, None, True),
+        ("true", None, False),
+        ("true", "false", False),
+        (None, "true", False),
+        (None, "True", True),
+        ("false", "true", True),
+        ("yes", "true", True),
+    ):
+        cache.put(NetworkPolicy, audited(policy(LabelSelector()), of_policy))
+        cache.put(Namespace, audited(Namespace(ObjectMeta("default")), of_space))
+        assert isolation.is_isolated("uid-a") is is_isolated, (of_policy, of_space)
+        assert elsewhere.is_isolated("uid-a")
+    # Beside one that is enforced it is none the less isolated.
+    cache.put(Namespace, audited(Namespace(ObjectMeta("default")), "true"))
+    cache.put(NetworkPolicy, policy(LabelSelector()))
+    marked.clear()
+    strict = structs.replace(policy(LabelSelector()), metadata=ObjectMeta("q", "default"))
+    cache.put(NetworkPolicy, audited(strict, "false"))
+    assert isolation.is_isolated("uid-a")
+    assert marked == ["dsr"]
+    cache.delete(NetworkPolicy, "default/q")
+    assert not isolation.is_isolated("uid-a")
+    marked.clear()
+    cache.put(Namespace, Namespace(ObjectMeta("default", labels={"a": "b"})))
+    assert marked == ["dsr"]
+    assert isolation.is_isolated("uid-a")
+    # Of a Namespace only that matters.
+    cache.put(Namespace, Namespace(ObjectMeta("default", labels={"a": "c"})))
+    assert marked == ["dsr"]

@@ -16,6 +16,7 @@ from kube_router_py.cluster.objects import EndpointPort, EndpointSlice, Node, Se
 from kube_router_py.errors import StateUnknownError
 from kube_router_py.kernel.ports import NodeAddress
 from kube_router_py.loop import Outcome
+from kube_router_py.observe.log_fields import values
 from kube_router_py.problem import Problem
 from kube_router_py.proxy import controller
 from kube_router_py.proxy.controller import ServiceProxy
@@ -189,14 +190,53 @@ def test_drift_is_repaired_and_told(rig: Rig, caplog: pytest.LogCaptureFixture) 
         rig.turn(full=True)
     assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.1.2": 1}, "TCP 10.96.0.53:80": {}}
     assert rig.vips() == {"10.96.0.10", "10.96.0.53"}
-    told = [record.getMessage() for record in caplog.records]
-    assert [line.split(" scheduler")[0].split(",")[0] for line in told] == [
-        "repaired: add virtual server TCP 10.96.0.53:80",
-        "repaired: set virtual server TCP 10.96.0.10:80",
-        "repaired: set real server TCP 10.96.0.10:80 -> 10.244.1.2:8080 weight 1",
-        "repaired: put address 10.96.0.53",
-        "removed: TCP 10.96.9.9:80 (scheduler rr)",
+    told = [values(record.msg, record.args) for record in caplog.records]
+    assert told == [
+        [("service", "default/dns"), ("what", "add virtual server TCP 10.96.0.53:80 scheduler rr")],
+        [("service", "default/web"), ("what", "set virtual server TCP 10.96.0.10:80 scheduler rr")],
+        [
+            ("service", "default/web"),
+            ("what", "set real server TCP 10.96.0.10:80 -> 10.244.1.2:8080 weight 1"),
+        ],
+        [("service", "default/dns"), ("what", "put address 10.96.0.53")],
+        [("what", "TCP 10.96.9.9:80 (scheduler rr)")],
     ]
+
+
+def test_each_service_has_its_story_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """From the first virtual server to the last, the backends at -v=1 only."""
+    rig.put(rig.make.service("dns", ("10.96.0.53",)))
+    rig.turn(full=True)
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()
+
+    def told() -> list[tuple[str, list[tuple[str, str]]]]:
+        lines = [each for each in caplog.records if each.name.endswith(".telling")]
+        caplog.clear()
+        found = [(each.levelname, values(each.msg, each.args)) for each in lines]
+        return [each for each in found if each[1][0][0] == "service"]
+
+    def story(level: str, what: str) -> list[tuple[str, list[tuple[str, str]]]]:
+        return [(level, [("service", "default/web"), ("what", what)])]
+
+    rig.put(rig.make.service())
+    rig.turn()
+    assert told() == story("INFO", "add virtual server TCP 10.96.0.10:80 scheduler rr")
+    rig.put(rig.make.slice("10.244.1.2"))
+    rig.turn()
+    added = "add real server TCP 10.96.0.10:80 -> 10.244.1.2:8080 weight 1"
+    assert told() == story("DEBUG", added)
+    rig.cache.delete(EndpointSlice, "default/web-1")
+    rig.cache.delete(Service, "default/web")
+    rig.turn()
+    (gone,) = told()
+    assert gone[0] == "INFO"
+    assert gone[1][0] == ("service", "default/web")
+    assert gone[1][1][1].endswith("delete virtual server TCP 10.96.0.10:80")
+    for number in range(30):
+        rig.put(rig.make.service(f"s{number}", (f"10.96.1.{number}",)))
+    rig.turn()
+    assert [level for level, _ in told()] == ["INFO"] * 20 + ["DEBUG"] * 10
 
 
 def test_every_removed_stranger_is_named_and_repairs_are_counted(
@@ -214,8 +254,8 @@ def test_every_removed_stranger_is_named_and_repairs_are_counted(
     caplog.clear()
     rig.turn(full=True)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "repaired: 10 more" in told
-    removed = [line for line in told if line.startswith("removed: ")]
+    assert "repaired more that others had changed count=10" in told
+    removed = [line for line in told if line.startswith("removed what no Service asked for")]
     assert len(removed) == 3
     text = "".join(removed)
     assert all(f"TCP 10.99.0.{number}:80 " in text for number in range(1, 121))
@@ -585,8 +625,8 @@ def test_foreign_changes_that_an_incremental_turn_meets_are_repaired_and_told(
         "TCP 10.96.0.2:80": {"10.244.2.2": 1, "10.244.2.3": 1},
     }
     told = "\n".join(record.getMessage() for record in caplog.records)
-    assert "repaired: add virtual server TCP 10.96.0.10:80" in told
-    assert "repaired: set real server TCP 10.96.0.2:80 -> 10.244.2.2:8080 weight 1" in told
+    assert "service=default/web what='add virtual server TCP 10.96.0.10:80" in told
+    assert "what='set real server TCP 10.96.0.2:80 -> 10.244.2.2:8080 weight 1'" in told
 
 
 def test_what_was_in_flight_when_replies_were_lost_is_no_repair(
@@ -603,7 +643,8 @@ def test_what_was_in_flight_when_replies_were_lost_is_no_repair(
     caplog.clear()
     assert rig.turn(full=True).failed == frozenset()
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told == ["repaired: add virtual server TCP 10.96.0.3:80 scheduler rr"]
+    what = "service=default/c what='add virtual server TCP 10.96.0.3:80 scheduler rr'"
+    assert told == [f"repaired what others had changed {what}"]
 
 
 @pytest.mark.parametrize("what", ["Node", "address"])

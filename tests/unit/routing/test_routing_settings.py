@@ -23,6 +23,7 @@ NOT_COMPILED = {
 }
 OTHER = {
     "cni-conf-file": "/etc/cni/other.conf",
+    "cni-conf-template": "/etc/cni/template.conf",
     "overlay-type": "full",
     "overlay-encap": "fou",
     "cluster-asn": "64999",

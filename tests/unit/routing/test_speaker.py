@@ -11,6 +11,7 @@ from kube_router_py.cluster.objects import EndpointSlice, Node, Service
 from kube_router_py.errors import ApiError, KubeRouterError
 from kube_router_py.kernel.fake_frr import FakeDaemons, FakeFrr
 from kube_router_py.kernel.ports_frr import CommandResult
+from kube_router_py.observe.log_fields import values
 from kube_router_py.routing.model import GracefulRestart
 from kube_router_py.routing.passwords import SecretRef
 from kube_router_py.routing.secrets import PasswordSources
@@ -90,6 +91,24 @@ def test_nodes_routers_and_services_are_spoken_of(world: World, make: Any) -> No
     assert "network 10.96.0.10/32 route-map" in world.bgpd()
 
 
+def test_what_frr_is_told_to_announce_is_counted_by_what_it_is(world: World, make: Any) -> None:
+    def told() -> tuple[int, int, int]:
+        found = world.speaker.advertisements
+        return found["pod-route"], found["advertise-vip"], found["withdraw-vip"]
+
+    world.put(make.service(ips=["10.96.0.10"]))
+    world.settle(full=True)
+    assert told() == (1, 1, 0), "daemons that are started take it from their files"
+    world.settle(full=True)
+    assert told() == (1, 1, 0)
+    world.put(make.service(ips=["10.96.0.11"]))
+    world.settle()
+    assert told() == (1, 2, 1)
+    world.delete(Service, "default/web")
+    world.settle()
+    assert told() == (1, 2, 2)
+
+
 def test_changes_take_effect_without_a_restart(world: World, make: Any) -> None:
     world.settle(full=True)
     world.put(make.service(ips=["10.96.0.10"]))
@@ -104,6 +123,35 @@ def test_changes_take_effect_without_a_restart(world: World, make: Any) -> None:
     assert "10.96.0.10" not in world.bgpd()
     assert len(world.daemons.boots) == 1
     assert world.speaker.services_known() == set()
+
+
+def test_what_frr_announces_is_told_with_the_services(
+    world: World, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kube_router_py.routing.telling")
+
+    def told() -> list[list[tuple[str, str]]]:
+        lines = [record for record in caplog.records if record.name.endswith(".telling")]
+        caplog.clear()
+        return [values(each.msg, each.args) for each in lines]
+
+    world.settle(full=True)
+    assert told() == []  # the pods of the node, no Service
+    world.put(make.service(ips=["10.96.0.10"]))
+    world.put(make.service("dns", ips=["10.96.0.53"]))
+    world.settle()
+    first = [("address", "10.96.0.10"), ("services", "default/web")]
+    assert told() == [first, [("address", "10.96.0.53"), ("services", "default/dns")]]
+    world.settle(full=True)
+    assert told() == []
+    world.delete(Service, "default/web")
+    world.settle()
+    assert told() == [first]
+    for number in range(30):
+        world.put(make.service(f"s{number}", ips=[f"10.96.1.{number}"]))
+    world.settle()
+    lines = told()
+    assert (len(lines), lines[-1]) == (21, [("count", "10")])
 
 
 def test_this_node_missing_for_a_moment_changes_nothing(world: World, make: Any) -> None:

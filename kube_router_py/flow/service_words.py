@@ -39,9 +39,8 @@ def why_no_address(
     parsed = parse_address(text)
     if parsed is None or Vip(*parsed) in compiled.vips:
         return ""
-    for problem in compiled.problems:
-        if text in problem.reason.split()[:1]:
-            return problem.reason
+    if reason := why_refused(text, compiled):
+        return reason
     if parsed[0] not in options.families:
         name = FAMILY_NAMES[parsed[0]]
         return f"{text} is not served: --enable-{name.lower()}=false"
@@ -54,6 +53,14 @@ def why_no_address(
     if service.spec.type != "LoadBalancer":
         return f"{text} is not served: the Service is not of type LoadBalancer"
     return f"{text} is not served: its ipMode is Proxy, the load balancer itself sends to nodes"
+
+
+def why_refused(text: str, compiled: CompiledService) -> str:
+    """Why nobody here may have this address, or ``""``: flags and pools do not allow it."""
+    for problem in compiled.problems:
+        if text in problem.reason.split()[:1]:
+            return problem.reason
+    return ""
 
 
 def kind_at(service: Service, text: str) -> Kind:

@@ -18,6 +18,7 @@ from kube_router_py.flow.service_words import (
     ports_of,
     server_of,
     why_no_address,
+    why_refused,
 )
 from kube_router_py.policy_audit import asked_audit
 from kube_router_py.proxy.compile import CompiledService, compile_service
@@ -53,7 +54,8 @@ class Group(Struct, frozen=True):
 
 class Met(Struct, frozen=True):
     """A Service whose address a flow is for. ``state`` is what stands behind ``server``, None where
-    nothing does; ``is_passed_on``: the packets go on as if there were no such Service."""
+    nothing does; ``is_passed_on``: the packets go on as if there were no such Service;
+    ``is_refused``: and no node may have the address."""
 
     step: ServiceStep
     service: Service
@@ -64,6 +66,7 @@ class Met(Struct, frozen=True):
     state: VirtualServerState | None = None
     is_ours: bool = True
     is_passed_on: bool = False
+    is_refused: bool = False
 
     @property
     def direct(self) -> DirectServer | None:
@@ -283,6 +286,8 @@ class NodeServices:
         reason = self._why_not(service, text, server, protocol, group, owner)
         is_ours = not self._other_proxy(service)
         is_refusing = is_vip and owner is None and is_ours
+        is_passed_on = not is_vip and owner is None
+        is_of_a_node = text in self._names.node_at or (server.family, server.address) in self._live
         step = ServiceStep(
             key=key,
             port=port.port if port else server.port,
@@ -301,8 +306,12 @@ class NodeServices:
             group=group,
             kind=kind,
             port=port,
-            is_passed_on=not is_vip and owner is None,
             is_ours=is_ours,
+            is_passed_on=is_passed_on,
+            is_refused=is_passed_on
+            and is_ours
+            and not is_of_a_node
+            and bool(why_refused(text, group.plain[key])),
         )
 
     def _why_not(

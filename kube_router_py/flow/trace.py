@@ -195,6 +195,8 @@ class Tracer:
             outcome, reason = outcome_of_path(path, "it")
             if outcome == "allowed":
                 reason = f"not served: {step.why_not}; packets go on as they are"
+                # They leave the node, to no node of this cluster.
+                outcome = "unreachable" if met.is_refused else outcome
             return self._trace(
                 question, ends, node, outcome, reason, notes, service=step, path=path
             )

@@ -56,14 +56,14 @@ def test_every_sort_of_address(target: str, port: int, kind: str, world: Any) ->
 @pytest.mark.parametrize(
     ("target", "port", "flags", "service", "reason", "outcome"),
     [
-        # Of an address that nobody may have, packets go on as they are.
+        # No node may have the address: packets go on as they are, to nobody of this cluster.
         (
             "203.0.113.1",
             80,
             (),
             {"externalIPs": ["203.0.113.1"]},
             "203.0.113.1 is refused: it lies in no --service-external-ip-range",
-            "allowed",
+            "unreachable",
         ),
         (
             "198.51.100.1",
@@ -71,7 +71,7 @@ def test_every_sort_of_address(target: str, port: int, kind: str, world: Any) ->
             (),
             {"type": "LoadBalancer", "ingress": [{"ip": "198.51.100.1"}]},
             "198.51.100.1 is refused: it lies in no --loadbalancer-ip-range",
-            "allowed",
+            "unreachable",
         ),
         (
             "198.51.100.1",
@@ -144,8 +144,16 @@ def test_why_it_is_not_served(
     assert trace.service.server is None
     assert trace.service.why_not.startswith(reason)
     assert trace.outcome == outcome
-    assert (trace.path is not None) == (outcome == "allowed")
+    assert (trace.path is not None) == (outcome == "allowed" or "is refused" in reason)
     assert trace.backends == ()
+
+
+def test_a_refused_external_ip_that_is_another_nodes(world: Any) -> None:
+    """Packets get to that node, which is somebody."""
+    world.served(externalIPs=["192.168.1.2"])
+    trace = world.trace("x/client", "192.168.1.2", 80)
+    assert (trace.service.key, trace.outcome) == ("x/web", "allowed")
+    assert "is refused" in trace.reason
 
 
 def test_an_external_ip_that_is_the_nodes_own(world: Any) -> None:

@@ -353,10 +353,11 @@ class Agent:
         deadline = time.monotonic() + _STOP_REFLECTORS_S
         for reflector in self._reflectors:
             reflector.stop(max(0.0, deadline - time.monotonic()))
-        self._parts.stop()
+        # Who asks for them must not find parts that are closed.
         self._socket.stop()
         if self._cluster_status is not None:
             self._cluster_status.stop()
+        self._parts.stop()
         for server in self.servers:
             server.stop()
         self.client.close()

@@ -2,13 +2,14 @@
 
 The Lease ``kube-router-py-status-NODE``, in the agents' namespace (``lease_name`` where that is too
 long), has a summary of less than a kilobyte in the annotation ``kube-router.io/status`` and goes
-with its Node. A summary that is like the one before is written again every tenth time, so that a
+with its Node. A summary that is like the one before is written again every third time, so that a
 node which is silent can be told from one where nothing happens: for 1,000 nodes and 60 s between
-summaries that is less than two writes a second while nothing happens, and 17 at most.
+summaries that is less than six writes a second while nothing happens, and 17 at most.
 """
 
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 NAME_PREFIX = "kube-router-py-status-"
 LABEL, LABEL_VALUE = "app.kubernetes.io/component", "kube-router-py-status"
 ANNOTATION = "kube-router.io/status"
-AGAIN = 10
+AGAIN = 3
 """Every so many intervals a summary is written that is like the one before."""
 _SLACK = 1.5
 # Whoever gives milliseconds does not mean that many writes to the API server.
@@ -89,7 +90,7 @@ class StatusWriter:
             return
         spec = {
             "holderIdentity": self._node,
-            "leaseDurationSeconds": max(1, round(self._interval_s * AGAIN * _SLACK)),
+            "leaseDurationSeconds": math.ceil(self._interval_s * AGAIN * _SLACK),
             "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
         self._lease.write({LABEL: LABEL_VALUE}, {ANNOTATION: encode(summary)}, spec)

@@ -59,7 +59,7 @@ class AgentSocket:
         self._questions, self._streams = dict(questions), dict(streams)
         self._stopping = threading.Event()
         self._stream_room = threading.BoundedSemaphore(_MOST_STREAMS)
-        self._server: socketserver.ThreadingUnixStreamServer | None = None
+        self._server: _Server | None = None
         self._identity: tuple[int, int] | None = None
 
     def start(self) -> None:
@@ -79,7 +79,7 @@ class AgentSocket:
         )
         thread.start()
 
-    def _listen(self) -> socketserver.ThreadingUnixStreamServer:
+    def _listen(self) -> "_Server":
         directory = self._path.parent
         if not directory.is_dir():
             directory.mkdir(parents=True)  # FRR, another user, has its own below it
@@ -89,7 +89,7 @@ class AgentSocket:
             self._path.unlink()
         mask = os.umask(0o177)
         try:
-            server = _server(self._answer, str(self._path))
+            server = _Server(str(self._path), self._answer)
         finally:
             os.umask(mask)
         found = self._path.stat()
@@ -168,6 +168,7 @@ def _failure(name: str, error: Exception) -> tuple[int, dict[str, str]]:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     connection: socket.socket
+    server: "_Server"
 
     def setup(self) -> None:
         super().setup()
@@ -185,9 +186,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # it is through by now
             self.connection.shutdown(socket.SHUT_RD)
 
-    def answer(self, name: str, asked: Asked) -> None:
-        raise NotImplementedError
-
     def do_POST(self) -> None:
         try:
             length = int(self.headers.get("Content-Length") or 0)
@@ -202,7 +200,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         self._late.cancel()
         self.connection.settimeout(_READING_S)
-        self.answer(self.path.strip("/"), asked)
+        self.server.answer(self, self.path.strip("/"), asked)
 
     def send_json(self, status: int, body: Any) -> None:
         self.send(status, json.encode(body))
@@ -235,37 +233,31 @@ def _busy_answer() -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-def _server(
-    answer: Callable[[_Handler, str, Asked], None], path: str
-) -> socketserver.ThreadingUnixStreamServer:
-    room = threading.BoundedSemaphore(_MOST_CLIENTS)
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128  # connect(2) of a full queue fails at once for who has a timeout
 
-    class Handler(_Handler):
-        def answer(self, name: str, asked: Asked) -> None:
-            answer(self, name, asked)
+    def __init__(self, path: str, answer: "Callable[[_Handler, str, Asked], None]") -> None:
+        self.answer = answer
+        self._room = threading.BoundedSemaphore(_MOST_CLIENTS)
+        super().__init__(path, _Handler)
 
-    class Server(socketserver.ThreadingUnixStreamServer):
-        daemon_threads = True
-        block_on_close = False
-        request_queue_size = 128  # connect(2) of a full queue fails at once for who has a timeout
+    def verify_request(self, request: Any, client_address: object) -> bool:
+        raw = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, user, _ = _UCRED.unpack(raw)
+        return user in (_ROOT, os.geteuid())
 
-        def verify_request(self, request: Any, client_address: object) -> bool:
-            raw = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            _, user, _ = _UCRED.unpack(raw)
-            return user in (_ROOT, os.geteuid())
+    def process_request_thread(self, request: Any, client_address: object) -> None:
+        if not self._room.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                request.sendall(_busy_answer())
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
-        def process_request_thread(self, request: Any, client_address: object) -> None:
-            if not room.acquire(blocking=False):
-                with contextlib.suppress(OSError):
-                    request.sendall(_busy_answer())
-                self.shutdown_request(request)
-                return
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                room.release()
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            _log.debug("request failed", exc_info=True)
-
-    return Server(path, Handler)
+    def handle_error(self, request: object, client_address: object) -> None:
+        _log.debug("request failed", exc_info=True)

@@ -119,7 +119,7 @@ def test_it_writes_what_is_new_and_now_and_then_what_is_not() -> None:
     ((path, found),) = server.leases.items()
     assert path.endswith(f"/namespaces/kube-system/leases/{NAME_PREFIX}n1")
     assert found["metadata"]["ownerReferences"][0]["uid"] == "u-1"
-    assert found["spec"]["leaseDurationSeconds"] == 900
+    assert found["spec"]["leaseDurationSeconds"] == 270
     assert json.decode(found["metadata"]["annotations"][ANNOTATION])["problems"] == 4
     writer.write()
     assert server.writes == 1
@@ -136,7 +136,7 @@ def test_it_writes_once_a_second_at_most() -> None:
     writer = StatusWriter(server, nodes, "kube-system", "n1", status, 0.001)  # type: ignore[arg-type]
     writer.write()
     ((_, found),) = server.leases.items()
-    assert found["spec"]["leaseDurationSeconds"] == 15
+    assert found["spec"]["leaseDurationSeconds"] == 5
 
 
 @pytest.mark.parametrize("last", ["a", "b"])

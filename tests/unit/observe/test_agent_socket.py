@@ -227,7 +227,7 @@ def test_a_stream_outlasts_the_time_for_asking(
 def test_many_may_come_at_once(tmp_path: Path) -> None:
     """Also while the agent is busy with something else: nobody accepts here."""
     place = tmp_path / "agent.sock"
-    server = agent_socket._server(lambda *_: None, str(place))
+    server = agent_socket._Server(str(place), lambda *_: None)
     with server, contextlib.ExitStack() as waiting:
         for _ in range(100):
             client = waiting.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

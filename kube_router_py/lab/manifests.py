@@ -19,7 +19,7 @@ Object = dict[str, Any]
 
 SUFFIXES = (".yaml", ".yml", ".json")
 KUSTOMIZATION = "kustomization.yaml"
-KNOWN_FIELDS = {"apiVersion", "kind", "resources", "patches", "namespace"}
+KNOWN_FIELDS = {"apiVersion", "kind", "resources", "components", "patches", "namespace"}
 CLUSTER_SCOPED = {resource.kind for resource in REGISTRY if not resource.namespaced} | {
     "CustomResourceDefinition"
 }
@@ -70,6 +70,11 @@ def _flatten(documents: Iterable[Any], file: Path) -> list[Object]:
 
 def render_kustomization(directory: Path) -> list[Object]:
     """All objects of a kustomization directory, bases first. Raises LabError."""
+    return _render(directory, "Kustomization", [])
+
+
+def _render(directory: Path, kind: str, objects: list[Object]) -> list[Object]:
+    """``objects`` with what a directory of this kind does: a Component changes what is there."""
     file = directory / KUSTOMIZATION
     try:
         spec = yaml.load(file.read_text(), Loader=_Loader) or {}
@@ -82,7 +87,9 @@ def render_kustomization(directory: Path) -> list[Object]:
             f"{file}: the lab does not render {', '.join(unknown)}; "
             f"it knows {', '.join(sorted(KNOWN_FIELDS))}"
         )
-    objects: list[Object] = []
+    if spec.get("kind", "Kustomization") != kind:
+        raise LabError(f"{file}: it is of kind {spec['kind']}, but used as a {kind}")
+    objects = list(objects)
     for entry in spec.get("resources") or []:
         path = directory / str(entry)
         if path.is_dir():
@@ -91,6 +98,8 @@ def render_kustomization(directory: Path) -> list[Object]:
             objects += _read(path)
         else:
             raise LabError(f"{file}: resource {entry} is neither a file nor a directory here")
+    for entry in spec.get("components") or []:
+        objects = _render(directory / str(entry), "Component", objects)
     for entry in spec.get("patches") or []:
         if unknown := sorted(set(entry) - {"path", "patch", "target"}):
             raise LabError(f"{file}: the lab does not render patches with {', '.join(unknown)}")

@@ -29,8 +29,9 @@ _END = """
 - `prometheus-operator/`: the same rules as a PrometheusRule, and a PodMonitor that finds agents:
   `kubectl apply -k manifests/monitoring/prometheus-operator`.
 
-Without the operator, agents are found like this; `--metrics-port=20245` has to be among their
-flags:
+The DaemonSets serve no metrics as they are: add the component `manifests/components/metrics`
+([install.md](install.md#metrics)). It gives agents `--metrics-port=20245` and a port by the name
+that the PodMonitor looks for. Without the operator, agents are found like this:
 
 ```yaml
 scrape_configs:

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import subprocess
 from ipaddress import ip_network
 from pathlib import Path
@@ -255,6 +256,61 @@ def test_kustomize_builds_all_objects(directory, recent_kubectl):
     assert done.returncode == 0, done.stderr
     built = {(obj["kind"], obj["metadata"]["name"]) for obj in yaml.safe_load_all(done.stdout)}
     assert built == {(obj["kind"], obj["metadata"]["name"]) for obj in rendered(directory)}
+
+
+# --- components -----------------------------------------------------------------------------------
+
+
+def with_metrics(overlay, directory):
+    """A cluster's own kustomization of an overlay and the component, as docs/install.md has it."""
+    above = os.path.relpath(MANIFESTS, directory)
+    content = {
+        "resources": [f"{above}/{overlay}"],
+        "components": [f"{above}/components/metrics"],
+    }
+    (directory / "kustomization.yaml").write_text(json.dumps(content))
+    return directory
+
+
+def agent_of(objects):
+    (found,) = [obj for obj in objects if obj["kind"] == "DaemonSet"]
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+@pytest.mark.parametrize("overlay", DIRECTORIES)
+def test_with_the_component_any_overlay_serves_metrics_where_the_podmonitor_looks(
+    overlay, tmp_path
+):
+    found = render_kustomization(with_metrics(overlay, tmp_path))
+    agent, usual = agent_of(found), container(overlay)
+    options = parse(agent["args"], {})
+    (port,) = agent.pop("ports")
+    assert port["containerPort"] == options.metrics_port != 0
+    assert agent.pop("args")[:-1] == usual.pop("args")
+    assert agent == usual, "nothing else changes"
+    monitor, _ = render_kustomization(MANIFESTS / "monitoring/prometheus-operator")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], options.metrics_path)
+    # Without replacements of the address the operator takes the pod's, of either family.
+    assert "__address__" not in str(endpoint)
+
+
+@pytest.mark.parametrize("overlay", DIRECTORIES)
+def test_kustomize_makes_the_same_of_the_component(overlay, tmp_path, recent_kubectl):
+    directory = with_metrics(overlay, tmp_path)
+    done = subprocess.run(
+        [recent_kubectl, "kustomize", str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    built, ours = list(yaml.safe_load_all(done.stdout)), render_kustomization(directory)
+    assert len(built) == len(ours)
+    for key in ("args", "ports", "securityContext", "resources"):
+        assert agent_of(built)[key] == agent_of(ours)[key]
 
 
 @pytest.mark.parametrize("name", ["cluster", "k3s"])

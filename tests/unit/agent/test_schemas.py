@@ -1,6 +1,8 @@
 """Every object of the manifests is what Kubernetes' OpenAPI schemas say, with no field besides."""
 
 import copy
+import json
+import os
 from pathlib import Path
 
 import kubernetes_validate
@@ -31,6 +33,20 @@ def test_the_overlays_are_valid(directory, version):
     found = render_kustomization(MANIFESTS / directory)
     assert len(found) >= 7
     for obj in found:
+        validate(obj, version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_components_make_of_them_is_valid(version, tmp_path):
+    above = os.path.relpath(MANIFESTS, tmp_path)
+    components = sorted(path.name for path in (MANIFESTS / "components").iterdir())
+    assert components
+    content = {
+        "resources": [f"{above}/overlays/all"],
+        "components": [f"{above}/components/{name}" for name in components],
+    }
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(content))
+    for obj in render_kustomization(tmp_path):
         validate(obj, version)
 
 

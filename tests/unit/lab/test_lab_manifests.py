@@ -128,6 +128,64 @@ def test_patches_and_namespace(tmp_path: Path) -> None:
     assert (container["args"], container["env"]) == (["b", "c"], [{"name": "A", "value": "2"}])
 
 
+COMPONENT = {
+    "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+    "kind": "Component",
+    "resources": ["more.yaml"],
+    "patches": [
+        {
+            "target": {"kind": "DaemonSet"},
+            "patch": '[{"op": "add", "path": "/spec/template/spec/containers/0/args/-",'
+            ' "value": "of the component"}]',
+        }
+    ],
+}
+MORE = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}}
+
+
+def with_component(directory: Path) -> Path:
+    """A kustomization that uses a component beside it."""
+    component, user = directory / "component", directory / "user"
+    component.mkdir()
+    user.mkdir()
+    (component / "kustomization.yaml").write_text(json.dumps(COMPONENT))
+    (component / "more.yaml").write_text(json.dumps(MORE))
+    return write(user, {**KUSTOMIZATION, "components": ["../component"]})
+
+
+def test_a_component_changes_what_is_there_before_the_patches_do(tmp_path: Path) -> None:
+    found = by_key(render_kustomization(with_component(tmp_path)))
+    assert found["ConfigMap", "more"]["metadata"]["namespace"] == "elsewhere"
+    (container,) = found["DaemonSet", "agent"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["b", "c"]
+    user = tmp_path / "user"
+    (user / "kustomization.yaml").write_text(
+        json.dumps({"resources": ["objects.yaml"], "components": ["../component"]})
+    )
+    found = by_key(render_kustomization(user))
+    first, _ = found["DaemonSet", "agent"]["spec"]["template"]["spec"]["containers"]
+    assert first["args"] == ["a", "of the component"]
+
+
+def test_components_as_kubectl_kustomize(tmp_path: Path, recent_kubectl: str) -> None:
+    directory = with_component(tmp_path)
+    done = subprocess.run(
+        [recent_kubectl, "kustomize", str(directory)], capture_output=True, text=True, check=True
+    )
+    expected = by_key(list(yaml.safe_load_all(done.stdout)))
+    assert by_key(render_kustomization(directory)) == expected
+
+
+def test_a_component_is_no_resource_and_a_kustomization_no_component(tmp_path: Path) -> None:
+    user = with_component(tmp_path)
+    for field, path in (("resources", "../component"), ("components", "../other")):
+        (user / "kustomization.yaml").write_text(json.dumps({field: [path]}))
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other/kustomization.yaml").write_text('{"kind": "Kustomization"}')
+        with pytest.raises(LabError, match="of kind"):
+            render_kustomization(user)
+
+
 def test_patches_as_kubectl_kustomize(tmp_path: Path, recent_kubectl: str) -> None:
     directory = write(tmp_path, KUSTOMIZATION)
     done = subprocess.run(

@@ -221,8 +221,9 @@ class Cluster:
         """Until every agent has applied everything that the API holds now."""
         self.state.ask({"op": "wait", "timeout_s": DEADLINE_S})
 
-    def agent(self, node: str, verb: str) -> None:
-        self.state.ask({"op": "agent", "node": node, "verb": verb})
+    def agent(self, node: str, verb: str, *arguments: str) -> None:
+        """Stop, start, kill, freeze or thaw an agent; ``arguments`` are for this start."""
+        self.state.ask({"op": "agent", "node": node, "verb": verb, "agent_args": arguments})
 
     def agent_log(self, node: str) -> str:
         return (self.logs / f"agent-{node}.log").read_text(errors="replace")

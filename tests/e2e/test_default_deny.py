@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,22 +70,18 @@ def addresses_left(cluster: Any, node: str, first: int, last: int) -> Iterator[l
 @contextlib.contextmanager
 def with_flag(cluster: Any) -> Iterator[None]:
     """The agents are killed and come back with the flag; at the end, without it."""
-    files = [cluster.state.directory / "nodes" / node / "agent.json" for node in NODES]
-    originals = [file.read_text() for file in files]
 
-    def restart(texts: list[str]) -> None:
-        for node, file, text in zip(NODES, files, texts, strict=True):
+    def restart(*arguments: str) -> None:
+        for node in NODES:
             cluster.agent(node, "kill")
-            Path(file).write_text(text)
-            cluster.agent(node, "start")
+            cluster.agent(node, "start", *arguments)
         cluster.wait()
 
-    documents = [json.loads(text) for text in originals]
-    restart([json.dumps({**each, "argv": [*each["argv"], FLAG]}) for each in documents])
+    restart(FLAG)
     try:
         yield
     finally:
-        restart(originals)
+        restart()
 
 
 def pod(namespace: str, name: str) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def test_the_log_is_the_agents_only_while_somebody_follows(
     with following(cluster, "node1"), pytest.raises(Exception, match="reads NFLOG group 100"):
         cluster.inside("node1", NflogSocket)
     cluster.eventually(lambda: not is_read(cluster, "node1"), "the agent gives the log back")
-    assert list(follow(path, "drops", {"for_s": 0})) == [{"node": "node1"}]
+    assert list(follow(path, "drops", {"for_s": 0})) == [{"node": "node1"}, {"end": True}]
     enforced(x_closed=DENY_EGRESS)  # and the policies go on, whoever reads
     outside = policies.addresses["apiserver"][0]
     with cluster.socket("x/a", 6 if ":" in outside else 4, socket.SOCK_STREAM) as sock:

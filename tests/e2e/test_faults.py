@@ -97,17 +97,13 @@ def rule(cluster: Any, node: str, chain: str, *words: str) -> Iterator[None]:
 @contextmanager
 def restarted(cluster: Any, node: str, *flags: str) -> Iterator[None]:
     """Its agent with other flags."""
-
-    def start(arguments: tuple[str, ...]) -> None:
-        cluster.agent(node, "stop")
-        ask = {"op": "agent", "node": node, "verb": "start", "agent_args": arguments}
-        cluster.state.ask(ask)
-
-    start(flags)
+    cluster.agent(node, "stop")
+    cluster.agent(node, "start", *flags)
     try:
         yield
     finally:
-        start(())
+        cluster.agent(node, "stop")
+        cluster.agent(node, "start")
         cluster.wait()
 
 

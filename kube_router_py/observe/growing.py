@@ -13,12 +13,14 @@ GONE_AFTER_S = 300.0
 class Increases(Generic[Source]):
     """How much the counters of a source have grown since they were looked at last.
 
-    A source is some counters that restart together, from zero. The sources of the first look are
-    where counting begins (with ``from_zero`` not even they); those that come later began at zero.
+    A source is some counters that restart together, from zero. The sources that stand at the first
+    look are where counting begins, even if they are read later (with ``from_zero`` not even they);
+    those that come later began at zero.
     """
 
     def __init__(self, *, from_zero: bool = False) -> None:
         self._seen: dict[Source, Sequence[int]] | None = {} if from_zero else None
+        self._unread: set[Source] = set()  # they stood at the first look
 
     def take(
         self, now: Mapping[Source, Sequence[int]], standing: Collection[Source]
@@ -27,9 +29,12 @@ class Increases(Generic[Source]):
         forgotten; one that stands and was not read this time counts on from where it was."""
         if self._seen is None:
             self._seen = dict(now)
+            self._unread = set(standing) - now.keys()
             return {}
         grown: dict[Source, tuple[int, ...]] = {}
         for source, values in now.items():
+            if source in self._unread:
+                continue
             before: Sequence[int] = self._seen.get(source, ())
             if len(before) != len(values) or any(
                 new < old for new, old in zip(values, before, strict=True)
@@ -38,6 +43,7 @@ class Increases(Generic[Source]):
             grown[source] = tuple(new - old for new, old in zip(values, before, strict=True))
         kept = {source: values for source, values in self._seen.items() if source in standing}
         self._seen = {**kept, **now}
+        self._unread = {each for each in self._unread if each in standing and each not in now}
         return grown
 
 

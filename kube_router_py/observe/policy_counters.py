@@ -4,6 +4,7 @@ Read when somebody asks for the metrics, in that thread, and not more often than
 the nft variant of iptables the kernel tells no less than the whole table.
 """
 
+import errno
 import logging
 import threading
 import time
@@ -56,23 +57,32 @@ class PolicyCounters:
     def _refresh(self) -> None:
         chains = {(each.family, each.name): each for each in self._chains()}
         self._need(chains.values())
+        if not chains:
+            # None, or the firewall is just being started: what stands then goes on counting.
+            return
         found: dict[tuple[str, str], Sequence[int]] = {}
+        complaints: list[str] = []
         for where in sorted({each.family for each in chains.values()}):
             names = [name for a_family, name in chains if a_family == where]
             try:
                 packets = self._read(where, names)
-            except KernelError as error:
-                if str(error) != self._complaint:
-                    _log.warning("hits and drops of policies not read reason=%r", str(error))
-                self._complaint = str(error)
-                return
+            except KernelError as error:  # the other family is counted nevertheless
+                complaints.append(str(error))
+                if error.errno == errno.ETIMEDOUT:
+                    break  # a scrape waits: not twice
+                continue
             for name, values in packets.items():
                 # A chain that has just been rewritten is not what it is taken for: next time.
                 if (where, name) in chains and len(values) == chains[where, name].rules:
                     found[where, name] = values
-        self._complaint = ""
+        self._complain("; ".join(complaints))
         for place, grown in self._increases.take(found, chains.keys()).items():
             self._add(chains[place], grown)
+
+    def _complain(self, reason: str) -> None:
+        if reason and reason != self._complaint:
+            _log.warning("hits and drops of policies not read reason=%r", reason)
+        self._complaint = reason
 
     def _need(self, chains: Iterable[CountedChain]) -> None:
         now_s = self._clock()

@@ -1,5 +1,6 @@
 """Hits and drops of policies from counters that restart, in bounded number."""
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -29,6 +30,7 @@ class Node:
         self.families = ("inet",)
         self.packets: dict[str, dict[str, list[int]]] = {}
         self.error: KernelError | None = None
+        self.broken_family = ""
         self.reads = 0
         self.now_s = 0.0
 
@@ -63,7 +65,7 @@ class Node:
 
     def read(self, family: str, chains: Sequence[str]) -> Mapping[str, Sequence[int]]:
         self.reads += 1
-        if self.error:
+        if self.error and self.broken_family in ("", family):
             raise self.error
         found = self.packets[family]
         return {name: [*found[name]] for name in chains if name in found}
@@ -124,6 +126,58 @@ def test_what_was_counted_before_the_agent_started_is_not_counted_again(node: No
     found = values(page, node)
     assert found["default/web/ingress/refused"] == 1
     assert found["default/new/ingress/refused"] == 7
+
+
+def test_chains_that_are_taken_over_are_not_counted_from_their_beginning(node: Node) -> None:
+    """Of a scrape that comes before the firewall's first turn, or while the table is not read."""
+    page = counted(node)
+    assert values(page, node) == {"left out": 0}
+    node.put("default/web", "default/a")
+    node.send("default/web", count=100)
+    node.error = KernelError("iptables-save: busy")
+    assert values(page, node)["default/web/ingress/refused"] == 0
+    node.error = None
+    assert values(page, node)["default/web/ingress/refused"] == 0
+    node.send("default/web", count=1)
+    assert values(page, node)["default/web/ingress/refused"] == 1
+
+
+def test_a_firewall_that_is_started_anew_counts_nothing_twice(node: Node) -> None:
+    node.put("default/web", "default/a")
+    page = counted(node)
+    values(page, node)
+    node.send("default/web", count=5)
+    assert values(page, node)["default/web/ingress/refused"] == 5
+    pods, node.pods = node.pods, {}  # nothing is known until its first turn
+    assert values(page, node)["default/web/ingress/refused"] == 5
+    node.pods = pods
+    node.send("default/web", count=1)
+    assert values(page, node)["default/web/ingress/refused"] == 6
+
+
+def test_one_family_that_is_not_read_does_not_stop_the_other(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.families = ("inet", "inet6")
+    node.put("default/web", "default/a")
+    page = counted(node)
+    values(page, node)
+    node.error, node.broken_family = KernelError("iptables-save is not installed"), "inet"
+    for family in node.families:
+        node.send("default/web", count=2, family=family)
+    assert values(page, node)["default/web/ingress/refused"] == 2
+    assert values(page, node)["default/web/ingress/refused"] == 2
+    assert caplog.text.count("is not installed") == 1
+    node.error = None
+    assert values(page, node)["default/web/ingress/refused"] == 4
+
+
+def test_a_table_that_hangs_is_waited_for_once(node: Node) -> None:
+    node.families = ("inet", "inet6")
+    node.put("default/web", "default/a")
+    node.error = KernelError("iptables-save took more than 4 s", errno.ETIMEDOUT)
+    values(counted(node), node)
+    assert node.reads == 1
 
 
 def test_a_chain_that_is_rewritten_goes_on_counting(node: Node) -> None:

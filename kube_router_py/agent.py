@@ -245,7 +245,7 @@ class Agent:
                 gauges=self._numbers,
                 writes={part.loop.name: part.writes for part in self._parts.all},
                 traffic=self.proxy.traffic if self.proxy else bytes,
-                more=self._parts.page,
+                more=self._parts.pages(),
             )
             if self.proxy:
                 self.proxy.observe_programming(metrics.on_programmed)

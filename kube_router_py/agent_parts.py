@@ -166,18 +166,18 @@ class AgentParts:
                 found[name] = found.get(name, 0) + value
         return found
 
-    def page(self) -> bytes:
-        """What has labels, in Prometheus' text format."""
-        found: list[bytes] = []
+    def pages(self) -> dict[str, Callable[[], bytes]]:
+        """What gives metrics that have labels, in Prometheus' text format."""
+        found: dict[str, Callable[[], bytes]] = {}
         if self.proxy:
-            found.append(self.proxy.connections())
+            found["connections"] = self.proxy.connections
         if self.firewall:
-            found.append(self.firewall.counters())
+            found["policies"] = self.firewall.counters
         if self.routing:
-            found += (self.routing.routes(), self.routing.sessions())
+            found["routes"], found["sessions"] = self.routing.routes, self.routing.sessions
         if self.allocation:
-            found.append(self.allocation.page())
-        return b"".join(found)
+            found["pools"] = self.allocation.page
+        return found
 
     def observe(self, observe: Observe) -> None:
         """Have it told how long things take."""

@@ -11,32 +11,22 @@ from kube_router_py.observe.drift import Repairs
 from kube_router_py.observe.exposition import by_label, family, single
 
 
-def agent_samples(
-    version: str,
-    caches: Mapping[type, KindStats],
-    loops: Sequence[LoopStatus],
-    numbers: Mapping[str, float],
-    writes: Mapping[str, Mapping[str, int]],
-    repairs: Repairs,
-    requests: Mapping[tuple[str, str], int],
-) -> Iterator[str]:
-    """``numbers`` by name without the prefix; ``writes`` by loop and adapter; ``requests`` by
-    method and code."""
+def of_agent(version: str, requests: Mapping[tuple[str, str], int]) -> Iterator[str]:
+    """``requests`` to API servers by method and code."""
     yield from family("build_info", [((version, platform.python_version()), 1)])
-    for name, value in sorted(numbers.items()):
+    yield from family("api_requests_total", sorted(requests.items()))
+
+
+def of_values(values: Mapping[str, float]) -> Iterator[str]:
+    """Those without labels, by name without the prefix."""
+    for name, value in sorted(values.items()):
         if PREFIX + name in METRICS:  # the others cannot be explained; a test finds them
             yield single(name, value)
-    total: Counter[str] = Counter()
-    for of_loop in writes.values():
-        total.update(of_loop)
-    yield from by_label("kernel_writes_total", total)
-    yield from family("drift_repairs_total", sorted(repairs.items()))
-    yield from family("api_requests_total", sorted(requests.items()))
-    yield from _caches({kind.__name__: stats for kind, stats in caches.items()})
-    yield from _loops({loop.name: loop for loop in loops})
 
 
-def _caches(caches: Mapping[str, KindStats]) -> Iterator[str]:
+def of_caches(stats: Mapping[type, KindStats]) -> Iterator[str]:
+    """Of the kinds of objects that are followed."""
+    caches = {kind.__name__: each for kind, each in stats.items()}
     yield from by_label("cache_objects", {name: it.objects for name, it in caches.items()})
     yield from by_label("cache_synced", {name: it.synced for name, it in caches.items()})
     stale = {name: it.stale_s for name, it in caches.items() if it.stale_s is not None}
@@ -54,7 +44,16 @@ def _caches(caches: Mapping[str, KindStats]) -> Iterator[str]:
     yield from family("cache_errors_total", errors)
 
 
-def _loops(loops: Mapping[str, LoopStatus]) -> Iterator[str]:
+def of_loops(
+    statuses: Sequence[LoopStatus], writes: Mapping[str, Mapping[str, int]], repairs: Repairs
+) -> Iterator[str]:
+    """``writes`` by loop and adapter."""
+    total: Counter[str] = Counter()
+    for of_loop in writes.values():
+        total.update(of_loop)
+    yield from by_label("kernel_writes_total", total)
+    yield from family("drift_repairs_total", sorted(repairs.items()))
+    loops = {loop.name: loop for loop in statuses}
     yield from by_label("controller_turns_total", {name: it.turns for name, it in loops.items()})
     successes = {name: it.successes for name, it in loops.items()}
     yield from by_label("controller_successes_total", successes)

@@ -6,7 +6,7 @@ kube-router has, too, keep its names.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,8 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.loop_model import Turn
-from kube_router_py.observe.agent_samples import agent_samples
+from kube_router_py.observe import agent_samples
 from kube_router_py.observe.catalogue import METRICS, PREFIX
+from kube_router_py.observe.collecting import Collect, Collectors
 from kube_router_py.observe.connections import tracked_text
 from kube_router_py.observe.drift import DriftRepairs
 from kube_router_py.observe.health import HasStatus
@@ -61,8 +62,8 @@ class Metrics:
 
     ``gauges`` gives further values at the moment of a scrape, by name without the prefix; those
     that nobody counts are 0. ``writes`` gives the number of changes sent to the kernel so far, by
-    loop and adapter; ``traffic`` that of Services and ``more`` what else follows, in Prometheus'
-    text format.
+    loop and adapter; ``traffic`` that of Services and ``more``, by name, what else follows, in
+    Prometheus' text format. Each of these may fail without the others.
     """
 
     def __init__(
@@ -74,12 +75,11 @@ class Metrics:
         gauges: Numbers,
         writes: Mapping[str, Callable[[], Mapping[str, int]]],
         traffic: Callable[[], bytes] = bytes,
-        more: Callable[[], bytes] = bytes,
+        more: Mapping[str, Collect] | None = None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._version, self._cache, self._loops = version, cache, loops
-        self._gauges, self._writes = gauges, writes
-        self._traffic, self._more = traffic, more
+        self._gauges, self._writes, self._traffic = gauges, writes, traffic
         self._drift = DriftRepairs(writes)
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, str]] = Counter()
@@ -103,6 +103,17 @@ class Metrics:
                 "network_programming_duration_seconds", _PROGRAMMING_BUCKETS
             )
         self._request_seconds = self._histogram("api_request_duration_seconds")
+        own: dict[str, Collect] = {
+            "durations": lambda: generate_latest(self._registry),
+            "agent": self._agent,
+            "caches": lambda: _text(agent_samples.of_caches(self._cache.stats())),
+            "loops": self._of_loops,
+            "values": lambda: _text(agent_samples.of_values(self._gauges())),
+            "conntrack": tracked_text,
+        }
+        if "service-proxy" in names:
+            own["traffic"] = self._traffic_timed
+        self._collectors = Collectors({**own, **(more or {})})
 
     def _histogram(self, name: str, buckets: Sequence[float] = _BUCKETS) -> Histogram:
         metric = METRICS[PREFIX + name]
@@ -127,8 +138,10 @@ class Metrics:
         self._drift.follow(turn)
 
     def on_done(self, what: str, seconds: float) -> None:
-        """A part or an adapter has done something that took so long."""
-        self._done[what].observe(seconds)
+        """A part or an adapter has done something that took so long. What nobody counts is left
+        out: this is called in the midst of a turn, which must not end by it."""
+        if what in self._done:
+            self._done[what].observe(seconds)
 
     def on_request(self, method: str, code: str, seconds: float) -> None:
         """An API server was asked. For any thread."""
@@ -137,26 +150,22 @@ class Metrics:
         self._request_seconds.labels(method=method).observe(seconds)
 
     def page(self) -> Answer:
-        traffic = b""
-        if "service-proxy" in self._turns:
-            with self._export.time():
-                traffic = self._traffic()
+        return Answer(200, CONTENT_TYPE_LATEST, self._collectors.text())
+
+    def _agent(self) -> bytes:
         with self._lock:
             requests = dict(self._requests)
-        samples = agent_samples(
-            self._version,
-            self._cache.stats(),
-            [loop.status() for loop in self._loops],
-            self._gauges(),
-            {name: writes() for name, writes in self._writes.items()},
-            self._drift.repairs(),
-            requests,
-        )
-        pages = (
-            generate_latest(self._registry),
-            "".join(samples).encode(),
-            tracked_text(),
-            traffic,
-            self._more(),
-        )
-        return Answer(200, CONTENT_TYPE_LATEST, b"".join(pages))
+        return _text(agent_samples.of_agent(self._version, requests))
+
+    def _of_loops(self) -> bytes:
+        writes = {name: writes() for name, writes in self._writes.items()}
+        loops = [loop.status() for loop in self._loops]
+        return _text(agent_samples.of_loops(loops, writes, self._drift.repairs()))
+
+    def _traffic_timed(self) -> bytes:
+        with self._export.time():
+            return self._traffic()
+
+
+def _text(samples: Iterable[str]) -> bytes:
+    return "".join(samples).encode()

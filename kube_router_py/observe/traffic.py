@@ -64,18 +64,26 @@ class TrafficPage:
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._text = b""
+        self._complaint = ""
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format; without IPVS their names and types only."""
         with self._lock:
             if self._clock() - self._read_at >= _FRESH_S:
-                try:
-                    self._text = _text(self._read())
-                except KubeRouterError as error:
-                    _log.warning("traffic of services not read reason=%r", str(error))
-                    return _text({})
+                self._text = _text(self._found())
                 self._read_at = self._clock()
             return self._text
+
+    def _found(self) -> dict[str, Traffic]:
+        try:
+            found = self._read()
+        except KubeRouterError as error:
+            if str(error) != self._complaint:  # not again with every scrape
+                _log.warning("traffic of services not read reason=%r", str(error))
+            self._complaint = str(error)
+            return {}
+        self._complaint = ""
+        return found
 
     def _read(self) -> dict[str, Traffic]:
         ipvs = self._connect()

@@ -91,6 +91,12 @@ SECTIONS = (
                 "log_records_dropped_total",
                 "records of the log that the node's journal did not take; `--log-journal`",
             ),
+            counter(
+                "scrape_failures_total",
+                "scrapes that lack the metrics of a collector, since it failed: the log says why. "
+                "The others are there",
+                "collector",
+            ),
             gauge("build_info", "always 1; labels tell", "version", "pythonversion"),
         ),
     ),

@@ -284,11 +284,16 @@ def test_traffic_has_the_names_and_labels_of_kube_router() -> None:
     assert (Ipvs.reads, Ipvs.closed) == (2, 2)
 
 
-def test_without_ipvs_a_scrape_goes_on() -> None:
+def test_without_ipvs_a_scrape_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     def refuse() -> Ipvs:
         raise KernelError("no IPVS here")
 
-    assert b"# TYPE kube_router_service_cps gauge" in TrafficPage(refuse, lambda key: None).text()
+    now_s = [0.0]
+    page = TrafficPage(refuse, lambda key: None, lambda: now_s[0])
+    for now_s[0] in (0.0, 30.0, 60.0):
+        assert b"# TYPE kube_router_service_cps gauge" in page.text()
+    # That of every scrape would be all there is in the log.
+    assert caplog.text.count("traffic of services not read") == 1
 
 
 def test_one_event_that_goes_wrong_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,16 +1,19 @@
 """Every metric of the catalogue is exported, with its labels, and explained; and none besides."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kube_router_py import routing_part
+from kube_router_py.kernel import rule_counters
 from kube_router_py.loop_model import Turn
 from kube_router_py.observe.catalogue import METRICS, PREFIX, SECTIONS
 from kube_router_py.observe.catalogue.model import Metric, Section, by_name
+from kube_router_py.observe.collecting import Collectors
 from kube_router_py.observe.drift import DriftRepairs
 from kube_router_py.observe.exposition import family, single
 from kube_router_py.observe.metrics_help import page
@@ -30,6 +33,12 @@ controller_iptables_v6_restore_time controller_policy_chains_sync_time
 controller_policy_ipset_v4_restore_time controller_policy_ipset_v6_restore_time
 controller_ipvs_services_sync_time controller_ipvs_metrics_export_time controller_routes_sync_time
 controller_bgp_internal_peers_sync_time host_routes_sync_time
+"""
+
+_COUNTERS_OF_KUBE_ROUTER = """
+service_total_connections service_packets_in service_packets_out service_bytes_in service_bytes_out
+controller_bgp_advertisements_received controller_bgp_advertisements_sent host_routes_added
+host_routes_removed
 """
 
 
@@ -195,3 +204,60 @@ def test_drift_is_what_comparisons_change_of_themselves() -> None:
     assert drift.repairs()["service-proxy", "links"] == 0
     drift.follow(Turn("layer2", 0.1, True, 0, 0))  # it has no adapters
     assert {loop for loop, _ in drift.repairs()} == {"service-proxy"}
+
+
+def test_a_collector_that_fails_costs_its_own_metrics_alone(
+    full_agent: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(variant: str, family: str, chains: Sequence[str]) -> Mapping[str, list[int]]:
+        raise RuntimeError("a table like no other")
+
+    monkeypatch.setattr(rule_counters, "read_packets", broken)
+    first, second = full_agent.scrape(), full_agent.scrape()
+    assert "kube_router_policy_hits_total" not in first
+    for name in ("frr_up", "service_cps", "cache_objects", "controller_ready", "build_info"):
+        assert f"\nkube_router_{name}" in first, name
+    assert '\nkube_router_scrape_failures_total{collector="policies"} 1\n' in first
+    assert '\nkube_router_scrape_failures_total{collector="sessions"} 0\n' in first
+    # Read anew no more than every 15 s, and then as it is.
+    assert "kube_router_policy_hits_total" in second
+    assert caplog.text.count("metrics not collected name=policies") == 1
+
+
+def test_the_same_failure_is_told_once_until_it_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    failing = [True]
+
+    def collect() -> bytes:
+        if failing[0]:
+            raise OSError("gone")
+        return b"here 1\n"
+
+    collectors = Collectors({"one": collect, "two": lambda: b"two 2\n"})
+    for is_failing, times in ((True, 1), (True, 1), (False, 1), (True, 2)):
+        failing[0] = is_failing
+        text = collectors.text()
+        assert b"two 2\n" in text
+        assert (b"here 1\n" in text) is not is_failing
+        assert caplog.text.count("metrics not collected") == times
+    assert b'kube_router_scrape_failures_total{collector="one"} 3\n' in text
+
+
+def test_what_nobody_counts_does_not_end_the_turn_in_which_it_is_done(
+    full_agent: SimpleNamespace,
+) -> None:
+    metrics = full_agent.agent._observers[0].__self__
+    metrics.on_done("something_new", 0.1)
+    metrics.on_turn(Turn("a loop of tomorrow", 0.1, True, 0, 0))
+    assert 'loop="a loop of tomorrow"' in full_agent.scrape()
+
+
+def test_programs_that_hang_are_given_up_before_prometheus_gives_the_scrape_up() -> None:
+    assert rule_counters._TIMEOUT_S + routing_part._SCRAPE_S < 10
+
+
+def test_counters_have_the_name_of_counters_unless_kube_router_named_them() -> None:
+    counters = {name for name, metric in METRICS.items() if metric.kind == "counter"}
+    wrong = {name for name in counters if not name.endswith("_total")}
+    assert wrong == {PREFIX + name for name in _COUNTERS_OF_KUBE_ROUTER.split()}
+    for name in METRICS:
+        assert not re.search(r"_(ms|us|milliseconds|minutes|kb|mb)(_|$)", name), name

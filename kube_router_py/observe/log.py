@@ -32,6 +32,11 @@ _SHOWN_FRAMES = 6
 # Objects are written by strangers: what they say must neither begin a line of its own nor move the
 # cursor of a terminal that shows it.
 _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+# Nor show it in another order than it is written in: UAX #9, 2.
+_HARMLESS |= {
+    code: f"\\u{code:04x}"
+    for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 _HARMLESS |= {ord("\n"): " ", ord("\t"): " ", 0x2028: " ", 0x2029: " "}
 
 

@@ -1,6 +1,7 @@
 """Logs, the HTTP server of the probes, what they answer, and telling systemd."""
 
 import contextlib
+import gzip
 import io
 import json
 import logging
@@ -63,6 +64,11 @@ def test_an_event_is_one_line_even_with_an_exception():
     assert "\n" not in line
     assert "test_observe.py" in line
     assert "raised" in line
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\u2066", "\u2069", "\u200f", "\u061c"])
+def test_what_strangers_write_is_shown_in_the_order_in_which_it_is_written(mark):
+    assert log.harmless(f"a{mark}b") == f"a\\u{ord(mark):04x}b"
 
 
 def test_what_strangers_write_can_neither_forge_a_line_nor_move_the_cursor():
@@ -158,6 +164,37 @@ def test_pages_are_served_and_others_are_not(serve):
     assert fetch(server.port, "/other")[0] == 404
     assert fetch(server.port, "/broken")[0] == 500
     assert fetch(server.port, "/ok", method="POST")[0] == 501
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_taken"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("identity;q=1, gzip; q=0", False),
+        ("gzip;q=0.000", False),
+        ("x-gzipped", False),
+        ("", False),
+    ],
+)
+def test_long_pages_are_compressed_for_whom_that_suits(serve, accepted, is_taken):
+    """A slow scraper of 10,000 virtual servers would not have 13 MB in time."""
+    long = b'kube_router_service_cps{service_name="web"} 0\n' * 10_000
+    pages = {"/long": long, "/short": b"fine"}
+    server = serve(
+        {path: lambda body=body: Answer(200, "text/plain", body) for path, body in pages.items()}
+    )
+    for path, body in pages.items():
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.port}{path}", headers={"Accept-Encoding": accepted}
+        )
+        with urllib.request.urlopen(request, timeout=10) as found:
+            sent = found.read()
+            assert int(found.headers["Content-Length"]) == len(sent)
+            is_packed = found.headers["Content-Encoding"] == "gzip"
+        assert is_packed is (is_taken and path == "/long")
+        assert (gzip.decompress(sent) if is_packed else sent) == body
+        assert len(sent) * 20 < len(body) or not is_packed
 
 
 def test_no_address_means_every_address_of_both_families(serve):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +13,10 @@ import pytest
 
 from kube_router_py.cli import main
 from kube_router_py.cni_plugins import USUAL, Outcome, install
+from kube_router_py.lab.manifests import render_kustomization
+
+REPOSITORY = Path(__file__).parents[3]
+SOMEBODY = 997
 
 
 def program(path: Path, text: str = "#!/bin/sh\n", mode: int = 0o755) -> Path:
@@ -183,3 +189,44 @@ def test_exit_codes(source: Path, target: Path, capsys: pytest.CaptureFixture[st
         assert mistake in said
     assert main(["install-cni", "--help"]) == 0
     assert "--replace" in capsys.readouterr().out
+
+
+def given_capabilities() -> list[str]:
+    """Those of the init container, by the names of setpriv(1)."""
+    (daemon_set,) = [
+        each
+        for each in render_kustomization(REPOSITORY / "manifests/overlays/all")
+        if each["kind"] == "DaemonSet"
+    ]
+    (container,) = [
+        each
+        for each in daemon_set["spec"]["template"]["spec"]["initContainers"]
+        if each["name"] == "install-cni"
+    ]
+    return [f"+{name.lower()}" for name in container["securityContext"]["capabilities"]["add"]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="missing capability: root")
+def test_the_init_container_may_write_where_the_directory_is_another_users(
+    source: Path, target: Path
+) -> None:
+    """As installers of clusters leave it; a plugin that only its owner may read is there, too."""
+    other = program(target / "bridge", "another", 0o700)
+    for path in (other, target):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    bounding = ",".join(["-all", *given_capabilities()])
+    done = subprocess.run(
+        [
+            *("setpriv", "--no-new-privs", f"--bounding-set={bounding}", f"--inh-caps={bounding}"),
+            *(sys.executable, "-m", "kube_router_py", "install-cni"),
+            *(f"--from={source}", f"--to={target}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert other.read_text() == "another"
+    assert sorted(os.listdir(target)) == sorted(USUAL)

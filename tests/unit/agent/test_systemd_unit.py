@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from kube_router_py.kernel.frr_preflight import lacking_capabilities
+from kube_router_py.lab.sandbox import CAPABILITIES
 from kube_router_py.observe.journal import IDENTIFIER, SOCKET
-from kube_router_py.options import Options
+from kube_router_py.options import Options, parse
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 UNIT = MANIFESTS / "systemd" / "kube-router-py.service"
@@ -22,6 +24,35 @@ def service() -> Any:
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(UNIT.read_text().replace("\\\n", " "))
     return unit["Service"]
+
+
+def test_it_starts_the_agent_and_spares_the_data_plane() -> None:
+    unit = service()
+    assert unit["Type"] == "notify"
+    assert unit["ExecStart"] == PROGRAM
+    assert unit["Restart"] == "always"
+    assert "RestartPreventExitStatus" not in unit, "a file or a port may be there later"
+    assert unit["KillMode"] == "process", "FRR's daemons go on"
+    assert unit["RuntimeDirectoryPreserve"] == "yes"
+    environ = dict([unit["Environment"].split("=", 1)])
+    assert parse([], environ).kubeconfig == "/etc/kubernetes/kube-router-py.conf"
+
+
+def test_it_may_run_frr() -> None:
+    # bfdd's socket for echo packets; it exits where it gets none.
+    assert "AF_PACKET" in service()["RestrictAddressFamilies"].split()
+    names = [name.removeprefix("CAP_") for name in service()["CapabilityBoundingSet"].split()]
+    held = sum(1 << CAPABILITIES.index(name) for name in names)
+    assert not lacking_capabilities(f"CapEff:\t{held:016x}")
+
+
+def test_the_cni_files_directory_is_there_before_everything_else_is_read_only() -> None:
+    """A path that is missing when the unit starts stays read-only with what is above it."""
+    written = {path.removeprefix("-") for path in service()["ReadWritePaths"].split()}
+    directory = str(Path(Options().cni_conf_file).parent)
+    assert directory in written
+    # +: out of what locks up the agent; -: where it cannot be made there may be no router.
+    assert service()["ExecStartPre"] == f"+-/bin/mkdir -p {directory}"
 
 
 def test_it_reaches_its_sockets_and_is_known_to_the_journal() -> None:

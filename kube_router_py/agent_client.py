@@ -40,6 +40,8 @@ def follow(path: str, name: str, asked: Mapping[str, Any] | None = None) -> Iter
     try:
         answer = _request(connection, path, name, asked)
         while line := answer.readline():
+            if not line.endswith(b"\n"):
+                raise broken_off(path)
             if text := line.strip():
                 found = _decoded(text, path)
                 if set(found) == {"error"}:
@@ -49,6 +51,13 @@ def follow(path: str, name: str, asked: Mapping[str, Any] | None = None) -> Iter
         raise ApiError(f"the agent at {path} does not answer any more ({error})") from error
     finally:
         connection.close()
+
+
+def broken_off(path: str) -> ApiError:
+    """For a stream that ended where there should be more."""
+    return ApiError(
+        f"the agent at {path} broke off: it ends, or what it told was not read for half a minute"
+    )
 
 
 class _Connection(http.client.HTTPConnection):

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
-from msgspec import convert, json
+from msgspec import ValidationError, convert, json
 
-from kube_router_py.agent_client import follow
+from kube_router_py.agent_client import broken_off, follow
 from kube_router_py.colours import Painter
 from kube_router_py.commands.arguments import OK, answered, checked, output_format, take
 from kube_router_py.drops.record import AUDITED, POLICY, DropRecord, End
+from kube_router_py.errors import ApiError
 from kube_router_py.observe.log import harmless
 from kube_router_py.option_types import parse_duration
 
@@ -40,12 +41,13 @@ try again what does not work.
 Which rule would allow it, and why none does: kube-router-py explain SRC DST PORT/PROTO.
 
 Not all packets are seen. The kernel logs ten a minute for each pod and direction, after a burst of
-ten; the metric kube_router_policy_drops_total counts them all. Nobody else may read NFLOG group 100
-meanwhile, nor can tcpdump -i nflog:100 while this runs. The agent remembers (the last 1000) only
-while it reads: while somebody follows, or always with its flag --policy-drop-log=log.
+ten; the metric kube_router_policy_drops_total counts all but what BECAUSE calls "invalid" or "not
+programmed yet". Nobody else may read NFLOG group 100 meanwhile, nor can tcpdump -i nflog:100 while
+this runs. The agent remembers (the last 1000) only while it reads: while somebody follows, or
+always with its flag --policy-drop-log=log.
 
-Exit codes: 0 shown, be it nothing; 1 the agent does not answer, or cannot read what is refused;
-2 a mistake in the flags.
+Exit codes: 0 shown, be it nothing; 1 the agent does not answer, ends meanwhile, or cannot read what
+is refused; 2 a mistake in the flags.
 """
 
 _FLAGS = {
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> int:
     mistakes += [f"{word!r} is not wanted: drops takes flags only" for word in words]
     options = checked(rest, mistakes)
     asked = {"namespace": namespace, "follow": follows, "for_s": for_s}
-    lines = follow(options.agent_socket, "drops", asked)
+    lines = _whole(follow(options.agent_socket, "drops", asked), options.agent_socket)
     with contextlib.suppress(KeyboardInterrupt):
         if output == "json":
             _print_json(lines, sys.stdout)
@@ -98,6 +100,15 @@ def _seconds(own: Mapping[str, list[str]], mistakes: list[str]) -> float:
         mistakes.append(f"--for {text!r} {error}")
         return 0.0
     return seconds
+
+
+def _whole(lines: Iterable[Mapping[str, Any]], path: str) -> Iterator[Mapping[str, Any]]:
+    """Lines up to the last one. An agent that was killed must not look as if nothing more came."""
+    for line in lines:
+        if "end" in line:
+            return
+        yield line
+    raise broken_off(path)
 
 
 def _print_json(lines: Iterable[Mapping[str, Any]], stdout: TextIO) -> None:
@@ -121,7 +132,7 @@ def _print_text(
         elif "lost" in line:
             stdout.write(painter.yellow(f"... {line['lost']} are missing here") + "\n")
         elif "drop" in line:
-            record = convert(line["drop"], DropRecord)
+            record = _record(line["drop"])
             text = harmless(columns.row(cells(record)))
             if not shown:
                 stdout.write(painter.bold(columns.row(_COLUMNS)) + "\n")
@@ -133,6 +144,13 @@ def _print_text(
             f"nothing was seen on {harmless(node)}; the pod whose policy refuses may be on another "
             "node, or what refuses is no policy (see kube-router-py explain)\n"
         )
+
+
+def _record(told: Any) -> DropRecord:
+    try:
+        return convert(told, DropRecord)
+    except ValidationError as error:
+        raise ApiError(f"the agent is of another version than this command: {error}") from error
 
 
 class Columns:
@@ -156,22 +174,20 @@ def cells(record: DropRecord) -> Iterator[str]:
     yield _end(record.source)
     yield _end(record.destination)
     yield record.port_text
-    meant = record.meant
-    if meant is not None and meant.services:
-        yield ",".join(meant.services)
-    else:
-        yield ",".join(record.destination.services) or "-"
+    yield ",".join(record.services) or "-"
     yield _because(record)
 
 
 def _because(record: DropRecord) -> str:
     named = ",".join(record.policies)
     if record.cause == POLICY:
-        return named or "policies that are gone"
+        return named or "pod or policies that are gone"
     cause = "invalid" if record.cause == "invalid" else "not programmed yet"
     return f"{cause} ({named})" if named else cause
 
 
 def _end(end: End) -> str:
+    if end.is_in_pod_range and not end.pod:
+        return f"{end.address} (range of {end.node})"
     name = end.pod or (f"node/{end.node}" if end.node else "")
-    return f"{name} ({end.address})" if name else end.address
+    return f"{name} ({end.address})" if name and end.address else name or end.address or "-"

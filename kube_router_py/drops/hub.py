@@ -28,6 +28,9 @@ _WAITING_MOST = 1000
 _READ_S = 0.5
 _OPEN_S = 15.0
 _AGAIN_S = 30.0
+# The firewall's own rules log far less. Others may log into this group without a limit, and a
+# thread that tried to keep up would take the interpreter away from the rest of the agent.
+_READ_PER_S = 1000.0
 
 
 class Lost(Struct, frozen=True):
@@ -165,11 +168,11 @@ class DropHub:
         with self._lock:
             if self._is_stopping:
                 raise KubeRouterError("the agent stops")
+            self._run_thread()
             follower = Follower([*self._recent][-recent:] if recent else ())
             self._followers.append(follower)
             if self._is_open:
                 follower.opened()
-            self._run_thread()
             self._lock.notify_all()
         try:
             follower.wait_open(_OPEN_S)
@@ -192,8 +195,9 @@ class DropHub:
     def _run_thread(self) -> None:
         """Under the lock."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="drops", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="drops", daemon=True)
+            thread.start()  # may fail, for want of threads; then the next one tries again
+            self._thread = thread
 
     # --- the thread ----------------------------------------------------------------------------
 
@@ -214,7 +218,7 @@ class DropHub:
     def _goes_on(self) -> bool:
         """Whether anybody still wants records; if not, the thread is over with this."""
         with self._lock:
-            if self._is_stopping or not (self._followers or self._tellers):
+            if not self._has_listeners():
                 self._is_open, self._thread = False, None
                 self._recent.clear()
                 self._names.forget()
@@ -238,10 +242,20 @@ class DropHub:
                     self._hand_on(record)
             for teller in self._tellers:
                 self._guarded(teller.tick, self._clock())
+            self._pause(len(packets) / _READ_PER_S)
+
+    def _pause(self, seconds: float) -> None:
+        """What comes meanwhile waits in the kernel, which numbers what it has no room for."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._has_listeners(), seconds)
+
+    def _has_listeners(self) -> bool:
+        """Under the lock."""
+        return not self._is_stopping and bool(self._followers or self._tellers)
 
     def _is_wanted(self) -> bool:
         with self._lock:
-            if self._is_stopping or not (self._followers or self._tellers):
+            if not self._has_listeners():
                 self._is_open = False  # whoever comes now waits until it is opened again
             return self._is_open
 

@@ -21,20 +21,23 @@ class Bucket:
 
 
 class Repeats:
-    """Tells the first of what is the same, and again after ``every_s``; remembers ``room``."""
+    """Of what is the same the first is news, and after ``every_s`` one again; ``room`` are kept."""
 
     def __init__(self, every_s: float, room: int) -> None:
         self._every_s, self._room = every_s, room
         self._told: dict[Hashable, tuple[float, int]] = {}
 
-    def is_new(self, key: Hashable, now: float) -> int:
-        """0: not to be told now. Otherwise how often it came since it was last told, with this."""
+    def news(self, key: Hashable, now: float) -> int:
+        """0: not to be told now. Otherwise how often it came since it was last told, with this; it
+        stays news until ``told``."""
         at, since = self._told.get(key, (now - self._every_s, 0))
         if now - at < self._every_s:
             self._told[key] = (at, since + 1)
             return 0
+        return since + 1
+
+    def told(self, key: Hashable, now: float) -> None:
         self._told.pop(key, None)  # to the end: the oldest are first
         if len(self._told) >= self._room:
             del self._told[next(iter(self._told))]
         self._told[key] = (now, 0)
-        return since + 1

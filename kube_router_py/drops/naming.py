@@ -27,6 +27,7 @@ _LEAST_S = 1.0
 # Of the time at most this share goes into putting in order.
 _SHARE = 0.05
 _PACKET_AGE_MOST_S = 60.0
+_GONE_MOST = 1000
 _Place = tuple[str, str, int]
 """Address, protocol and port."""
 
@@ -51,14 +52,18 @@ class _Order:
         for policy in _known(cluster, NetworkPolicy):
             self.policies.setdefault(policy.metadata.namespace, []).append(policy)
         self.nodes: dict[str, str] = {}
-        self.ranges: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str]] = []
+        self.isolating: dict[tuple[str, Direction], tuple[Pod, tuple[str, ...]]] = {}
+        self._ranges: dict[tuple[int, int], dict[int, str]] = {}
         for each in _known(cluster, Node):
             name = each.metadata.name
             for address in (each.status and each.status.addresses) or ():
-                self.nodes[canonical_ip(address.address) or ""] = name
+                if canonical := canonical_ip(address.address):  # others are names of hosts
+                    self.nodes[canonical] = name
             for cidr in each.spec.pod_cidrs or (each.spec.pod_cidr or "",):
                 if (network := _network(cidr)) is not None:
-                    self.ranges.append((network, name))
+                    bits = network.max_prefixlen - network.prefixlen
+                    alike = self._ranges.setdefault((network.version, bits), {})
+                    alike[int(network.network_address) >> bits] = name
         self.services: dict[str, list[Service]] = {}
         self.node_ports: dict[tuple[str, int], str] = {}
         for service in _known(cluster, Service):
@@ -67,6 +72,18 @@ class _Order:
                 if port.node_port:
                     place = (_protocol(port.protocol), port.node_port)
                     self.node_ports[place] = service.metadata.key
+
+    def node_of_range(self, address: str) -> str:
+        """The Node in whose range of pod addresses this is. A large cluster has thousands of them,
+        but few lengths."""
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return ""
+        for (version, bits), names in self._ranges.items():
+            if version == parsed.version and (name := names.get(int(parsed) >> bits)):
+                return name
+        return ""
 
 
 def _endpoints(cluster: Cluster) -> dict[_Place, tuple[str, ...]]:
@@ -120,11 +137,12 @@ class Names:
     ) -> None:
         self._cluster, self._node = cluster, node
         self._now = now
-        self._orders = _Kept(lambda: _Order(cluster), clock)
+        self._orders = _Kept(self._order, clock)
         self._ends = _Kept(lambda: _endpoints(cluster), clock)
         self._chains = _Kept(self._local_chains, clock)
         self._has_endpoints = EndpointSlice in cluster.kinds
         self._compiled: dict[str, tuple[NetworkPolicy, Policy]] = {}
+        self._pods: dict[str, str] = {}
 
     def record(self, packet: Packet) -> DropRecord | None:
         """None for a packet that no rule of the firewall has logged."""
@@ -132,15 +150,17 @@ class Names:
         if prefix is None:
             return None
         order = self._orders.value()
-        pod = self._chains.value().get(prefix.chain, "") if prefix.chain else ""
         is_ingress = prefix.direction is Direction.INGRESS
-        sender, receiver = ("", pod) if is_ingress else (pod, "")
+        pod: str | None = None
+        if prefix.chain:
+            pod = self._isolated(prefix, packet.destination if is_ingress else packet.source)
+        sender, receiver = (None, pod) if is_ingress else (pod, None)
         protocol = packet.protocol
         source = self._end(order, protocol, packet.source, packet.source_port, sender)
         destination = self._end(
             order, protocol, packet.destination, packet.destination_port, receiver
         )
-        if not prefix.chain:
+        if pod is None:
             pod = (destination if is_ingress else source).pod
         return DropRecord(
             time=self._time(packet),
@@ -165,13 +185,25 @@ class Names:
         for kept in (self._orders, self._ends, self._chains):
             kept.forget()
         self._compiled.clear()
+        self._pods.clear()
+
+    def _order(self) -> _Order:
+        order = _Order(self._cluster)
+        standing = {id(each) for policies in order.policies.values() for each in policies}
+        self._compiled = {k: v for k, v in self._compiled.items() if id(v[0]) in standing}
+        return order
 
     def _local_chains(self) -> dict[str, str]:
-        return {
+        """The pods of this node by the names of their chains, and those that went lately: a pod's
+        chain stands a little longer than the pod, and a name is never another pod's."""
+        found = {
             pod_chain(key, direction): key
             for key in self._cluster.pods_of_node(self._node)
             for direction in Direction
         }
+        gone = [each for each in self._pods.items() if each[0] not in found]
+        self._pods = {**dict(gone[-_GONE_MOST:]), **found}
+        return self._pods
 
     def _time(self, packet: Packet) -> str:
         now = at = self._now()
@@ -183,30 +215,43 @@ class Names:
 
     # --- who is it -----------------------------------------------------------------------------
 
+    def _isolated(self, prefix: Prefix, address: str) -> str:
+        """The pod whose chain this is; empty if it is gone: who has its address now is another."""
+        if found := self._chains.value().get(prefix.chain):
+            return found
+        # It may have come just now.
+        known = self._cluster.pods_of_ip(address)
+        return next((k for k in known if pod_chain(k, prefix.direction) == prefix.chain), "")
+
     def _end(
-        self, order: _Order, protocol: str, address: str, port: int | None, pod_key: str
+        self, order: _Order, protocol: str, address: str, port: int | None, expected: str | None
     ) -> End:
-        pod = self._pod(address, pod_key)
-        services = tuple(sorted(self._cluster.services_of_vip(address)))
+        """``expected``: the pod that it must be, None where that is not known."""
+        pod = self._pod(address, expected)
+        services: tuple[str, ...] = ()
+        if pod is None:
+            # Whoever has an external IP put into a Service must not speak for a pod's address.
+            services = tuple(sorted(self._cluster.services_of_vip(address)))
         if not services and port is not None:
             services = self._behind(order, pod, address, protocol, port)
-        if pod is None:
-            node = order.nodes.get(address) or _node_of_range(order, address)
-            return End(address, port, pod_key, node, services)
-        return End(address, port, pod.metadata.key, pod.spec.node_name or "", services)
+        if pod is not None:
+            return End(address, port, pod.metadata.key, pod.spec.node_name or "", services)
+        own = order.nodes.get(address, "")
+        node = own or order.node_of_range(address)
+        is_in_range = bool(node and not own and not expected)
+        return End(address, port, expected or "", node, services, is_in_range)
 
-    def _pod(self, address: str, expected: str) -> Pod | None:
-        """The live pod with an address of its own; of several (one goes, one comes) the expected
-        one, or the first by name."""
-        found = {}
-        for key in self._cluster.pods_of_ip(address):
+    def _pod(self, address: str, expected: str | None) -> Pod | None:
+        """The expected pod; where that is not known, the live one with an address of its own (of
+        several, one goes and one comes, the first by name)."""
+        for key in sorted(self._cluster.pods_of_ip(address)):
             pod = self._cluster.get(Pod, key)
-            if pod is not None and not pod.spec.host_network:
-                if key == expected:
-                    return pod
-                if (pod.status and pod.status.phase) not in _FINISHED:
-                    found[key] = pod
-        return found[min(found)] if found and not expected else None
+            if pod is None or pod.spec.host_network:
+                continue
+            phase = pod.status and pod.status.phase
+            if key == expected or (expected is None and phase not in _FINISHED):
+                return pod
+        return None
 
     def _behind(
         self, order: _Order, pod: Pod | None, address: str, protocol: str, port: int
@@ -250,11 +295,18 @@ class Names:
         pod = self._cluster.get(Pod, key) if key else None
         if pod is None:
             return ()
+        known = order.isolating.get((key, prefix.direction))
+        if known is None or known[0] is not pod:
+            known = (pod, self._isolating(order, pod, prefix.direction))
+            order.isolating[key, prefix.direction] = known
+        return known[1]
+
+    def _isolating(self, order: _Order, pod: Pod, direction: Direction) -> tuple[str, ...]:
         labels = pod.metadata.labels or {}
         found = []
         for each in order.policies.get(pod.metadata.namespace, ()):
             policy = self._compile(each)
-            if policy.target is None or prefix.direction not in policy.rules:
+            if policy.target is None or direction not in policy.rules:
                 continue
             if policy.target.pods.selects(labels):
                 found.append(policy.key)
@@ -295,15 +347,6 @@ def _target(port: Port, pod: Pod) -> int:
             if each.name == target and _protocol(each.protocol) == _protocol(port.protocol):
                 return each.container_port
     return 0
-
-
-def _node_of_range(order: _Order, address: str) -> str:
-    """The Node in whose range of pod addresses this is: its bridge's, or a pod's that is gone."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    return next((name for network, name in order.ranges if parsed in network), "")
 
 
 def _protocol(name: str | None) -> str:

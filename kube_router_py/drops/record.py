@@ -27,14 +27,17 @@ class Prefix(Struct, frozen=True):
 
 class End(Struct, frozen=True, omit_defaults=True):
     """Source or destination of a packet. ``pod`` is ``namespace/name``, empty for what is none (or
-    not any more); ``node`` is the pod's, or that whose address it is; ``services`` those that have
-    this address (a Service's own), or address and port (an endpoint's)."""
+    not any more); ``node`` is the pod's, or that whose address it is. ``is_in_pod_range``: it is
+    only one of those that this node gives to pods, its bridge's or that of a pod that is gone or
+    not known yet. ``services`` are those that have this address (a Service's own), or this address
+    and port as an endpoint. ``address`` is empty where the kernel handed over no IP header."""
 
     address: str
     port: int | None = None
     pod: str = ""
     node: str = ""
     services: tuple[str, ...] = ()
+    is_in_pod_range: bool = False
 
     @property
     def namespace(self) -> str:
@@ -71,6 +74,12 @@ class DropRecord(Struct, frozen=True, omit_defaults=True):
         services = (*self.destination.services, *(self.meant.services if self.meant else ()))
         spaces = (self.source.pod, self.destination.pod, self.pod, *services)
         return any(each.partition("/")[0] == namespace for each in spaces if each)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Those that were meant, where that is known (it may have been none); otherwise those that
+        may have been."""
+        return (self.meant or self.destination).services
 
     @property
     def port_text(self) -> str:

@@ -3,6 +3,7 @@
 {"node": "node1"}                    first, once the kernel's log is read
 {"drop": {...}}                      a ``record.DropRecord``
 {"lost": 12}                         so many are missing here
+{"end": true}                        last; without it the agent broke off, and there may be more
 """
 
 import time
@@ -44,6 +45,7 @@ class DropStream:
         self._following = hub.follow(_TAIL if follow else REMEMBERED)
         self._ends_at = None if follow else clock() + for_s
         self._lines: deque[dict[str, Any]] = deque(({"node": node},))
+        self._is_over = False
 
     def __iter__(self) -> "DropStream":
         return self
@@ -52,6 +54,8 @@ class DropStream:
         """One line; None where there is nothing to say for a second."""
         if self._lines:
             return self._lines.popleft()
+        if self._is_over:
+            raise StopIteration
         left_s = _ALIVE_S if self._ends_at is None else self._ends_at - self._clock()
         for each in self._following.take(min(_ALIVE_S, max(0.0, left_s))):
             if isinstance(each, Lost):
@@ -61,7 +65,8 @@ class DropStream:
         if self._lines:
             return self._lines.popleft()
         if left_s <= 0:
-            raise StopIteration
+            self._is_over = True
+            return {"end": True}
         return None
 
     def close(self) -> None:

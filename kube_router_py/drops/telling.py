@@ -5,7 +5,7 @@ second at most and what it left out; a pod has few Events, and each of them once
 """
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from kube_router_py.cluster.objects import Pod
 from kube_router_py.drops.limits import Bucket, Repeats
@@ -25,7 +25,9 @@ _LINES_PER_S, _LINES_BURST = 10.0, 50.0
 _SUPPRESSED_S = 10.0
 _POD_EVENTS_BURST, _POD_EVENTS_PER_S = 5.0, 1 / 600
 _PODS_MOST = 4096
-_POLICIES_NAMED = 5
+_NAMED_IN_EVENT = 5
+# Who may write policies and Services may write thousands about one pod.
+_NAMED_IN_LINE = 20
 
 
 class DropLog:
@@ -38,12 +40,14 @@ class DropLog:
         self._told_at = 0.0
 
     def tell(self, record: DropRecord, now: float) -> None:
-        times = self._repeats.is_new(flow(record), now)
+        same = flow(record)
+        times = self._repeats.news(same, now)
         if not times:
             return
         if not self._bucket.take(now):
             self._suppressed += 1
             return
+        self._repeats.told(same, now)
         # The pods first: the journal finds the line by each of them.
         ends = (record.pod, record.source.pod, record.destination.pod)
         _log.info(
@@ -55,8 +59,8 @@ class DropLog:
             _named(record.source),
             _named(record.destination),
             record.port_text,
-            ",".join(services(record)) or "-",
-            ",".join(record.policies) or "-",
+            ",".join(record.services[:_NAMED_IN_LINE]) or "-",
+            _some(record.policies, ",", _NAMED_IN_LINE) or "-",
             record.cause,
             times,
         )
@@ -82,10 +86,12 @@ class DropEvents:
         return self._events.dropped
 
     def tell(self, record: DropRecord, now: float) -> None:
-        if not record.pod or not self._repeats.is_new(flow(record), now):
+        same = flow(record)
+        if not record.pod or not self._repeats.news(same, now):
             return
         if not self._bucket(record.pod).take(now):
             return
+        self._repeats.told(same, now)
         is_audit = record.verdict == AUDITED
         self._events.tell(
             Tiding(
@@ -123,22 +129,20 @@ def flow(record: DropRecord) -> Hashable:
 def sentence(record: DropRecord) -> str:
     """For an Event: what happened, as a person would say it."""
     does = "would be refused" if record.verdict == AUDITED else "was refused"
-    meant = services(record)
-    through = f" (service {', '.join(meant)})" if meant else ""
-    named = ", ".join(record.policies[:_POLICIES_NAMED])
-    if len(record.policies) > _POLICIES_NAMED:
-        named += f" and {len(record.policies) - _POLICIES_NAMED} more"
+    meant = _some(record.services, ", ", _NAMED_IN_EVENT)
+    is_guess = record.meant is None and record.destination.pod
+    through = f" ({'behind ' if is_guess else ''}service {meant})" if meant else ""
+    named = _some(record.policies, ", ", _NAMED_IN_EVENT)
     by = f" (isolated by {named})" if named else ""
     way = f"from {_named(record.source)} to {_named(record.destination)}"
     return f"{record.direction} {way}{through}, {record.port_text}, {does}: {record.reason}{by}"
 
 
-def services(record: DropRecord) -> tuple[str, ...]:
-    """Those that were meant, where that is known, else those that it may have been."""
-    if record.meant is not None and record.meant.services:
-        return record.meant.services
-    return record.destination.services
+def _some(names: Sequence[str], separator: str, most: int) -> str:
+    left = len(names) - most
+    return separator.join(names[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def _named(end: End) -> str:
-    return end.pod or (f"node/{end.node}" if end.node else end.address)
+    is_node = end.node and not end.is_in_pod_range
+    return end.pod or (f"node/{end.node}" if is_node else end.address or "-")

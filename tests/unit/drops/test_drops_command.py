@@ -1,6 +1,9 @@
 """``kube-router-py drops``, asked of a socket as the agent serves it."""
 
 import json
+import re
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ from kube_router_py.observe.agent_socket import AgentSocket
 from kube_router_py.options import parse
 
 _TIMEOUT_S = 60.0
+END = {"end": True}
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -190,7 +194,7 @@ def test_following_until_interrupted(
 def test_what_is_lost_in_json(
     agent: Agent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drops, "follow", lambda *_: iter(({"node": "node2"}, {"lost": 3})))
+    monkeypatch.setattr(drops, "follow", lambda *_: iter(({"node": "node2"}, {"lost": 3}, END)))
     assert agent.run("-o", "json") == 0
     assert capsys.readouterr().out == '{"lost":3}\n'
 
@@ -209,7 +213,7 @@ def test_names_of_strangers_do_nothing_to_a_terminal(
         "source": {"address": "\x1b[2J"},
         "destination": {"address": "b\nc"},
     }
-    lines = ({"node": "\x1b[2J"}, {"drop": record})
+    lines = ({"node": "\x1b[2J"}, {"drop": record}, END)
     monkeypatch.setattr(drops, "follow", lambda *_: iter(lines))
     assert agent.run() == 0
     out, err = capsys.readouterr()
@@ -223,6 +227,63 @@ def test_a_long_name_does_not_move_all_other_lines() -> None:
     assert "x" * 80 + "  5" in wide
     after = columns.row(["1", "2", "3", "4", "5"])
     assert len(after) < len(wide)
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_an_agent_that_breaks_off_does_not_look_like_one_that_saw_nothing(
+    agent: Agent,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+) -> None:
+    """It was killed, or restarted."""
+    monkeypatch.setattr(drops, "follow", lambda *_: iter(({"node": "node2"},)))
+    with pytest.raises(ApiError, match="broke off"):
+        agent.run("-o", output)
+    assert "nothing was seen" not in capsys.readouterr().err
+
+
+def test_half_a_line_is_no_agent_of_another_version(tmp_path: Path) -> None:
+    place = str(tmp_path / "half.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as ending:
+        ending.bind(place)
+        ending.listen()
+
+        def answer() -> None:
+            with ending.accept()[0] as client:
+                client.recv(1 << 16)
+                client.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"node":"n"}\n{"drop":{"ti')
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        lines = real(place, "drops")
+        assert next(lines) == {"node": "n"}
+        with pytest.raises(ApiError, match="broke off"):
+            next(lines)
+        thread.join(_TIMEOUT_S)
+
+
+def test_an_agent_of_another_version(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ({"node": "n"}, {"drop": {"direction": "sideways"}}, END)
+    monkeypatch.setattr(drops, "follow", lambda *_: iter(lines))
+    with pytest.raises(ApiError, match="of another version"):
+        agent.run()
+
+
+def test_ends_of_all_kinds_are_told_apart(
+    remembering: Agent, packet: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in ("10.10.0.11", "10.244.1.77", "203.0.113.9", ""):
+        remembering.nflog.log(packet(source=source))
+    until(lambda: remembering.drops.numbers()["drop_records_total"] == 7)
+    assert remembering.run("--for=0s") == 0
+    told = [line.split("  ")[3].strip() for line in _squeezed(capsys.readouterr().out)[-4:]]
+    assert told == ["node/node1 (10.10.0.11)", "10.244.1.77 (range of node1)", "203.0.113.9", "-"]
+
+
+def _squeezed(text: str) -> list[str]:
+    """Lines whose columns are two blanks apart."""
+    return [re.sub(r" {2,}", "  ", line) for line in text.splitlines()]
 
 
 def test_a_group_that_is_taken(agent: Agent) -> None:

@@ -181,6 +181,20 @@ def test_what_the_kernel_lost_is_told(hub: DropHub, nflog: FakeNflog, packet: An
     assert hub.numbers()["drop_records_lost_total"] == 12
 
 
+def test_who_floods_the_log_does_not_get_all_of_the_agents_time(
+    hub: DropHub, nflog: FakeNflog, packet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not read in time waits in the kernel; whoever wants an end has it at once."""
+    monkeypatch.setattr(hub_module, "_READ_PER_S", 1 / (100 * _TIMEOUT_S))
+    following = hub.follow()
+    nflog.log(packet(destination_port=1))
+    take(following)
+    nflog.log(packet(destination_port=2))
+    assert following.take(0.2) == []
+    following.close()
+    until(lambda: not nflog.is_read)
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
@@ -227,6 +241,22 @@ def test_a_packet_that_cannot_be_named_is_left_out(
     (record,) = take(following)
     assert isinstance(record, DropRecord)
     assert [each.getMessage() for each in caplog.records] == ["a refused packet could not be told"]
+
+
+def test_a_thread_that_cannot_start_is_tried_again(
+    hub: DropHub, nflog: FakeNflog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the container has as many as it may have."""
+
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            hub.follow()
+    hub.follow().close()
+    until(lambda: not nflog.is_read)
 
 
 def test_the_agents_end_ends_those_who_follow(hub: DropHub, nflog: FakeNflog) -> None:
@@ -355,7 +385,8 @@ def test_without_follow_it_ends(hub: DropHub, nflog: FakeNflog, packet: Any) -> 
         nflog.log(packet(destination_port=number))
     take(first, 30)
     lines = [line for line in DropStream(hub, "node2", {"for_s": 0}) if line is not None]
-    assert len(lines) == 31  # all that is remembered
+    assert len(lines) == 32  # all that is remembered, and its two ends
+    assert (lines[0], lines[-1]) == ({"node": "node2"}, {"end": True})
     now = 0.0
 
     def clock() -> float:
@@ -364,7 +395,7 @@ def test_without_follow_it_ends(hub: DropHub, nflog: FakeNflog, packet: Any) -> 
         return now
 
     later = [*DropStream(hub, "node2", {"for_s": 1.0}, clock)]
-    assert len(later) == 31 + later.count(None)
+    assert len(later) == 32 + later.count(None)
     following = DropStream(hub, "node2", {"follow": True})
     next(following)
     assert [next(following)["drop"].destination.port for _ in range(10)] == [*range(20, 30)]  # type: ignore[index]

@@ -6,6 +6,7 @@ import pytest
 from msgspec import convert, structs
 
 from kube_router_py.cluster.objects import EndpointSlice, NetworkPolicy, Pod, Service
+from kube_router_py.drops import naming
 from kube_router_py.drops.naming import Names
 from kube_router_py.drops.record import AUDITED, REFUSED, DropRecord, End, Prefix, read_prefix
 from kube_router_py.firewall import chains, frame
@@ -126,13 +127,23 @@ def test_what_is_invalid_is_told_by_address(world: Any, packet: Any) -> None:
 def test_a_pod_that_is_not_known_yet(world: Any, packet: Any) -> None:
     found = world.names.record(packet("", "ingress", "default-deny", destination="10.244.2.9"))
     assert (found.pod, found.policies) == ("", ())
-    assert found.destination == End("10.244.2.9", 5432, "", "node2")  # by its range
+    assert found.destination == End("10.244.2.9", 5432, "", "node2", (), is_in_pod_range=True)
 
 
 def test_nodes(world: Any, packet: Any) -> None:
-    for address in ("10.10.0.11", "10.244.1.1"):  # its own, and its bridge's
+    found = world.names.record(packet(source="10.10.0.11"))
+    assert found.source == End("10.10.0.11", 40000, "", "node1")
+    for address in ("10.244.1.1", "10.244.1.77", "fd10:244:0:1::77"):  # its bridge's, a pod's once
         found = world.names.record(packet(source=address))
-        assert found.source == End(address, 40000, "", "node1")
+        assert found.source == End(address, 40000, "", "node1", (), is_in_pod_range=True)
+    for address in ("10.244.3.1", "fd10:244:0:2::77", "203.0.113.9"):
+        assert world.names.record(packet(source=address)).source == End(address, 40000)
+
+
+def test_a_packet_without_an_address_is_nobodys(world: Any, packet: Any) -> None:
+    """Though every Node has the name of its host among its addresses."""
+    found = world.names.record(packet("", "ingress", "invalid", source="", destination=""))
+    assert (found.source, found.destination) == (End("", 40000), End("", 5432))
 
 
 def test_a_finished_pod_has_no_address_any_more(world: Any, packet: Any) -> None:
@@ -154,6 +165,42 @@ def test_a_pod_that_is_gone_keeps_its_name_for_a_moment(world: Any, packet: Any)
     world.cache.delete(Pod, "shop/db")
     found = world.names.record(packet())
     assert (found.pod, found.destination.pod, found.policies) == ("shop/db", "shop/db", ())
+    assert not found.destination.is_in_pod_range
+    world.now_s = 30.0  # its chain may stand that long
+    assert world.names.record(packet()).pod == "shop/db"
+
+
+def test_many_pods_that_are_gone_are_not_all_remembered(
+    world: Any, packet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naming, "_GONE_MOST", 2)  # both directions of one
+    for key in ("default/client", "shop/db"):
+        world.names.record(packet())
+        world.cache.delete(Pod, key)
+        world.now_s += 1.0
+    world.names.record(packet())
+    assert world.names.record(packet()).pod == "shop/db"
+    assert world.names.record(packet("default/client", "egress")).pod == ""
+
+
+def test_who_has_the_address_of_a_pod_that_is_gone_is_not_blamed(world: Any, packet: Any) -> None:
+    """Its chain tells whose packet it was."""
+    pod = world.cache.get(Pod, "shop/db")
+    heir = structs.replace(pod, metadata=structs.replace(pod.metadata, name="heir"))
+    world.cache.delete(Pod, "shop/db")
+    world.cache.put(Pod, heir)
+    found = world.names.record(packet("shop/db"))
+    assert (found.pod, found.destination.pod, found.policies) == ("", "", ())
+    assert found.destination.node == "node2"
+
+
+def test_a_pod_that_came_just_now_is_known_by_its_chain(world: Any, packet: Any) -> None:
+    world.names.record(packet())
+    pod = world.cache.get(Pod, "shop/db")
+    twin = structs.replace(pod, metadata=structs.replace(pod.metadata, name="twin"))
+    world.cache.put(Pod, twin)
+    found = world.names.record(packet("shop/twin"))
+    assert (found.pod, found.destination.pod) == ("shop/twin", "shop/twin")
 
 
 # --- Services ------------------------------------------------------------------------------------
@@ -170,6 +217,24 @@ def test_what_the_client_meant(world: Any, packet: Any) -> None:
 def test_a_node_port_that_was_meant(world: Any, packet: Any) -> None:
     found = world.names.record(packet(meant=("10.10.0.11", 30306)))
     assert found.meant == End("10.10.0.11", 30306, "", "node1", ("shop/db",))
+    assert found.services == ("shop/db",)
+
+
+def test_who_is_known_to_have_meant_no_service_is_not_said_to(world: Any, packet: Any) -> None:
+    """As through a port of a host, though the pod has a Service."""
+    found = world.names.record(packet(meant=("10.10.0.12", 8080)))
+    assert found.destination.services == ("shop/db",)
+    assert found.services == ()
+
+
+def test_an_external_ip_does_not_speak_for_a_pod(world: Any, packet: Any) -> None:
+    """Whoever may write Services can name any address in one."""
+    spec = {"externalIPs": ["10.244.2.2"], "ports": [{"port": 5432}]}
+    metadata = {"name": "evil", "namespace": "evil"}
+    world.cache.put(Service, convert({"metadata": metadata, "spec": spec}, Service))
+    found = world.names.record(packet())
+    assert found.destination.services == ("shop/db",)
+    assert not found.concerns("evil")
 
 
 def test_who_meant_the_pod_itself_meant_nothing_else(world: Any, packet: Any) -> None:
@@ -215,6 +280,27 @@ def test_a_policy_that_changes_is_read_again(world: Any, packet: Any) -> None:
     world.cache.put(NetworkPolicy, changed)
     world.now_s = 1.0
     assert world.names.record(packet()).policies == ("shop/only-web",)
+
+
+def test_a_policy_that_is_gone_is_not_kept(world: Any, packet: Any) -> None:
+    """Where somebody reads all the time, and policies come and go."""
+    for number in range(20):
+        policy = {"metadata": {"name": f"p{number}", "namespace": "shop"}, "spec": {}}
+        world.cache.put(NetworkPolicy, convert(policy, NetworkPolicy))
+        world.now_s += 1.0
+        assert f"shop/p{number}" in world.names.record(packet()).policies
+        world.cache.delete(NetworkPolicy, f"shop/p{number}")
+    world.now_s += 1.0
+    world.names.record(packet())
+    assert set(world.names._compiled) == {"shop/all", "shop/only-web", "shop/others"}
+
+
+def test_labels_that_change_are_seen_at_once(world: Any, packet: Any) -> None:
+    assert len(world.names.record(packet()).policies) == 2
+    pod = world.cache.get(Pod, "shop/db")
+    other = structs.replace(pod, metadata=structs.replace(pod.metadata, labels={"app": "other"}))
+    world.cache.put(Pod, other)
+    assert world.names.record(packet()).policies == ("shop/all", "shop/others")
 
 
 def test_nothing_is_kept_that_nobody_wants(world: Any, packet: Any) -> None:

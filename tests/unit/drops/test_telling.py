@@ -30,16 +30,28 @@ def test_a_bucket_does_not_mind_a_clock_that_goes_back() -> None:
     assert bucket.take(6.0)
 
 
+def tell(repeats: Repeats, key: str, now: float) -> int:
+    times = repeats.news(key, now)
+    if times:
+        repeats.told(key, now)
+    return times
+
+
 def test_repeats_are_counted_until_they_are_told_again() -> None:
     repeats = Repeats(60.0, 2)
-    assert [repeats.is_new("a", now) for now in (0.0, 1.0, 59.0, 60.0, 61.0, 120.0)] == [
+    assert [tell(repeats, "a", now) for now in (0.0, 1.0, 59.0, 60.0, 61.0, 120.0)] == [
         *(1, 0, 0, 3, 0, 2)
     ]
 
 
+def test_what_was_not_told_is_still_news() -> None:
+    repeats = Repeats(60.0, 2)
+    assert [repeats.news("a", 0.0), tell(repeats, "a", 1.0), tell(repeats, "a", 2.0)] == [1, 1, 0]
+
+
 def test_of_too_many_the_oldest_is_forgotten() -> None:
     repeats = Repeats(60.0, 2)
-    assert [repeats.is_new(each, 0.0) for each in "abcba"] == [1, 1, 1, 0, 1]
+    assert [tell(repeats, each, 0.0) for each in "abcba"] == [1, 1, 1, 0, 1]
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -71,9 +83,13 @@ def test_who_is_no_pod_is_named_all_the_same(
     told = DropLog()
     told.tell(world.names.record(packet(source="10.10.0.11")), 0.0)
     told.tell(world.names.record(packet(source="203.0.113.9")), 0.0)
+    told.tell(world.names.record(packet(source="10.244.1.77")), 0.0)
+    told.tell(world.names.record(packet(source="", family=0)), 0.0)
     assert [line.getMessage().split()[7] for line in log.records] == [
         "from=node/node1",
         "from=203.0.113.9",
+        "from=10.244.1.77",  # of no pod any more, and not the node's own
+        "from=-",
     ]
 
 
@@ -101,6 +117,30 @@ def test_a_flood_is_cut_and_the_rest_is_counted(
         "too many packets are refused to log each suppressed=950"
     ]
     assert len(log.records) == 52
+
+
+def test_what_had_no_room_is_told_when_it_comes_again(
+    world: Any, packet: Any, log: pytest.LogCaptureFixture
+) -> None:
+    told = DropLog()
+    for port in range(51):
+        told.tell(world.names.record(packet(destination_port=port)), 100.0)
+    told.tell(world.names.record(packet(destination_port=50)), 101.0)
+    assert "port='50/TCP'" in log.records[-1].getMessage()
+
+
+def test_a_line_is_of_bounded_length_whoever_writes_policies(
+    world: Any, packet: Any, log: pytest.LogCaptureFixture
+) -> None:
+    found = world.names.record(packet())
+    many = tuple(f"shop/p{number:04}" for number in range(3000))
+    end = structs.replace(found.destination, services=many)
+    DropLog().tell(structs.replace(found, policies=many, destination=end), 0.0)
+    (line,) = log.records
+    assert len(line.getMessage()) < 1000
+    assert "shop/p0019 and 2980 more cause=" in line.getMessage()
+    named = [value for name, value in fields(values(line.msg, line.args)) if name == "KUBE_OBJECT"]
+    assert set(named) == {"shop/db", "default/client", *many[:20]}
 
 
 # --- Events --------------------------------------------------------------------------------------
@@ -142,8 +182,13 @@ def test_an_event_is_on_the_pod_that_refused(
     assert found["metadata"]["namespace"] == "shop"
     assert (found["type"], found["reason"]) == ("Warning", "PolicyRefused")
     assert found["message"] == (
-        "ingress from default/client to shop/db (service shop/db), 5432/TCP, was refused: no "
-        "policy that isolates the pod allows it (isolated by shop/all, shop/only-web)"
+        "ingress from default/client to shop/db (behind service shop/db), 5432/TCP, was "
+        "refused: no policy that isolates the pod allows it (isolated by shop/all, shop/only-web)"
+    )
+    meant = sentence(world.names.record(packet(meant=("10.96.0.10", 3306))))
+    assert "to shop/db (service shop/db), 5432/TCP" in meant
+    assert "to shop/db, 5432/TCP" in sentence(
+        world.names.record(packet(meant=("10.10.0.12", 8080)))  # a port of a host, and no Service
     )
 
 
@@ -165,8 +210,9 @@ def test_a_pod_has_few_events_however_much_it_refuses(
     events.tell(world.names.record(packet("default/client", "egress")), 1.0)
     told = [api.next() for _ in range(6)]
     assert [each["involvedObject"]["name"] for each in told] == ["db"] * 5 + ["client"]
-    events.tell(world.names.record(packet(destination_port=2000)), 601.0)
-    assert "2000/TCP" in api.next()["message"]
+    # What had no room before is news still: a scan of ports hides nothing for an hour.
+    events.tell(world.names.record(packet(destination_port=999)), 601.0)
+    assert "999/TCP" in api.next()["message"]
     events.stop(_TIMEOUT_S)
     assert api.posted.empty()
 
@@ -198,3 +244,6 @@ def test_many_policies_are_not_all_named(world: Any, packet: Any) -> None:
         world.names.record(packet()), policies=tuple(f"shop/p{number}" for number in range(9))
     )
     assert sentence(record).endswith("shop/p0, shop/p1, shop/p2, shop/p3, shop/p4 and 4 more)")
+    end = structs.replace(record.destination, services=record.policies)
+    crowded = sentence(structs.replace(record, destination=end))
+    assert "service shop/p0, shop/p1, shop/p2, shop/p3, shop/p4 and 4 more)" in crowded

@@ -35,7 +35,8 @@ that the PodMonitor looks for. Without the operator, agents are found like this:
 
 ```yaml
 scrape_configs:
-  - job_name: kube-router-py
+  - job_name: kube-router-py # an alert looks for it
+    honor_labels: true # metrics of policies have a namespace and a pod of their own
     kubernetes_sd_configs:
       - role: pod
         namespaces: { names: [kube-system] }

@@ -14,6 +14,7 @@ import yaml
 
 from kube_router_py.lab.manifests import render_kustomization
 from kube_router_py.observe.catalogue import METRICS
+from kube_router_py.observe.metrics_help import page
 
 MONITORING = Path(__file__).parents[3] / "manifests/monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
@@ -28,8 +29,9 @@ ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["ru
 EVERYTHING = {**QUERIES, **{name: rule["expr"] for name, rule in ALERTS.items()}}
 
 # What Prometheus and its configuration add to all, and the library's metrics of the process.
-_OF_TARGETS = {"instance"}
+_OF_TARGETS = {"instance", "job"}
 _OF_PROCESSES = {
+    "up",
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",
     "process_start_time_seconds",
@@ -125,6 +127,7 @@ def test_what_is_asked_for_is_exported_by_an_agent(full_agent: SimpleNamespace) 
     asked = {each.name for expr in EVERYTHING.values() for each in selectors(expr)}
     # The lab looks for those, where the kernel tracks connections.
     asked -= {"kube_router_conntrack_entries", "kube_router_conntrack_entries_max"}
+    asked -= {"up"}  # Prometheus makes it
     assert asked - exported == set()
     assert len(asked) > 50
 
@@ -179,7 +182,7 @@ def test_every_query_is_about_the_agents_that_were_chosen(expr: str) -> None:
     chosen = [
         any(str(each.value) == "$instance" for each in selector.matchers.matchers)
         for selector in selectors(expr)
-        if not expr.endswith("and on (instance) kube_router_build_info")
+        if not expr.endswith("and on (job, instance) kube_router_build_info")
     ]
     assert all(chosen)
 
@@ -239,6 +242,25 @@ def test_the_operator_gets_the_same_rules() -> None:
     assert agents["metadata"]["namespace"] == found["PodMonitor"]["metadata"]["namespace"]
 
 
+def test_what_policies_metrics_say_is_not_taken_for_the_agents() -> None:
+    """The operator gives each target these labels, and renames a metric's own of the same name."""
+    of_targets = {"namespace", "pod", "container", "endpoint", "job", "instance"}
+    both = {label for metric in METRICS.values() for label in metric.labels} & of_targets
+    assert both == {"namespace", "pod"}
+    found = render_kustomization(MONITORING / "prometheus-operator")
+    (monitor,) = [each for each in found if each["kind"] == "PodMonitor"]
+    assert all(each.get("honorLabels") for each in monitor["spec"]["podMetricsEndpoints"])
+    (job,) = yaml.safe_load(page().split("```yaml\n")[1].split("```")[0])["scrape_configs"]
+    assert job["honor_labels"]
+    # By these the agents are found that do not answer.
+    pattern = re.escape("up{job=~") + '"(.+)"'
+    match = re.match(pattern, ALERTS["KubeRouterAgentDown"]["expr"])
+    assert match is not None
+    place = f"{monitor['metadata']['namespace']}/{monitor['metadata']['name']}"
+    for name in (place, job["job_name"]):
+        assert re.fullmatch(match[1], name), name
+
+
 def series(name: str, /, **labels: str) -> str:
     pairs = ",".join(f'{key}="{value}"' for key, value in {"instance": "a", **labels}.items())
     return f"{name}{{{pairs}}}"
@@ -255,6 +277,23 @@ Case = tuple[str, Mapping[str, str], list[Mapping[str, str]]]
 # fires. The series of instance b, or of other labels, are well.
 CASES: dict[str, Case] = {
     "KubeRouterNoAgent": ("11m", {}, [{}]),
+    "KubeRouterAgentDown": (
+        "10m",
+        {
+            series("up", job="kube-system/kube-router-py"): "0x30",
+            series("up", **B, job="kube-system/kube-router-py"): "1 0x3 1x30",
+            series("up", job="kube-system/another"): "0x30",
+        },
+        [{**A, "job": "kube-system/kube-router-py"}],
+    ),
+    "KubeRouterScrapeIncomplete": (
+        "20m",
+        {
+            series("kube_router_scrape_failures_total", collector="sessions"): "0+1x30",
+            series("kube_router_scrape_failures_total", collector="traffic"): "0 1x30",
+        },
+        [{**A, "collector": "sessions"}],
+    ),
     "KubeRouterNotReady": (
         "15m",
         {
@@ -266,12 +305,10 @@ CASES: dict[str, Case] = {
     "KubeRouterLoopStuck": (
         "70m",
         {
-            series("kube_router_controller_turns_total", loop="router"): "5x80",
-            series("kube_router_controller_turns_total", **B, loop="router"): "5+0.2x80",
             series("kube_router_controller_oldest_dirty_seconds", **B, loop="router"): "0x80",
             series("kube_router_controller_oldest_dirty_seconds", loop="firewall"): "0+60x80",
         },
-        [{**A, "loop": "router"}, {**A, "loop": "firewall"}],
+        [{**A, "loop": "firewall"}],
     ),
     "KubeRouterProblems": (
         "20m",
@@ -284,13 +321,14 @@ CASES: dict[str, Case] = {
     "KubeRouterRestarts": (
         "30m",
         {
-            "kube_router_build_info" + '{instance="a"}': "1x60",
-            "kube_router_build_info" + '{instance="b"}': "1x60",
-            series("process_start_time_seconds"): "100x5 200x5 300x5 400x5 500x30",
-            series("process_start_time_seconds", **B): "100x5 200x60",
-            series("process_start_time_seconds", instance="other"): "100 200 300 400 500 600x60",
+            series("kube_router_build_info", job="k"): "1x60",
+            series("kube_router_build_info", **B, job="k"): "1x60",
+            series("process_start_time_seconds", job="k"): "100x5 200x5 300x5 400x5 500x30",
+            series("process_start_time_seconds", **B, job="k"): "100x5 200x60",
+            # Another exporter of the same node, named after it, too.
+            series("process_start_time_seconds", **B, job="x"): "100 200 300 400 500 600x60",
         },
-        [A],
+        [{**A, "job": "k"}],
     ),
     "KubeRouterLoopRestarts": (
         "30m",
@@ -428,11 +466,16 @@ CASES: dict[str, Case] = {
             series(
                 "kube_router_loadbalancer_pool_addresses_in_use", pool="b", family="ipv6"
             ): "9x30",
+            # One that was made for one Service.
+            series("kube_router_loadbalancer_pool_addresses", pool="c", family="ipv4"): "1x30",
+            series(
+                "kube_router_loadbalancer_pool_addresses_in_use", pool="c", family="ipv4"
+            ): "1x30",
         },
         [POOL],
     ),
     "KubeRouterPoolFull": (
-        "5m",
+        "10m",
         {
             series("kube_router_loadbalancer_pool_addresses_free", **POOL): "1 0x30",
             series("kube_router_loadbalancer_pool_addresses_free", pool="b", family="ipv6"): "1x30",
@@ -481,7 +524,18 @@ CASES: dict[str, Case] = {
     ),
 }
 WELL = {
-    'kube_router_build_info{instance="a"}': "1x120",
+    series("kube_router_build_info", job="kube-router-py"): "1x120",
+    series("up", job="kube-router-py"): "1x60 0x2 1x60",
+    series("process_start_time_seconds", job="kube-router-py"): "100x60 200x60",
+    # It rests: nothing changes, and it compares once an hour (--iptables-sync-period=1h).
+    series("kube_router_controller_turns_total", loop="firewall"): "5x50 6x60",
+    series("kube_router_controller_oldest_dirty_seconds", loop="firewall"): "0x50 9 0x60",
+    series("kube_router_controller_ready", loop="firewall"): "1x120",
+    series("kube_router_scrape_failures_total", collector="sessions"): "0x120",
+    series("kube_router_cache_stale_seconds", kind="Node"): "60x120",
+    series("kube_router_frr_up"): "1x120",
+    series("kube_router_bgp_peer_established", **SESSION): "1x60 0x2 1x60",
+    series("kube_router_bgp_peer_connections_dropped_total", **SESSION): "0x60 1x60",
     series("kube_router_loadbalancer_leader"): "1x120",
     series("kube_router_loadbalancer_leader", **B): "0x120",
 }

@@ -10,6 +10,7 @@ import yaml
 import kube_router_py
 from kube_router_py.address_pool_config import CONFIG_MAP, KEY, compile_pools, pool_settings
 from kube_router_py.cni_plugins import USUAL
+from kube_router_py.kernel import table_names
 from kube_router_py.kernel.frr_preflight import lacking_capabilities
 from kube_router_py.lab.manifests import render_kustomization
 from kube_router_py.lab.sandbox import CAPABILITIES
@@ -126,7 +127,17 @@ def test_of_the_nodes_files_only_what_is_written_is_mounted_for_writing(director
         mount["name"] for mount in container(directory)["volumeMounts"] if not mount.get("readOnly")
     }
     ours = {"xtables-lock", "proc-sys-net", "run", "tmp"}
-    assert writable == ours | ({"cni-conf", "run-frr"} if directory in ROUTING else set())
+    routing = {"cni-conf", "run-frr", "rt-tables"} if directory in ROUTING else set()
+    assert writable == ours | routing
+
+
+@pytest.mark.parametrize("directory", ROUTING)
+def test_the_names_of_routing_tables_have_a_place(directory):
+    """Of the container alone: else every start warns that the root is read-only."""
+    (mount,) = [e for e in container(directory)["volumeMounts"] if e["name"] == "rt-tables"]
+    assert Path(mount["mountPath"]) == Path(table_names.DIRECTORY, table_names.FILE).parent
+    (volume,) = [e for e in pod(directory)["volumes"] if e["name"] == "rt-tables"]
+    assert volume == {"name": "rt-tables", "emptyDir": {}}
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from kube_router_py.kernel import table_names
 from kube_router_py.kernel.frr_preflight import lacking_capabilities
 from kube_router_py.lab.sandbox import CAPABILITIES
 from kube_router_py.observe.journal import IDENTIFIER, SOCKET
@@ -53,6 +54,11 @@ def test_the_cni_files_directory_is_there_before_everything_else_is_read_only() 
     assert directory in written
     # +: out of what locks up the agent; -: where it cannot be made there may be no router.
     assert service()["ExecStartPre"] == f"+-/bin/mkdir -p {directory}"
+
+
+def test_it_may_name_its_routing_tables() -> None:
+    directory = Path(table_names.DIRECTORY, table_names.FILE).parent
+    assert f"-{directory}" in service()["ReadWritePaths"].split(), "where the package has made it"
 
 
 def test_it_reaches_its_sockets_and_is_known_to_the_journal() -> None:

@@ -56,7 +56,7 @@ def follow(path: str, name: str, asked: Mapping[str, Any] | None = None) -> Iter
 def broken_off(path: str) -> ApiError:
     """For a stream that ended where there should be more."""
     return ApiError(
-        f"the agent at {path} broke off: it ends, or what it told was not read for half a minute"
+        f"the agent at {path} broke off: it ended, or what it told was not read for half a minute"
     )
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CAP_NET_ADMIN = 12
+# Of the 10 s that Prometheus has by default for a scrape, which asks others, too.
+_SCRAPE_S = 3.0
 _ADAPTERS = ("ipvs", "links", "ipsets", "iptables", "sysctls", "conntrack")
 _DEFAULT_PROC_SYS = "/proc/sys"
 
@@ -60,7 +62,7 @@ def open_ipvs() -> "NetlinkIpvs":
     """IPVS for the thread of a scrape, which may not use that of the loop."""
     from kube_router_py.kernel.ipvs import NetlinkIpvs
 
-    return NetlinkIpvs()
+    return NetlinkIpvs(timeout_s=_SCRAPE_S)
 
 
 def open_packet_log() -> "PacketLog":

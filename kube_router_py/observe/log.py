@@ -63,9 +63,7 @@ class LineFormatter(logging.Formatter):
             text += f' at="{origin(error)}"'
         lines = [f"{record.levelname} {_short_name(record.name)}: {text}"]
         if error is not None and self._tracebacks:
-            for part in traceback.format_exception(error):
-                shown = map(harmless, part.rstrip("\n").split("\n"))
-                lines += [f"  {line}" for line in shown]
+            lines += [f"  {line}" for line in traceback_lines(error)]
         prefix = self._prefix_of(record)
         return "\n".join(prefix + line for line in lines)
 
@@ -83,6 +81,12 @@ class LineFormatter(logging.Formatter):
 def harmless(text: str) -> str:
     """Text that strangers wrote, as one line that does nothing to a terminal."""
     return text.translate(_HARMLESS)
+
+
+def traceback_lines(error: BaseException) -> list[str]:
+    """An exception's whole traceback, of which no line does anything to a terminal."""
+    parts = (part.rstrip("\n").split("\n") for part in traceback.format_exception(error))
+    return [harmless(line) for lines in parts for line in lines]
 
 
 def priority(level: int) -> int:

@@ -15,7 +15,14 @@ from types import TracebackType
 from typing import TextIO
 
 from kube_router_py.observe.journal import SOCKET, JournalHandler, JournalSocket
-from kube_router_py.observe.log import PACKAGE, LineFormatter, Prefix, priority
+from kube_router_py.observe.log import (
+    PACKAGE,
+    LineFormatter,
+    Prefix,
+    harmless,
+    priority,
+    traceback_lines,
+)
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -81,19 +88,24 @@ def _catch_escaped(*, is_told_whole: bool) -> None:
         if not issubclass(kind, KeyboardInterrupt):
             log.critical("an exception escaped", exc_info=(kind, error, trace))
         if not is_told_whole:
-            sys.__excepthook__(kind, error, trace)
+            _show(error)
 
     def escaped_thread(told: threading.ExceptHookArgs) -> None:
         if told.exc_value is not None and told.exc_type is not SystemExit:
             found = (told.exc_type, told.exc_value, told.exc_traceback)
             log.critical("an exception ended a thread", exc_info=found)
-        if not is_told_whole:
-            threading.__excepthook__(told)
+            if not is_told_whole:
+                _show(told.exc_value)
 
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = escaped
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = escaped_thread
+
+
+def _show(error: BaseException) -> None:
+    """As Python would, but that strangers may have written what the exception says."""
+    print(*traceback_lines(error), sep="\n", file=sys.stderr)
 
 
 def dropped() -> int:
@@ -118,7 +130,7 @@ def complain(messages: Iterable[str], environ: Mapping[str, str], *, journal: bo
         node = environ.get("NODE_NAME", "").strip()
         records = JournalHandler(JournalSocket(), node=node, tracebacks=False)
     for message in messages:
-        text = " ".join(message.splitlines())
+        text = " ".join(map(harmless, message.splitlines()))
         print(f"{prefix}kube-router-py: {text}", file=sys.stderr)
         if records is not None:
             record = logging.LogRecord(

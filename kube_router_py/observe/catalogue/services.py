@@ -27,7 +27,8 @@ SECTIONS = (
             "return (no reply of which passes this node: `_out` stays 0).",
             "A scrape reads IPVS once, through a socket of its own, and no more than every two "
             "seconds. With 10,000 virtual servers that takes about 0.15 s of processor time and "
-            "the page is 13 MB long: ask less often there, or drop what nobody looks at "
+            "the page is 13 MB long (compressed on its way, where the asker takes gzip): ask less "
+            "often there, or drop what nobody looks at "
             "(`metric_relabel_configs`).",
         ),
         flag="--run-service-proxy",

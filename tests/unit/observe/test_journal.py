@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 import struct
+import sys
+import threading
 
 import pytest
 
@@ -344,6 +346,25 @@ def test_under_systemd_lines_go_to_stderr_while_the_socket_is_away(logs, tmp_pat
     assert log_targets.dropped() == 0
 
 
+def test_what_escapes_moves_no_cursor_either(logs, monkeypatch, capsys):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    logs("off", stream, {})
+    try:
+        raise ValueError("Service \x1b[2J\x9b1m of a stranger")
+    except ValueError as error:
+        found = (ValueError, error, error.__traceback__)
+    sys.excepthook(*found)
+    threading.excepthook(threading.ExceptHookArgs((*found, None)))
+    shown = capsys.readouterr().err
+    for told in (shown, stream.getvalue()):
+        assert all(line.isprintable() for line in told.splitlines())
+    assert shown.count("ValueError: Service \\x1b[2J\\x9b1m of a stranger\n") == 2
+    assert shown.count("Traceback (most recent call last):\n") == 2
+    assert "CRITICAL agent: an exception ended a thread" in stream.getvalue()
+
+
 def test_a_start_that_is_refused_is_in_the_journal_too(journald, monkeypatch, capsys):
     server = journald[1]()
     at = JournalSocket.__init__
@@ -352,10 +373,10 @@ def test_a_start_that_is_refused_is_in_the_journal_too(journald, monkeypatch, ca
     found = dict(decoded(server.recv(65536)))
     assert found["KUBE_REASON"] == "--bad is unknown really"
     assert (found["KUBE_NODE"], found["PRIORITY"]) == ("node1", "3")
-    log_targets.complain(("a mistake of whoever types",), {}, journal=False)
+    log_targets.complain(("a mistake of\x1bwhoever types",), {}, journal=False)
     server.setblocking(False)
     with pytest.raises(BlockingIOError):
         server.recv(1)
     assert capsys.readouterr().err == (
-        "kube-router-py: --bad is unknown really\nkube-router-py: a mistake of whoever types\n"
+        "kube-router-py: --bad is unknown really\nkube-router-py: a mistake of\\x1bwhoever types\n"
     )

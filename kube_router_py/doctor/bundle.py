@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -21,9 +22,10 @@ from typing import Any
 from msgspec import json
 
 import kube_router_py
+from kube_router_py.cluster.credentials import SERVICE_ACCOUNT
 from kube_router_py.doctor.facts_host import cni_files
 from kube_router_py.doctor.masks import environment, masked
-from kube_router_py.doctor.paths import inside
+from kube_router_py.doctor.paths import inside, read_file
 from kube_router_py.doctor.place import Place
 from kube_router_py.errors import ConfigurationError, KernelError
 from kube_router_py.kernel.frr_vty import VtyClient
@@ -33,6 +35,7 @@ from kube_router_py.options import FLAGS, given_text, scan
 
 _TIMEOUT_S = 30.0
 _MOST_BYTES = 4 << 20
+_LONGEST_SECRETS = 1 << 20
 _LOG_LINES = "5000"
 _SHOWN = (
     *("NODE_NAME", "POD_NAME", "POD_NAMESPACE", "PATH", "HOME", "LANG"),
@@ -91,10 +94,12 @@ def write_bundle(path: str, place: Place, findings: Mapping[str, Any]) -> int:
     """Write it, and return its size in bytes. Raises ConfigurationError where it cannot be."""
     known = _known_secrets(place)
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
     prefix = target.name.removesuffix(".tar.gz").removesuffix(".tgz") or "bundle"
+    beside: Path | None = None
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # A name that nobody can guess, made anew, for its owner only.
+        descriptor, name_ = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        beside = Path(name_)
         with open(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w:gz") as archive:
                 for name, read in _contents(place, findings):
@@ -103,10 +108,12 @@ def write_bundle(path: str, place: Place, findings: Mapping[str, Any]) -> int:
             os.fsync(descriptor)
         os.replace(beside, target)
     except OSError as error:
-        raise ConfigurationError(f"--bundle {path} cannot be written: {error.strerror}") from error
+        reason = error.strerror or error
+        raise ConfigurationError(f"--bundle {path} cannot be written: {reason}") from error
     finally:
-        with suppress(OSError):
-            beside.unlink()
+        if beside is not None:
+            with suppress(OSError):
+                beside.unlink()
     return target.stat().st_size
 
 
@@ -122,11 +129,13 @@ def _text(read: Callable[[], str], known: frozenset[str]) -> str:
         text = read()
     except Exception as error:  # noqa: BLE001 - what cannot be had is said in its place
         text = f"(not collected: {' '.join(str(error).split()) or type(error).__name__})\n"
-    text = masked(text, known)
-    if len(text) > _MOST_BYTES:
-        left_out = len(text) - _MOST_BYTES
-        text = f"{text[:_MOST_BYTES]}\n(cut off here: {left_out} characters more)\n"
-    return text
+    left_out = len(text) - _MOST_BYTES
+    kept = masked(text[:_MOST_BYTES], known)
+    if left_out <= 0:
+        return kept
+    # A secret that is cut in two is not known again: its first part goes, too.
+    kept = kept[: max(0, len(kept) - max(map(len, known), default=0))]
+    return f"{kept}\n(cut off here: {left_out} characters more)\n"
 
 
 def _contents(place: Place, findings: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -223,19 +232,22 @@ def _known_secrets(place: Place) -> frozenset[str]:
     """Secrets that can be known here, so that they are found wherever they stand: passwords of
     neighbors, the ServiceAccount's token, values of variables that are named like one."""
     texts = [*place.options.peer_router_passwords, *_password_flags(place.pid)]
-    files = [f"{place.service_account}/token"]
-    if file := place.options.peer_router_passwords_file:
-        files.append(inside(place.root, file))
-    for name in files:
+    for name in (f"{SERVICE_ACCOUNT}/token", place.options.peer_router_passwords_file):
         with suppress(OSError):
-            texts.append(Path(name).read_text(errors="replace"))
+            if name:
+                texts.append(read_file(inside(place.root, name), _LONGEST_SECRETS))
     texts += [v for name, v in place.environ.items() if name not in _SHOWN and _is_secret(name)]
     found = {part for text in texts for part in (text, *re.split(r"[,\s]+", text)) if part}
     for each in tuple(found):
         found.add(base64.b64encode(each.encode()).decode())
         with suppress(ValueError):
             found.add(base64.b64decode(each, validate=True).decode())
-    return frozenset(found)
+    # As JSON and logs have them.
+    return frozenset(found | {form(each)[1:-1] for each in found for form in (_quoted, repr)})
+
+
+def _quoted(text: str) -> str:
+    return json.encode(text).decode()
 
 
 def _password_flags(pid: int) -> list[str]:

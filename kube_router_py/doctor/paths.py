@@ -1,8 +1,19 @@
 """Paths in the file system of another process, seen below /proc/PID/root."""
 
 import os
+import stat
 
 _MOST_LINKS = 40
+
+
+def read_file(path: str, most_bytes: int) -> str:
+    """What a file begins with. Raises OSError, also for what is none: of a pipe or a device the end
+    may never come."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file")
+        return file.read(most_bytes).decode(errors="replace")
 
 
 def inside(root: str, path: str) -> str:

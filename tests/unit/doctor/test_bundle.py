@@ -1,6 +1,8 @@
 """Bundles: whole or not at all, bounded, and without secrets wherever these were put."""
 
 import base64
+import json
+import os
 import stat
 import subprocess
 import sys
@@ -39,6 +41,12 @@ AMONG = "one-of-several-planted"
         f"-----BEGIN RSA PRIVATE KEY-----\n{FREE}\n-----END RSA PRIVATE KEY-----\n",
         f"-----BEGIN PRIVATE KEY-----\n{FREE}",
         f"apiKey: {FREE}",
+        f"Authorization: Basic {FREE}",
+        f"--peer-router-passwords=other,{FREE}",
+        f'"passwords": ["other]", "{FREE}"]',
+        f"http://user:at@{FREE}@192.0.2.1/",
+        f'{{".dockerconfigjson": "{FREE}"}}',
+        f'token="{FREE} cut off',
     ],
 )
 def test_what_looks_like_a_secret_is_masked(text):
@@ -58,6 +66,19 @@ def test_what_looks_like_a_secret_is_masked(text):
 )
 def test_what_is_none_stays(text):
     assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "token", "token-", "-eyJ", "password", "x://", "://a:", "eyJaaaaaaaa.", "bearer "]
+)
+def test_masking_takes_no_longer_for_what_a_stranger_makes_of_it(part):
+    """Where a pattern went back and forth this would take hours."""
+    text = part * (1_000_000 // len(part))
+    assert len(masked(text)) <= len(text)
+
+
+def test_what_would_move_a_cursor_is_escaped():
+    assert masked("a\x1b[2J\x9bb\r\tc\n") == "a\\x1b[2J\\x9bb\\x0d\tc\n"
 
 
 def test_secrets_that_are_known_go_wherever_they_stand():
@@ -182,3 +203,41 @@ def test_what_fails_and_what_is_too_long_is_said_in_its_place(monkeypatch):
     text = bundle._text(lambda: "x" * 25, frozenset())
     assert text.startswith("x" * 10 + "\n")
     assert "15 characters more" in text
+
+
+def test_of_a_secret_that_is_cut_in_two_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(bundle, "_MOST_BYTES", 20 + len(FREE) // 2)
+    text = bundle._text(lambda: f"{'x' * 20}{FREE}{'y' * 20}", frozenset([FREE]))
+    assert FREE[:4] not in text
+    assert "x" in text
+
+
+def test_secrets_are_known_as_json_and_logs_have_them(tmp_path):
+    odd = 'with "quotes" and \\ in it'
+    file = tmp_path / "passwords"
+    file.write_text(base64.b64encode(odd.encode()).decode())
+    options = parse([f"--peer-router-passwords-file={file}"], {})
+    known = bundle._known_secrets(Place(options, {}))
+    for text in (json.dumps({"x": odd}), f"x={odd!r}"):
+        assert "quotes" not in masked(text, known)
+
+
+def test_a_pipe_for_passwords_holds_nothing_up(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    options = parse([f"--peer-router-passwords-file={tmp_path / 'pipe'}"], {})
+    assert not bundle._known_secrets(Place(options, {}))
+
+
+@pytest.mark.usefixtures("planted_programs")
+def test_a_file_that_somebody_put_in_the_way_stays(place, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    target = tmp_path / "out" / "b.tgz"
+    target.parent.mkdir()
+    target.symlink_to(other)
+    beside = target.with_name(f".b.tgz.{os.getpid()}")
+    beside.symlink_to(other)
+    bundle.write_bundle(str(target), place, {})
+    assert other.read_text() == "theirs"
+    assert beside.is_symlink()
+    assert not target.is_symlink()

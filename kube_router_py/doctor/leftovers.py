@@ -8,7 +8,7 @@ from kube_router_py.options import Options
 
 # Links and chains that others make, as their sources name them.
 _LINKS = {
-    "flannel": r"flannel[.\-]\S+|flannel0|cni-podman0",
+    "flannel": r"flannel[.\-]\S+|flannel0",
     "Calico": r"cali[0-9a-f]{11}|vxlan(-v6)?\.calico|wireguard\.cali|wg-v6\.cali|bpf(in|out)\.cali",
     "Cilium": r"cilium_(host|net|vxlan|geneve|wg0)|lxc_health",
     "Weave": r"weave|vxlan-6784|datapath|vethwe-\S+",
@@ -22,7 +22,22 @@ _CHAINS = {
     "Weave": r"WEAVE(-\S+)?",
     "Antrea": r"ANTREA-\S+",
 }
+# Bridges of container engines and virtual machines: no pod, Service or node is behind them.
+_BRIDGE = re.compile(
+    r"docker\d+|docker_gwbridge|br-[0-9a-f]{12}|podman\d+|cni-podman\d+|nerdctl\d+"
+    r"|virbr\d+(-nic)?|lxcbr\d+|lxdbr\d+|incusbr\d+"
+)
+# Nodes may reach each other through it, but a rule for it alone leaves the other links alone.
+_TAILNET = re.compile(r"tailscale\d+")
 _POLICY_CHAINS = re.compile(r"cali-\S+|(OLD_)?CILIUM_\S+|WEAVE-NPC\S*|KUBE-NETPOL\S*")
+
+
+def is_elsewhere(link: str, *, is_negated: bool) -> bool:
+    """Whether a rule for packets of this link (``is_negated``: to addresses behind it that come by
+    any other) concerns nothing of the cluster's."""
+    if _BRIDGE.fullmatch(link):
+        return True
+    return not is_negated and _TAILNET.fullmatch(link) is not None
 
 
 def kube_proxy(mode: str | None, left: Iterable[str], options: Options) -> Iterator[Finding]:

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kube_router_py.doctor.findings import Finding, found
+from kube_router_py.doctor.leftovers import is_elsewhere
 
 Object = Mapping[str, Any]
 
 _OF_IPTABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 _HOOKS = frozenset(("prerouting", "input", "forward", "output", "postrouting"))
+_LINKS = tuple({"meta": {"key": key}} for key in ("iif", "oif", "iifname", "oifname"))
 # kube-proxy's is told of by itself.
 _KNOWN = frozenset(("kube-proxy",))
 
@@ -76,13 +78,17 @@ def _drops(chain: str, rules: Mapping[str, list[Object]], seen: set[str]) -> boo
 
 
 def _is_harmless(expressions: Iterable[Object]) -> bool:
-    """Only what conntrack calls invalid is dropped."""
+    """Only what conntrack calls invalid is dropped, or what is of a bridge that is others'."""
     for each in expressions:
         match = each.get("match")
-        if isinstance(match, Mapping) and match.get("left") == {"ct": {"key": "state"}}:
-            right = match.get("right")
-            states = right if isinstance(right, list) else [right]
-            return states == ["invalid"]
+        if not isinstance(match, Mapping):
+            continue
+        left, right = match.get("left"), match.get("right")
+        if left == {"ct": {"key": "state"}}:
+            return right in ("invalid", ["invalid"])
+        is_of_link = left in _LINKS and match.get("op") == "==" and isinstance(right, str)
+        if is_of_link and is_elsewhere(str(right), is_negated=False):
+            return True
     return False
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from msgspec import Struct
 
 from kube_router_py.doctor.findings import Finding, found
+from kube_router_py.doctor.leftovers import is_elsewhere
 from kube_router_py.firewall.frame import JUMPS as FIREWALL_JUMPS
 from kube_router_py.firewall.frame import frame_sets
 from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
@@ -27,6 +28,8 @@ _DROPS = ("DROP", "REJECT")
 _NO_VERDICT = ("LOG", "NFLOG", "MARK", "CONNMARK", "CT", "NOTRACK", "TRACE", "TCPMSS", "")
 # The kubelet's own: it keeps strangers from 127.0.0.0/8, and makes chains that show its variant.
 _OF_KUBELET = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")
+# Chains by which other pod networks accept what pods send and are sent.
+_OF_POD_NETWORKS = ("FLANNEL-FWD", "cali-FORWARD", "CILIUM_FORWARD")
 _DEEPEST = 5
 _ROUTING = frozenset(name for names in routing_rules().values() for name in names)
 
@@ -119,18 +122,32 @@ def _is_known(table: str, chain: str) -> bool:
 
 def _is_harmless(rule: str) -> bool:
     """What is dropped there is no packet of pods or Services: conntrack's invalid ones, those from
-    outside to the loopback."""
+    outside to the loopback, those of bridges that are others'."""
     split = words(rule)
     pairs = list(pairwise(split))
-    return ("--ctstate", "INVALID") in pairs or any(
-        option == "-d" and value.startswith("127.") for option, value in pairs
-    )
+    if ("--ctstate", "INVALID") in pairs:
+        return True
+    if any(option == "-d" and value.startswith("127.") for option, value in pairs):
+        return True
+    for number, (option, value) in enumerate(pairs):
+        if option in ("-i", "-o"):
+            is_negated = number > 0 and split[number - 1] == "!"
+            # Docker: what comes to a container, but not over its bridge.
+            if is_negated and not _is_for_one_address(pairs):
+                continue
+            if is_elsewhere(value, is_negated=is_negated):
+                return True
+    return False
+
+
+def _is_for_one_address(pairs: Iterable[tuple[str, str]]) -> bool:
+    return any(option == "-d" and value.endswith(("/32", "/128")) for option, value in pairs)
 
 
 def policies(tables: Iterable[Table]) -> Iterator[Finding]:
     """A policy of DROP is fine where our rules accept what is ours."""
     accepting: dict[str, tuple[str, ...]] = {
-        "FORWARD": ("KUBE-ROUTER-ACCEPT-FWD", "KUBE-ROUTER-POD-FWD"),
+        "FORWARD": ("KUBE-ROUTER-ACCEPT-FWD", "KUBE-ROUTER-POD-FWD", *_OF_POD_NETWORKS),
         "INPUT": (PROXY_ACCEPT,),
     }
     for table in tables:

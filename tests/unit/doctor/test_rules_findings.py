@@ -73,6 +73,9 @@ FIRST = "-A FORWARD -j KUBE-ROUTER-FORWARD\n"
         ("-d 10.1.2.3/32 -j DROP", "foreign-drop"),
         ("-p tcp -j REJECT --reject-with tcp-reset", "foreign-drop"),
         ("-j FOREIGN", "foreign-drop"),
+        ("! -i docker0 -j DROP", "foreign-drop"),
+        ("-s 100.64.0.0/10 ! -i tailscale0 -j DROP", "foreign-drop"),
+        ("-i eth0 -j DROP", "foreign-drop"),
         ("-s 10.1.2.3/32 -j ACCEPT", "own-jump-not-first"),
     ],
 )
@@ -90,6 +93,9 @@ def test_what_decides_before_ours_is_told(rule, code):
         "-m conntrack --ctstate INVALID -j DROP",
         "-d 127.0.0.0/8 -j DROP",
         "-j DOCKER-ISOLATION-STAGE-1",
+        "-o virbr0 -j REJECT --reject-with icmp-port-unreachable",
+        "-s 100.64.0.0/10 -o tailscale0 -j DROP",
+        "-d 172.17.0.2/32 ! -i docker0 -j DROP",
     ],
 )
 def test_what_harms_nobody_may_come_first(rule):
@@ -124,6 +130,11 @@ def test_a_policy_of_drop_without_accepting_rules_is_told(chain):
 def test_a_policy_of_drop_of_a_forwarding_node_needs_our_accepting_rule():
     text = HEALTHY.replace("-A FORWARD -j KUBE-ROUTER-ACCEPT-FWD\n", "")
     assert told(rules.policies(parsed(text))) == [("policy-drop", "iptables filter/FORWARD")]
+
+
+def test_the_accepting_rule_may_be_that_of_the_pod_network():
+    ours, theirs = "-A FORWARD -j KUBE-ROUTER-ACCEPT-FWD\n", "-A FORWARD -j FLANNEL-FWD\n"
+    assert list(rules.policies(changed(ours, theirs))) == []
 
 
 @pytest.mark.parametrize("parent", ["INPUT", "FORWARD", "OUTPUT"])

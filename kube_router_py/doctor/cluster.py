@@ -11,6 +11,7 @@ from kube_router_py.doctor.findings import ERROR, WARNING, Finding, found
 from kube_router_py.doctor.permissions import Permission
 from kube_router_py.errors import ConfigurationError
 from kube_router_py.options import Options
+from kube_router_py.problem import Problem
 from kube_router_py.service_addresses import AddressRules, Kind, refusal
 from kube_router_py.services import cluster_ips, load_balancer_ips, parse_address
 
@@ -18,6 +19,7 @@ from kube_router_py.services import cluster_ips, load_balancer_ips, parse_addres
 _SKEW_S, _TOKEN_S = 5.0, 600.0
 _MOST_NAMED = 3
 _NAMESPACE = "its own namespace"
+_NOBODY = "system:anonymous"
 
 
 class Answer(Struct, frozen=True):
@@ -29,14 +31,24 @@ class Answer(Struct, frozen=True):
     error: str = ""
     skew_s: float | None = None
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it takes us for nobody. A 403 to somebody is an answer: such may not look at
+        this page (system:discovery), but at others."""
+        return self.status == 401 or (self.status == 403 and _NOBODY in self.error)
+
+    @property
+    def works(self) -> bool:
+        return 200 <= self.status < 300 or (self.status == 403 and not self.is_refusal)
+
 
 def check_answers(answers: Iterable[Answer]) -> Iterator[Finding]:
     """Each server by itself."""
     answers = tuple(answers)
-    works = any(200 <= each.status < 300 for each in answers)
+    works = any(each.works for each in answers)
     for each in answers:
         where = f"API server {each.address}"
-        if each.status in (401, 403):
+        if each.is_refusal:
             yield found(
                 "api-unauthorized",
                 where,
@@ -44,7 +56,7 @@ def check_answers(answers: Iterable[Answer]) -> Iterator[Finding]:
                 "renew the ServiceAccount's token (restart the pod), or the credentials in "
                 "--kubeconfig",
             )
-        elif not 200 <= each.status < 300:
+        elif not each.works:
             told = each.error or f"HTTP {each.status}"
             yield found(
                 "api-unreachable",
@@ -68,7 +80,7 @@ def check_answers(answers: Iterable[Answer]) -> Iterator[Finding]:
 
 
 def check_way(
-    urls: Iterable[str], options: Options, kubernetes_service: Service | None
+    urls: Iterable[str], options: Options, kubernetes_service: Service | None, severity: str = ""
 ) -> Iterator[Finding]:
     """The addresses of API servers must not be what the agent itself makes work."""
     for url in urls:
@@ -77,7 +89,8 @@ def check_way(
         except ConfigurationError as error:
             what, _, remedy = error.messages[0].partition(": ")
             # The URL has a colon of its own, but none that a space follows.
-            yield found("api-through-cluster-ip", f"API server {url}", what, remedy)
+            where = f"API server {url}"
+            yield found("api-through-cluster-ip", where, what, remedy, severity)
 
 
 def check_permissions(refused: Iterable[Permission], account: str) -> Iterator[Finding]:
@@ -89,6 +102,17 @@ def check_permissions(refused: Iterable[Permission], account: str) -> Iterator[F
             f"{account} may not {each} {where}",
             "apply the Roles of manifests/ again (kubectl apply -k of the overlay in use)",
             WARNING if each.is_optional else ERROR,
+        )
+
+
+def unreadable(kind: str, problems: Sequence[Problem]) -> Iterator[Finding]:
+    """Objects of a kind that are left out, as not even the agent can read them."""
+    if problems:
+        yield found(
+            "could-not-look",
+            kind,
+            f"they cannot be read, or not all of them: {_named([*map(str, problems)])}",
+            "correct these objects; the agent does not know them, either",
         )
 
 

@@ -10,9 +10,9 @@ from kube_router_py.cluster.client import Client
 from kube_router_py.cluster.credentials import Credentials
 from kube_router_py.cluster.namespace import own_namespace
 from kube_router_py.cluster.node import NodeView, node_view
-from kube_router_py.cluster.objects import Service, ServiceSpec
+from kube_router_py.cluster.objects import Node, Service, ServiceSpec
 from kube_router_py.doctor import cluster, facts_api, permissions
-from kube_router_py.doctor.findings import Finding, found
+from kube_router_py.doctor.findings import WARNING, Finding, found
 from kube_router_py.doctor.look import Look
 from kube_router_py.doctor.paths import inside
 from kube_router_py.doctor.place import Place
@@ -43,7 +43,7 @@ class _Connection(Struct, frozen=True):
     kubeconfig: str
 
 
-def look_at_cluster(look: Look, place: Place, node_name: str) -> ClusterView:
+def look_at_cluster(look: Look, place: Place, node_name: str, *, is_preflight: bool) -> ClusterView:
     """Ask and judge; what cannot be asked is left out."""
     options = place.options
     credentials = _credentials(look, place)
@@ -61,11 +61,13 @@ def look_at_cluster(look: Look, place: Place, node_name: str) -> ClusterView:
         for each in cluster.check_answers(answers)
         if each.code == "clock-skew" or each.object not in wrong
     )
-    if not any(200 <= each.status < 300 for each in answers):
+    if not any(each.works for each in answers):
         return ClusterView()
     client = Client(credentials)
     try:
-        return _look_inside(look, place, client, node_name, misled)
+        # What only the cluster tells is no reason not to start: the way works now.
+        weight = WARNING if is_preflight else ""
+        return _look_inside(look, place, client, node_name, None if misled else weight)
     finally:
         client.close()
 
@@ -89,8 +91,9 @@ def _credentials(look: Look, place: Place) -> Credentials | None:
 
 
 def _look_inside(
-    look: Look, place: Place, client: Client, node_name: str, misled: Iterable[Finding]
+    look: Look, place: Place, client: Client, node_name: str, weight_of_way: str | None
 ) -> ClusterView:
+    """``weight_of_way``: how bad a way through the agent itself is; None: it is told already."""
     options, namespace = place.options, own_namespace(place.environ)
     asked = permissions.needed(options)
     refused = look.at("permissions", lambda: tuple(facts_api.refused(client, asked, namespace)))
@@ -101,29 +104,37 @@ def _look_inside(
     services = (
         None if "services" in may_not else look.at("Services", lambda: facts_api.services(client))
     )
-    own = None
+    node: Node | None = None
     if nodes is not None:
-        node = next((each for each in nodes if each.metadata.name == node_name), None)
-        own = node_view(node)[0] if node is not None else None
-        look.tell(cluster.check_node(node, node_name, options))
+        look.tell(cluster.unreadable("Nodes", nodes.problems))
+        node = nodes.objects.get(node_name)
+        # One that is there and cannot be read is not missing.
+        if all(each.object != f"Node {node_name}" for each in nodes.problems):
+            look.tell(cluster.check_node(node, node_name, options))
     if services is not None:
-        kubernetes = next(
-            (each for each in services if each.metadata.key == "default/kubernetes"), None
-        )
-        if not tuple(misled):
-            look.tell(cluster.check_way(client.addresses, options, kubernetes))
-        look.tell(cluster.check_service_range(services, options))
+        look.tell(cluster.unreadable("Services", services.problems))
+        listed = tuple(services.objects.values())
+        if weight_of_way is not None:
+            kubernetes = services.objects.get("default/kubernetes")
+            look.tell(cluster.check_way(client.addresses, options, kubernetes, weight_of_way))
+        look.tell(cluster.check_service_range(listed, options))
         text = None
         if options.run_loadbalancer and "configmaps" not in may_not:
             text = look.at(
                 f"ConfigMap {namespace}/{CONFIG_MAP}",
                 lambda: facts_api.pools_text(client, namespace, CONFIG_MAP, KEY),
             )
-        look.tell(_service_addresses(services, options, namespace, text, place))
+        look.tell(
+            look.at(
+                "addresses of Services",
+                lambda: tuple(_service_addresses(listed, options, namespace, text, place)),
+            )
+            or ()
+        )
     return ClusterView(
-        own,
-        tuple(node_view(each)[0] for each in nodes or ()),
-        tuple(services or ()),
+        node_view(node)[0] if node is not None else None,
+        tuple(node_view(each)[0] for each in nodes.objects.values()) if nodes else (),
+        tuple(services.objects.values()) if services else (),
     )
 
 

@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from msgspec import structs
-
 import kube_router_py
 from kube_router_py.adapters import check_capabilities
 from kube_router_py.cluster.node import NodeView
@@ -21,7 +19,14 @@ from kube_router_py.doctor import (
     resources,
 )
 from kube_router_py.doctor.cluster_view import ClusterView, look_at_cluster
-from kube_router_py.doctor.findings import ERROR, WARNING, Finding, by_weight, found
+from kube_router_py.doctor.findings import (
+    ERROR,
+    WARNING,
+    Finding,
+    before_start,
+    by_weight,
+    found,
+)
 from kube_router_py.doctor.host_rules import look_at_rules
 from kube_router_py.doctor.look import Look
 from kube_router_py.doctor.network import Link
@@ -35,13 +40,6 @@ from kube_router_py.proxy.sysctls import sysctls
 
 _FRR_PROGRAMS = "/usr/lib/frr"
 _TIMEOUT_S = 30.0
-# The agent waits for these, or works beside them: they must not keep it from starting.
-_LATER = frozenset(
-    (
-        *("api-unreachable", "node-missing", "pod-cidr-missing", "kube-proxy-running"),
-        *("cni-shadowed", "cni-stale", "cni-invalid", "could-not-look"),
-    )
-)
 
 
 def examine(
@@ -52,7 +50,12 @@ def examine(
     if not place.is_here:
         return by_weight(look.findings)
     look.at("privileges", lambda: _look_at_privileges(look, place))
-    view = look.at("cluster", lambda: look_at_cluster(look, place, node_name)) or ClusterView()
+    view = (
+        look.at(
+            "cluster", lambda: look_at_cluster(look, place, node_name, is_preflight=is_preflight)
+        )
+        or ClusterView()
+    )
     links = look.at("links", facts_host.links) or ()
     stages: dict[str, Callable[[], None]] = {
         "kernel": lambda: _look_at_kernel(look, place, view, links, is_preflight=is_preflight),
@@ -81,16 +84,9 @@ def _look_at_agent(look: Look, place: Place) -> None:
 
 
 def settled(findings: Iterable[Finding], *, is_preflight: bool) -> list[Finding]:
-    """What is left when all is known: before the start what the agent waits for is no error, and
-    where there is a reason for it, it is not told that no agent runs."""
-    kept = list(findings)
-    if is_preflight:
-        kept = [
-            structs.replace(each, severity=WARNING)
-            if each.code in _LATER and each.severity == ERROR
-            else each
-            for each in kept
-        ]
+    """What is left when all is known: before the start what the agent can live with is no error,
+    and where there is a reason for it, it is not told that no agent runs."""
+    kept = list(before_start(findings) if is_preflight else findings)
     if any(each.severity == ERROR and each.code != "agent-not-running" for each in kept):
         kept = [each for each in kept if each.code != "agent-not-running"]
     return kept
@@ -105,12 +101,17 @@ def _look_at_privileges(look: Look, place: Place) -> None:
     except PreflightError as error:
         what, _, remedy = str(error).partition("; ")
         look.tell([found("capability-missing", "capability CAP_NET_ADMIN", what, remedy)])
-    programs = ["ipset", "ip"] * (options.run_service_proxy or options.run_firewall)
+    programs = ["ipset", "ip"]
     programs += ["ip6tables"] * options.enable_ipv6 + ["iptables"] * options.enable_ipv4
+    if not (options.run_service_proxy or options.run_firewall or options.run_router):
+        programs = []
     for name in programs:
         if shutil.which(name) is None:
             remedy = "install it (packages iptables, ipset, iproute2), as in the agent's image"
-            look.tell([found("program-missing", f"program {name}", "it is not installed", remedy)])
+            # The agent runs ip(8) only to see what others left.
+            weight = WARNING if name == "ip" else ""
+            what = "it is not installed"
+            look.tell([found("program-missing", f"program {name}", what, remedy, weight)])
     writable = Path(options.proc_sys_path, "net/ipv4/conf/all")
     if writable.is_dir() and not os.access(writable / "forwarding", os.W_OK):
         look.tell(
@@ -218,7 +219,6 @@ def _look_at_cni(look: Look, place: Place, node: NodeView | None, *, is_prefligh
     if files is None:
         return
     if files.text is None and (is_preflight or not place.is_running):
-        files = structs.replace(files, text=None)
         node = None  # the agent makes the file
     look.tell(network.cni(files, node, options))
 

@@ -3,19 +3,19 @@
 import email.utils
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from msgspec import json
 
 from kube_router_py.cluster.client import Client, RefusedError
 from kube_router_py.cluster.credentials import Credentials
-from kube_router_py.cluster.decode import RESOURCES, ObjectDecoder
+from kube_router_py.cluster.listing import Listed, list_all
 from kube_router_py.cluster.objects import Node, Service
 from kube_router_py.doctor.cluster import Answer
 from kube_router_py.doctor.permissions import Permission
 
 _TIMEOUT_S = 10.0
-_CHUNK = 500
+# All nodes of a large cluster, in chunks.
+_LIST_S = 60.0
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
@@ -28,9 +28,10 @@ def answers(credentials: Credentials) -> Iterator[Answer]:
     for address, configuration in zip(
         credentials.addresses, credentials.configurations(), strict=True
     ):
-        transport = Transport(configuration)
         timeout = Timeout(total=_TIMEOUT_S)
+        transport = None
         try:
+            transport = Transport(configuration)
             before = time.time()
             # What needs a token, but no permission (system:discovery).
             response = transport.request("GET", "/api", {}, None, timeout, None)
@@ -42,7 +43,8 @@ def answers(credentials: Credentials) -> Iterator[Answer]:
         except Exception as error:  # noqa: BLE001 - whatever it is, this address does not work
             yield Answer(address, 0, _reason(error))
         finally:
-            transport.close()
+            if transport is not None:
+                transport.close()
 
 
 def clock_difference(date: str, before: float, after: float) -> float | None:
@@ -90,26 +92,12 @@ def refused(client: Client, asked: Iterable[Permission], namespace: str) -> Iter
             yield each
 
 
-def everything(client: Client, kind: type) -> list[Any]:
-    """All objects of a kind, in chunks."""
-    decoder: ObjectDecoder[Any] = ObjectDecoder(kind)
-    found: list[Any] = []
-    token = ""
-    while True:
-        query = {"limit": str(_CHUNK)} | ({"continue": token} if token else {})
-        page = decoder.page(client.list(RESOURCES[kind].path, query, timeout_s=30.0))
-        found += [item.object for item in page.items if item.object is not None]
-        token = page.next
-        if not token:
-            return found
+def nodes(client: Client) -> Listed[Node]:
+    return list_all(client, Node, deadline=time.monotonic() + _LIST_S)
 
 
-def nodes(client: Client) -> list[Node]:
-    return everything(client, Node)
-
-
-def services(client: Client) -> list[Service]:
-    return everything(client, Service)
+def services(client: Client) -> Listed[Service]:
+    return list_all(client, Service, deadline=time.monotonic() + _LIST_S)
 
 
 def pools_text(client: Client, namespace: str, name: str, key: str) -> str | None:

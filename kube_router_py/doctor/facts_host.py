@@ -14,7 +14,7 @@ from msgspec import DecodeError, json
 from kube_router_py.doctor import nft
 from kube_router_py.doctor.bgp import DAEMONS, MD5_COUNTERS, Process
 from kube_router_py.doctor.network import CniFiles, Link
-from kube_router_py.doctor.paths import inside
+from kube_router_py.doctor.paths import inside, read_file
 from kube_router_py.doctor.rules import Table, parse_saved
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.iptables_variant import legacy_tables, program_name
@@ -77,6 +77,8 @@ def set_names() -> frozenset[str]:
 
 def links() -> tuple[Link, ...]:
     done = run(["ip", "-j", "-d", "addr", "show"], timeout_s=_TIMEOUT_S)
+    if done.code != 0:
+        raise KernelError(f"ip addr: {done.complaint}")
     try:
         listed = json.decode(done.stdout or "[]", type=list[dict[str, object]])
     except DecodeError as error:
@@ -228,10 +230,7 @@ def cni_files(path: str, root: str) -> CniFiles:
     # The agent takes a file with the other suffix for the one that is meant.
     meant = next((each for each in candidates if Path(inside(root, str(each))).exists()), given)
     file = Path(inside(root, str(meant)))
-    text = None
-    if file.exists():
-        with file.open("rb") as opened:
-            text = opened.read(_MOST_BYTES).decode(errors="replace")
+    text = read_file(str(file), _MOST_BYTES) if file.exists() else None
     names = tuple(sorted(os.listdir(file.parent))) if file.parent.is_dir() else ()
     plugins = Path(inside(root, _CNI_PLUGINS))
     there = frozenset(os.listdir(plugins)) if plugins.is_dir() else None

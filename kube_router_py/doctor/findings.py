@@ -1,8 +1,8 @@
 """Finding: one thing that is wrong with a node, and what to do about it. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
@@ -76,6 +76,18 @@ CODES = {
 }
 
 
+# Under --preflight only these are errors: the agent ends by itself, or is given up, and would do so
+# again. All else it tells, retries or waits for, while the node serves what it served before.
+PREFLIGHT_ERRORS = frozenset(
+    (
+        *("api-not-configured", "api-through-cluster-ip", "capability-missing"),
+        *("iptables-unusable", "kernel-module-missing", "program-missing"),
+    )
+)
+# Of the modules without which the agent cannot do all of its work, the one without which it ends.
+_ENDS_WITHOUT = "module ip_vs"
+
+
 class Finding(Struct, frozen=True, order=True):
     """``object`` is what is wrong (``"sysctl net/ipv4/ip_forward"``, ``"Service default/web"``),
     ``what`` a sentence about it, ``remedy`` what to do. ``severity`` is one of SEVERITIES."""
@@ -90,6 +102,17 @@ class Finding(Struct, frozen=True, order=True):
 def found(code: str, object: str, what: str, remedy: str, severity: str = "") -> Finding:
     """A finding; how bad it is its code says, unless told otherwise."""
     return Finding(code, object, what, remedy, severity or CODES[code])
+
+
+def before_start(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """As --preflight tells them: an init container that fails keeps the agent from starting."""
+    for each in findings:
+        ends = each.code in PREFLIGHT_ERRORS and (
+            each.code != "kernel-module-missing" or each.object == _ENDS_WITHOUT
+        )
+        if each.severity == ERROR and not ends:
+            each = structs.replace(each, severity=WARNING)
+        yield each
 
 
 def by_weight(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterable
 
 from kube_router_py.doctor import facts_host, leftovers, nft, rules
-from kube_router_py.doctor.findings import Finding, found
+from kube_router_py.doctor.findings import WARNING, Finding, found
 from kube_router_py.doctor.look import Look
 from kube_router_py.doctor.network import Link
 from kube_router_py.doctor.place import Place
 from kube_router_py.doctor.rules import Table
-from kube_router_py.errors import KubeRouterError
+from kube_router_py.errors import KernelError, KubeRouterError, PreflightError
 from kube_router_py.kernel import kube_proxy, kube_router
 from kube_router_py.kernel.iptables_variant import (
     check_masks,
@@ -22,7 +22,8 @@ from kube_router_py.options import Options
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 # What the agent puts right by itself within moments is not told.
 _MOMENTS_S = 3.0
-_MENDED = frozenset(("own-jump-missing", "own-jump-not-first", "own-set-missing"))
+# What iptables-nft-save says where the kernel has no nf_tables.
+_NO_NFT = "Failed to initialize nft: Protocol not supported"
 
 
 def look_at_rules(look: Look, place: Place, links: Iterable[Link], *, is_preflight: bool) -> None:
@@ -30,16 +31,15 @@ def look_at_rules(look: Look, place: Place, links: Iterable[Link], *, is_preflig
     here."""
     options = place.options
     families = ["inet"] * options.enable_ipv4 + ["inet6"] * options.enable_ipv6
-    in_use = _variant(look, options)
+    in_use = _variant(look, options, is_preflight=is_preflight)
     if in_use is None:
         return
-    read = look.at("iptables", lambda: _both(families))
-    if read is None:
+    unused = "nft" if in_use == "legacy" else "legacy"
+    used = look.at(f"iptables-{in_use}", lambda: _tables(in_use, families))
+    if used is None:
         return
-    used, other = (read["legacy"], read["nft"]) if in_use == "legacy" else (
-        read["nft"],
-        read["legacy"],
-    )  # fmt: skip
+    other = look.at(f"iptables-{unused}", lambda: _unused_tables(unused, families)) or ()
+    read = {in_use: used, unused: other}
     look.tell(
         rules.variants(
             {name: _count(tables, own=True) for name, tables in read.items()},
@@ -78,7 +78,7 @@ def _programs_now(mode: str | None) -> bool:
     return mode is None or mode in ("iptables", "nftables")
 
 
-def _variant(look: Look, options: Options) -> str | None:
+def _variant(look: Look, options: Options, *, is_preflight: bool) -> str | None:
     """``nft`` or ``legacy``, whichever the agent uses."""
     try:
         variant = variant_of(options.iptables_backend)
@@ -88,16 +88,29 @@ def _variant(look: Look, options: Options) -> str | None:
     except KubeRouterError as error:
         what, _, remedy = str(error).partition("; ")
         remedy = remedy or "install iptables 1.8 or newer, or correct --iptables-backend"
-        look.tell([found("iptables-unusable", "program iptables", what, remedy)])
+        # Where it takes too long to answer the agent tries again; what it cannot do stays so.
+        is_passing = is_preflight and not isinstance(error, PreflightError)
+        weight = WARNING if is_passing else ""
+        look.tell([found("iptables-unusable", "program iptables", what, remedy, weight)])
         return None
     return "legacy" if legacy else "nft"
 
 
-def _both(families: Iterable[str]) -> dict[str, tuple[Table, ...]]:
+def _tables(variant: str, families: Iterable[str]) -> tuple[Table, ...]:
+    """``variant``: nft or legacy."""
     families = tuple(families)
-    nft = facts_host.tables("iptables-nft", families)
-    legacy = any(legacy_tables(family) for family in families)
-    return {"nft": nft, "legacy": facts_host.tables("iptables-legacy", families) if legacy else ()}
+    if variant == "legacy" and not any(legacy_tables(family) for family in families):
+        return ()
+    return facts_host.tables(f"iptables-{variant}", families)
+
+
+def _unused_tables(variant: str, families: Iterable[str]) -> tuple[Table, ...]:
+    try:
+        return _tables(variant, families)
+    except KernelError as error:
+        if _NO_NFT in str(error):
+            return ()  # a kernel without nf_tables has no rules in it
+        raise
 
 
 def _count(tables: Iterable[Table], *, own: bool) -> int:
@@ -116,8 +129,8 @@ def _own(
     if not findings:
         return ()
     time.sleep(_MOMENTS_S)
-    again = look.at("iptables", lambda: _both(families))
-    return _own_now(look, families, options, again[in_use]) if again else findings
+    again = look.at(f"iptables-{in_use}", lambda: _tables(in_use, families))
+    return findings if again is None else _own_now(look, families, options, again)
 
 
 def _own_now(

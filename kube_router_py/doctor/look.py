@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from kube_router_py.doctor.findings import Finding, found
+from kube_router_py.observe.log import origin
 
 T = TypeVar("T")
 
@@ -25,7 +26,15 @@ class Look:
             return None
 
     def tell(self, findings: Iterable[Finding]) -> None:
-        self.findings += findings
+        """Take findings as they are made; one that cannot be made does not end the look."""
+        try:
+            for each in findings:
+                self.findings.append(each)
+        except Exception as error:  # noqa: BLE001 - as above
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            remedy = "this is a fault of doctor's: report it with a bundle (doctor --bundle FILE)"
+            where = origin(error).partition(" ")[2].partition(" <")[0]
+            self.findings.append(found("could-not-look", f"doctor at {where}", what, remedy))
 
     @property
     def codes(self) -> set[str]:

@@ -63,7 +63,7 @@ def find(
     try:
         told = agent_client.ask(path, "options")
         status = agent_client.ask(path, "status")
-    except ApiError as error:
+    except (ApiError, ConfigurationError) as error:
         is_silent = agent_lock_is_held()
         return without_agent(options, environ), [absent(str(error), is_silent=is_silent)]
     flags = {str(name): str(text) for name, text in (told.get("flags") or {}).items()}

@@ -16,7 +16,7 @@ _WIDTH = 100
 def lines(findings: Sequence[Finding], painter: Painter, node: str) -> Iterator[str]:
     """The worst first: severity, code and object on one line, below it what and what to do."""
     if not findings:
-        yield painter.green(f"node {node}: nothing is wrong")
+        yield painter.green(f"node {harmless(node)}: nothing is wrong")
         return
     paint = {ERROR: painter.red, WARNING: painter.yellow}
     for each in findings:

@@ -44,8 +44,13 @@ def modules(missing: Iterable[str], needs: Mapping[str, str]) -> Iterator[Findin
             f"module {name}",
             f"the kernel has neither this module nor its function; needed for {needs[name]}",
             _INSTALL.format(name),
-            WARNING if name in _LESS else "",
+            WARNING if name in _LESS or _is_scheduler(name) else "",
         )
+
+
+def _is_scheduler(name: str) -> bool:
+    """Whether only those Services need it that name it: anyone may who may write a Service."""
+    return name.startswith("ip_vs_") and name not in PROXY
 
 
 def wanted_parameters(options: Options) -> tuple[Sysctl, ...]:

@@ -18,6 +18,7 @@ from kube_router_py.doctor import cluster
 from kube_router_py.doctor.cluster import Answer
 from kube_router_py.doctor.permissions import Permission
 from kube_router_py.options import Options, parse
+from kube_router_py.problem import Problem
 from kube_router_py.proxy.settings import proxy_options
 
 A, B = "https://192.0.2.1:6443", "https://192.0.2.2:6443"
@@ -37,6 +38,8 @@ def told(findings):
         ([Answer(A, 503)], [("api-unreachable", "error")]),
         ([GOOD, Answer(B, 0, "refused")], [("api-unreachable", "warning")]),
         ([Answer(A, 401, "Unauthorized")], [("api-unauthorized", "error")]),
+        ([Answer(A, 403, 'User "system:anonymous" cannot')], [("api-unauthorized", "error")]),
+        ([Answer(A, 403, 'User "system:serviceaccount:a:b" cannot')], []),
         ([Answer(A, 200, "", 6.0)], [("clock-skew", "warning")]),
         ([Answer(A, 200, "", -6.0)], [("clock-skew", "warning")]),
         ([Answer(A, 200, "", 700.0)], [("clock-skew", "error")]),
@@ -68,6 +71,15 @@ def test_the_way_to_the_api_server(url, is_wrong):
     found = list(cluster.check_way([url], Options(), kubernetes))
     assert [each.code for each in found] == ["api-through-cluster-ip"] * is_wrong
     assert all(each.remedy and url in each.object for each in found)
+
+
+def test_objects_that_cannot_be_read_are_told_in_one_finding():
+    problems = [Problem(f"Service a/{n}", "spec", "odd") for n in range(5)]
+    (only,) = cluster.unreadable("Services", problems)
+    assert (only.code, only.object) == ("could-not-look", "Services")
+    assert "Service a/0 spec: odd" in only.what
+    assert "and 2 more" in only.what
+    assert list(cluster.unreadable("Services", [])) == []
 
 
 def test_each_permission_that_lacks_is_told():

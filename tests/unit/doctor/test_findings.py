@@ -12,8 +12,10 @@ from kube_router_py.doctor.findings import (
     CODES,
     ERROR,
     NOTE,
+    PREFLIGHT_ERRORS,
     SEVERITIES,
     WARNING,
+    before_start,
     by_weight,
     found,
     is_bad,
@@ -36,6 +38,22 @@ def documented():
 
 def test_the_page_explains_all_codes_and_no_others():
     assert documented() == CODES
+
+
+def test_the_page_says_what_keeps_an_agent_from_starting():
+    section = PAGE.read_text().partition("## Before the agent starts")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^- `([a-z-]+)`", section, re.MULTILINE)) == PREFLIGHT_ERRORS
+    assert set(CODES) > PREFLIGHT_ERRORS
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_before_the_start_only_what_an_agent_ends_on_is_an_error(code):
+    objects = ("module ip_vs", "module xt_set")
+    told = [each.severity for each in before_start(found(code, it, "", "") for it in objects)]
+    if code in PREFLIGHT_ERRORS:
+        assert told == [ERROR, WARNING if code == "kernel-module-missing" else ERROR]
+    else:
+        assert ERROR not in told
 
 
 def test_every_code_is_given_by_some_check():

@@ -45,6 +45,15 @@ def test_a_module_that_lacks_is_told_with_what_it_is_for():
     assert "modprobe ip_vs" in only.remedy
 
 
+def test_a_scheduler_that_somebody_named_in_a_service_stops_no_node():
+    needs = resources.needed_modules(PROXY, ["lblc"], tunnels=False)
+    found = resources.modules(["ip_vs_lblc", "ip_vs_rr"], needs)
+    assert {each.object: each.severity for each in found} == {
+        "module ip_vs_lblc": "warning",
+        "module ip_vs_rr": "error",
+    }
+
+
 @pytest.mark.parametrize(
     ("sysctl", "actual", "is_wrong"),
     [
@@ -116,6 +125,7 @@ def test_kube_proxy(mode, left, options, expected):
     ("links", "chains", "options", "expected"),
     [
         (["eth0", "kube-bridge", "veth1"], ["KUBE-ROUTER-INPUT"], ROUTER, []),
+        (["docker0", "cni-podman0", "virbr0", "tailscale0"], [], ROUTER, []),
         (["flannel.1"], [], ROUTER, ["other-cni"]),
         (["cali0123456789a"], ["cali-FORWARD"], ROUTER, ["other-cni"]),
         (["cilium_host"], [], ROUTER, ["other-cni"]),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from kube_router_py.doctor import place as places
 from kube_router_py.doctor.examine import settled
 from kube_router_py.doctor.findings import found
 from kube_router_py.doctor.look import Look
-from kube_router_py.doctor.paths import inside
+from kube_router_py.doctor.paths import inside, read_file
 from kube_router_py.doctor.report import document, lines
 from kube_router_py.errors import ConfigurationError
 from kube_router_py.observe.agent_socket import AgentSocket
@@ -85,6 +86,26 @@ def test_without_an_agent_the_given_flags_count(tmp_path):
     assert place.options == options
 
 
+def test_an_agent_that_calls_the_question_a_mistake_is_silent_and_ends_nothing(monkeypatch):
+    def refuse(path, name, asked=None):
+        raise ConfigurationError("what is that?")
+
+    monkeypatch.setattr(places.agent_client, "ask", refuse)
+    monkeypatch.setattr(places, "agent_lock_is_held", lambda: True)
+    place, (only,) = places.find(parse(["--run-router=false"], {}), [], {})
+    assert only.code == "agent-silent"
+    assert not place.is_running
+
+
+def test_only_files_are_read(tmp_path):
+    (tmp_path / "file").write_text("text")
+    assert read_file(str(tmp_path / "file"), 3) == "tex"
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="no regular file"):
+            read_file(str(odd), 3)
+
+
 def test_paths_of_another_root_follow_its_own_links(tmp_path):
     root = tmp_path / "root"
     (root / "run/x").mkdir(parents=True)
@@ -112,9 +133,23 @@ def test_a_look_that_fails_is_a_finding_and_nothing_more():
     assert (only.code, only.object, only.what) == ("could-not-look", "links", "two lines")
 
 
+def test_a_judgement_that_fails_is_a_finding_after_those_before_it():
+    look = Look()
+
+    def judge():
+        yield found("clock-skew", "API server x", "what", "remedy")
+        raise KeyError("odd")
+
+    look.tell(judge())
+    look.tell([found("node-missing", "Node x", "what", "remedy")])
+    assert [each.code for each in look.findings] == ["clock-skew", "could-not-look", "node-missing"]
+    assert "KeyError" in look.findings[1].what
+    assert "test_place.py" in look.findings[1].object
+
+
 def test_before_the_start_what_the_agent_waits_for_is_no_error():
     down = found("api-unreachable", "API server x", "what", "remedy")
-    module = found("kernel-module-missing", "module x", "what", "remedy")
+    module = found("kernel-module-missing", "module ip_vs", "what", "remedy")
     kept = settled([down, module], is_preflight=True)
     assert [each.severity for each in kept] == ["warning", "error"]
     assert [each.severity for each in settled([down], is_preflight=False)] == ["error"]
@@ -137,6 +172,7 @@ def test_the_report_says_what_and_what_to_do():
     assert "node node1: 1 error" in text
     assert "\x1b" not in text
     assert list(lines([], Painter(io.StringIO()), "node1")) == ["node node1: nothing is wrong"]
+    assert "\x1b" not in "".join(lines([], Painter(io.StringIO()), "\x1b[31m"))
 
 
 def test_the_report_for_programs():

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from kube_router_py.cluster import listing
 from kube_router_py.cluster.client import Client
 from kube_router_py.cluster.credentials import Credentials
-from kube_router_py.cluster.objects import Node, Service
 from kube_router_py.doctor import facts_api
 from kube_router_py.doctor.permissions import Permission, needed
 from kube_router_py.options import Options, parse
@@ -134,12 +134,8 @@ def test_all_objects_come_however_many_there_are(
     cluster: Any, client: Client, recent_kubectl: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grant(cluster, built("service-proxy", recent_kubectl))
-    monkeypatch.setattr(facts_api, "_CHUNK", 2)
+    monkeypatch.setattr(listing, "_CHUNK", 2)
     for number in range(5):
         cluster.call(cluster.store.create, "nodes", {"metadata": {"name": f"n{number}"}})
-    assert {each.metadata.name for each in facts_api.everything(client, Node)} == {
-        f"n{number}" for number in range(5)
-    }
-    assert [each.metadata.key for each in facts_api.everything(client, Service)] == [
-        "default/kubernetes"
-    ]
+    assert set(facts_api.nodes(client).objects) == {f"n{number}" for number in range(5)}
+    assert list(facts_api.services(client).objects) == ["default/kubernetes"]

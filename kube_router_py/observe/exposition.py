@@ -9,6 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from kube_router_py.observe.catalogue import METRICS, PREFIX
 
+# Whoever scrapes knows this version; that which the library names now not all of them (expfmt of
+# Go refuses it), and names here have no character that would need it.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 Sample = tuple[tuple[object, ...], float]
 """Values of the labels, in the order of the catalogue, and the value."""
 

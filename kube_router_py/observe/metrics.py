@@ -15,7 +15,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from kube_router_py.cluster.cache import Cache
 from kube_router_py.loop_model import Turn
@@ -24,6 +24,7 @@ from kube_router_py.observe.catalogue import METRICS, PREFIX
 from kube_router_py.observe.collecting import Collect, Collectors
 from kube_router_py.observe.connections import tracked_text
 from kube_router_py.observe.drift import DriftRepairs
+from kube_router_py.observe.exposition import CONTENT_TYPE
 from kube_router_py.observe.health import HasStatus
 from kube_router_py.observe.serve import Answer
 
@@ -150,7 +151,7 @@ class Metrics:
         self._request_seconds.labels(method=method).observe(seconds)
 
     def page(self) -> Answer:
-        return Answer(200, CONTENT_TYPE_LATEST, self._collectors.text())
+        return Answer(200, CONTENT_TYPE, self._collectors.text())
 
     def _agent(self) -> bytes:
         with self._lock:

@@ -208,6 +208,12 @@ def test_drift_is_what_comparisons_change_of_themselves() -> None:
     assert {loop for loop, _ in drift.repairs()} == {"service-proxy"}
 
 
+def test_it_is_of_the_version_that_every_scraper_knows(full_agent: SimpleNamespace) -> None:
+    answer = full_agent.agent._observers[0].__self__.page()
+    assert answer.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert re.findall(rb"^[^#{ ]*[^a-zA-Z0-9_:#{ ]", answer.body, re.MULTILINE) == []
+
+
 def test_a_collector_that_fails_costs_its_own_metrics_alone(
     full_agent: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,7 +42,8 @@ def modules(missing: Iterable[str], needs: Mapping[str, str]) -> Iterator[Findin
         yield found(
             "kernel-module-missing",
             f"module {name}",
-            f"the kernel has neither this module nor its function; needed for {needs[name]}",
+            "the kernel has neither this module nor its function, and does not load it by itself; "
+            f"needed for {needs[name]}",
             _INSTALL.format(name),
             WARNING if name in _LESS or _is_scheduler(name) else "",
         )

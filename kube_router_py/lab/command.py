@@ -97,7 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="2: some nodes are behind the router (with --router; default: 1)",
     )
-    parser.add_argument("--ip-family", choices=sorted(FAMILIES), default="ipv4")
+    parser.add_argument(
+        "--ip-family",
+        choices=sorted(FAMILIES),
+        default="ipv4",
+        help="of nodes, pods and Services, for the agents, too (default: ipv4)",
+    )
     parser.add_argument(
         "--agent-arg",
         action="append",

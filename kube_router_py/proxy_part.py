@@ -190,6 +190,7 @@ class ProxyPart:
         return {
             "virtual_servers": self._proxy.virtual_servers,
             "addresses": self._proxy.addresses,
+            "repaired": self._proxy.repaired,
             "writes": self.writes(),
         }
 

@@ -7,6 +7,7 @@ from msgspec import DecodeError, Meta, Struct, ValidationError, json
 
 # What is wrong may be a long story; the whole annotation stays below a kilobyte.
 _MOST_BYTES = 500
+_PARTS = ("service_proxy", "firewall", "router")
 
 # Others may write what they like: it must neither break the table nor what is made of it.
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
@@ -49,7 +50,7 @@ def summarize(status: Mapping[str, Any]) -> NodeSummary:
         established=sum(each["state"] == "Established" for each in neighbors) if router else None,
         announced=router.get("announced_services") if router else None,
         answered=sum(each["answered_here"] for each in addresses) if layer2 else None,
-        repaired=sum(status.get(part, {}).get("repaired", 0) for part in ("firewall", "router")),
+        repaired=sum(status.get(part, {}).get("repaired", 0) for part in _PARTS),
         problems=status["problem_count"],
     )
 

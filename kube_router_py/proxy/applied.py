@@ -26,7 +26,8 @@ class Applied:
     server stands as it was but for that write. Not so those in ``unknown``: the refusal shows that
     others have changed them, and they are left alone until the next ``read``. So are
     ``refused_vips``, with the reason. ``withheld`` are addresses none of whose virtual servers
-    could be made: to be put once one stands.
+    could be made: to be put once one stands. ``repaired`` counts operations that put right what
+    others had changed.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class Applied:
         self.unknown: set[VirtualServerKey] = set()
         self.refused_vips: dict[Vip, str] = {}
         self.withheld: set[Vip] = set()
+        self.repaired = 0
         self.is_known = False
         self.was_read = False
         self._before: tuple[IpvsTable, dict[Vip, bytes]] | None = None
@@ -174,7 +176,8 @@ class Applied:
         """Log what a plan made right after ``read`` repairs: what others have changed."""
         before, self._before = self._before, None
         in_flight, self._in_flight = self._in_flight, set()
-        telling.repaired(planned, before, (self.servers, self.vips), in_flight)
+        found = self.servers, self.vips
+        self.repaired += telling.repaired(planned, before, found, in_flight)
 
 
 def _shows_drift(failures: list[OperationFailure]) -> bool:

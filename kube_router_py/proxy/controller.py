@@ -127,6 +127,11 @@ class ServiceProxy:
         return len(self._applied.vips)
 
     @property
+    def repaired(self) -> int:
+        """How often what others had changed of both has been put right. For any thread."""
+        return self._applied.repaired
+
+    @property
     def rules_stand(self) -> bool:
         """Whether kernel parameters, rules and sets are as they should be. In the loop's thread."""
         return self._host.is_settled and not self._sets.problems

@@ -91,8 +91,9 @@ class Telling:
         before: tuple[IpvsTable, dict[Vip, bytes]] | None,
         found: tuple[IpvsTable, dict[Vip, bytes]],
         in_flight: Container[VirtualServerKey | Vip],
-    ) -> None:
-        """What a plan repairs that was made right after reading: what others have changed.
+    ) -> int:
+        """What a plan repairs that was made right after reading: what others have changed. Returns
+        with how many operations.
 
         ``before`` stood as far as we knew, ``found`` was read; ``in_flight`` may be our own doing.
         """
@@ -125,6 +126,8 @@ class Telling:
             more = len(changed) - _MOST_LINES
             _log.warning("repaired more that others had changed count=%d", more)
         self._removed(strange, found[0])
+        # Before the first look nothing is known that could have changed.
+        return len(changed) + len(strange) if before is not None else 0
 
     def _removed(self, strange: Sequence[VirtualServerKey], table: IpvsTable) -> None:
         """Somebody may have to make these again: every one is named."""

@@ -25,6 +25,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "reason": "",
         "version": "1.2.3",
         "loops": {"firewall": {}, "router": {}},
+        "service_proxy": {"virtual_servers": 5, "repaired": 4},
         "firewall": {"policy_chains": 7, "repaired": 2},
         "router": {"neighbors": neighbors, "announced_services": 3, "repaired": 1},
         "layer2": {"addresses": [{"answered_here": True}, {"answered_here": False}]},
@@ -61,12 +62,13 @@ def test_a_summary_has_what_matters_and_is_small() -> None:
     assert summary == NodeSummary(
         ready=True,
         version="1.2.3",
+        virtual_servers=5,
         policy_chains=7,
         sessions=2,
         established=1,
         announced=3,
         answered=1,
-        repaired=3,
+        repaired=7,
         problems=4,
     )
     assert decode(encode(summary)) == summary

@@ -186,8 +186,10 @@ def test_drift_is_repaired_and_told(rig: Rig, caplog: pytest.LogCaptureFixture) 
     )
     rig.host.ipvs.put(stray, VirtualServerState(VirtualServer(), {}))
     rig.host.links.vips.pop(Vip(dns.family, dns.address))
+    assert rig.proxy.repaired == 0
     with caplog.at_level(logging.WARNING):
         rig.turn(full=True)
+    assert rig.proxy.repaired == 5
     assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.1.2": 1}, "TCP 10.96.0.53:80": {}}
     assert rig.vips() == {"10.96.0.10", "10.96.0.53"}
     told = [values(record.msg, record.args) for record in caplog.records]
@@ -272,6 +274,7 @@ def test_an_ordinary_change_seen_at_a_resync_is_no_repair(
         rig.turn(full=True)
     assert rig.table() == {"TCP 10.96.0.10:80": {"10.244.1.2": 1}}
     assert caplog.records == []
+    assert rig.proxy.repaired == 0
 
 
 def test_excluded_cidrs_keep_what_is_not_desired(make: Any, host: Any) -> None:

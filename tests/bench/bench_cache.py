@@ -23,7 +23,9 @@ SAMPLE = 500
 def pod(number: int) -> dict[str, Any]:
     """A pod as an API server sends it: about 4 KB, half of which is managedFields."""
     ip = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-    owned = {f"f:field{i}": {"f:name": {}, "f:value": {}, ".": {}} for i in range(30)}
+    owned: dict[str, Any] = {
+        f"f:field{i}": {"f:name": {}, "f:value": {}, ".": {}} for i in range(30)
+    }
     return {
         "metadata": {
             "name": f"web-{number % 97}-{number:06x}",

@@ -86,10 +86,11 @@ def measure(layout: str, services: int, result: Any) -> None:
 
     from kube_router_py.cluster.objects import Service
     from kube_router_py.loadbalancer.allocate import Allocator
-    from kube_router_py.loadbalancer.requests import compile_request, foreign_addresses
+    from kube_router_py.loadbalancer.requests import Request, compile_request, foreign_addresses
+    from kube_router_py.options import Options
 
     _, families, reserved = LAYOUTS[layout]
-    rules = SimpleNamespace(loadbalancer_default_class=True)
+    rules = Options(loadbalancer_default_class=True)
     made = [msgspec.convert(service(number, families, []), Service) for number in range(services)]
     gc.collect()
     before = rss_kib()
@@ -102,7 +103,7 @@ def measure(layout: str, services: int, result: Any) -> None:
     def look_at(each: Any) -> Any:
         request = compile_request(each, rules)
         assert request is not None
-        allocator.note_foreign(request.key, foreign_addresses(each, True))
+        allocator.note_foreign(request.key, foreign_addresses(each, True, rules))
         return allocator.put(request, {})
 
     def cpu(work: Callable[[], object]) -> float:
@@ -131,7 +132,8 @@ def measure(layout: str, services: int, result: Any) -> None:
             look_at(each)
 
     changed = cpu(churn)
-    wanted = [(compile_request(each, rules), {}) for each in written]
+    requests = (compile_request(each, rules) for each in written)
+    wanted: list[tuple[Request, dict[str, str]]] = [(each, {}) for each in requests if each]
     rebuilt = cpu(lambda: [allocator.decide(key) for key in allocator.rebuild(wanted, {})])
     result.put(
         SimpleNamespace(
@@ -213,7 +215,8 @@ def allocate(services: int, kubeconfig: str, result: Any) -> None:
     )
     reflectors = [Reflector(client, cache, kind) for kind in KINDS]
     book.put_config(None)
-    for each in (part, *reflectors, part.loop):
+    starting: list[Any] = [part, *reflectors, part.loop]
+    for each in starting:
         each.start()
     end = time.monotonic() + 280
     while part.numbers()["loadbalancer_status_writes_total"] < services:

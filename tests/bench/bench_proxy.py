@@ -109,7 +109,7 @@ def cold_start(services: int, result: Any) -> None:
         parts.append((part, wall_now - wall, cpu_now - cpu))
 
     done("import")
-    port = multiprocessing.Queue()
+    port: Any = multiprocessing.Queue()
     server = multiprocessing.get_context("fork").Process(target=serve, args=(services, port))
     server.start()
     try:
@@ -150,7 +150,7 @@ def one_change(services: int, result: Any) -> None:
     bench.proxy.open()
     bench.proxy.reconcile(frozenset(), True)
     dirty: set[Any] = set()
-    bench.proxy.subscribe(bench.cache, SimpleNamespace(mark=dirty.update))  # type: ignore[arg-type]
+    bench.proxy.subscribe(bench.cache, SimpleNamespace(mark=dirty.update))
     watch = bench.watch()
     walls, cpus = [], []
     bench.ipvs.operations.clear()
@@ -237,7 +237,7 @@ def stream(services: int, seconds: int, result: Any) -> None:
 
 def whole_agent(services: int, result: Any) -> None:
     """Everything but the real kernel adapters: the agent as it runs, with probes and metrics."""
-    port = multiprocessing.Queue()
+    port: Any = multiprocessing.Queue()
     server = multiprocessing.get_context("fork").Process(target=serve, args=(services, port))
     server.start()
     try:

@@ -162,14 +162,16 @@ class DropHub:
         """For the metrics, by name without the prefix."""
         return {"drop_records_total": self._records, "drop_records_lost_total": self._lost}
 
-    def follow(self, recent: int = 0) -> "Following":
-        """What is refused from now on, after the last ``recent`` records where others had them read
-        before. Raises KubeRouterError where the log cannot be opened."""
+    def follow(
+        self, recent: int = 0, wanted: Callable[[DropRecord], bool] = lambda record: True
+    ) -> "Following":
+        """What is refused from now on, after the last ``recent`` records that are ``wanted``, where
+        others had them read before. Raises KubeRouterError where the log cannot be opened."""
         with self._lock:
             if self._is_stopping:
                 raise KubeRouterError("the agent stops")
             self._run_thread()
-            follower = Follower([*self._recent][-recent:] if recent else ())
+            follower = Follower([*filter(wanted, self._recent)][-recent:] if recent else ())
             self._followers.append(follower)
             if self._is_open:
                 follower.opened()

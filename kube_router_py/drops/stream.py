@@ -23,8 +23,9 @@ _TAIL = 10
 
 class DropStream:
     """``asked``: ``namespace`` (empty: all), ``follow`` (until the other end leaves; ``for_s``
-    seconds otherwise). Those that are remembered come first: all of them, or to who follows the
-    last ten. Raises ConfigurationError for what cannot be asked, and as ``DropHub.follow``."""
+    seconds otherwise). Those that are remembered come first: all that are asked for, or to who
+    follows the last ten of them. Raises ConfigurationError for what cannot be asked, and as
+    ``DropHub.follow``."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class DropStream:
         if not 0 <= for_s <= _FOR_MOST_S:
             raise ConfigurationError(f"for_s is 0 to {_FOR_MOST_S:.0f}")
         self._namespace, self._clock = namespace, clock
-        self._following = hub.follow(_TAIL if follow else REMEMBERED)
+        self._following = hub.follow(_TAIL if follow else REMEMBERED, self._is_wanted)
         self._ends_at = None if follow else clock() + for_s
         self._lines: deque[dict[str, Any]] = deque(({"node": node},))
         self._is_over = False

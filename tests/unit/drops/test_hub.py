@@ -139,6 +139,9 @@ def test_who_comes_later_is_told_what_is_remembered(
     late = [each for each in take(hub.follow(5), 5) if isinstance(each, DropRecord)]
     assert [each.destination.port for each in late] == [15, 16, 17, 18, 19]
     assert hub.follow(0).take(0.0) == []
+    wanted = hub.follow(3, lambda record: bool(record.destination.port % 2))
+    found = [each for each in take(wanted, 3) if isinstance(each, DropRecord)]
+    assert [each.destination.port for each in found] == [15, 17, 19]
 
 
 def test_what_nobody_followed_is_not_remembered(

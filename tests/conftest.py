@@ -72,6 +72,13 @@ def beside() -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives a port that nobody has nor gets, each once (module free_ports)."""
+    found: Callable[[], int] = _beside("free_ports").free_port
+    return found
+
+
+@pytest.fixture(scope="session")
 def tracer() -> Any:
     """Walks packets through the firewall that ``render`` prints (module firewall_tracer)."""
     return _beside("firewall_tracer")

@@ -240,7 +240,7 @@ def socket_in(directory):
 
 
 @pytest.fixture
-def start(api, tmp_path):
+def start(api, tmp_path, free_port):
     """Starts agents, each in a thread; what is left running at the end is stopped."""
     running = []
 
@@ -291,12 +291,6 @@ def connect_to(api):
             pass
 
     return Client(NoCredentials())
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(condition, what):
@@ -354,7 +348,7 @@ def test_the_agent_programs_what_the_api_says_and_says_when_it_has(api, start):
     assert set(weights) == {packed("10.244.1.2"), packed("10.244.1.3")}
 
 
-def test_load_balancers_operators_and_dashboards_are_told(api, start):
+def test_load_balancers_operators_and_dashboards_are_told(api, start, free_port):
     check, health, metrics = free_port(), free_port(), free_port()
     web = service("web", "10.96.0.10")
     web["spec"] |= {
@@ -465,7 +459,7 @@ def test_a_host_that_cannot_be_opened_shows_in_readiness_not_in_liveness(api, st
     until(lambda: ready(running)["ready"], "the recovery")
 
 
-def test_metrics_are_served_when_asked_for(api, start):
+def test_metrics_are_served_when_asked_for(api, start, free_port):
     port = free_port()
     running = start(f"--metrics-port={port}", "--metrics-addr=127.0.0.1")
     until(lambda: ready(running)["ready"], "the agent")
@@ -483,7 +477,7 @@ def test_metrics_are_served_when_asked_for(api, start):
         assert line in text
 
 
-def test_metrics_that_fail_end_no_loop(api, start, monkeypatch, caplog):
+def test_metrics_that_fail_end_no_loop(api, start, free_port, monkeypatch, caplog):
     def fail(self, turn):
         raise RuntimeError("no more buckets")
 

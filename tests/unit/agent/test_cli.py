@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -205,12 +204,10 @@ current-context: x
 """
 
 
-def test_the_agent_answers_probes_and_ends_on_sigterm(tmp_path):
+def test_the_agent_answers_probes_and_ends_on_sigterm(tmp_path, free_port):
     """As a process of its own, with the real adapters; without an API server it writes nothing."""
     (tmp_path / "config").write_text(KUBECONFIG)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "kube_router_py", f"--kubeconfig={tmp_path / 'config'}"]
     command += ["--health-addr=127.0.0.1", f"--health-port={port}", "--run-router=false"]
     command += [f"--agent-socket={tmp_path / 'agent.sock'}"]

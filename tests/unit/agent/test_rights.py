@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -242,7 +242,9 @@ def arguments(overlay: str) -> list[str]:
 
 
 @contextmanager
-def running(overlay: str, server: Server, directory: Path, answers: list[str]) -> Iterator[Agent]:
+def running(
+    overlay: str, server: Server, directory: Path, answers: list[str], port: int
+) -> Iterator[Agent]:
     """An agent with the overlay's flags; what tests need besides is of no concern to the server.
 
     ``answers``: codes of what it is answered, as the metrics of its requests have them.
@@ -253,10 +255,8 @@ def running(overlay: str, server: Server, directory: Path, answers: list[str]) -
         "--health-port=0",
         "--healthz-bind-address=",
         f"--frr-dir={directory}/frr",
+        f"--loadbalancer-heartbeat-port={port}",
     ]
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        probe.bind(("127.0.0.1", 0))
-        flags.append(f"--loadbalancer-heartbeat-port={probe.getsockname()[1]}")
     options = parse([*arguments(overlay), *flags], {})
     environ = {"NODE_NAME": "node1", "POD_NAMESPACE": NAMESPACE, "POD_NAME": "agent-1"}
     segment = FakeSegment()
@@ -282,12 +282,15 @@ def running(overlay: str, server: Server, directory: Path, answers: list[str]) -
 
 @pytest.mark.parametrize("overlay", NAMES)
 def test_the_agent_asks_for_all_that_it_may_and_for_nothing_else(
-    overlay: str, serve: Callable[[list[Object]], Server], tmp_path: Path
+    overlay: str,
+    serve: Callable[[list[Object]], Server],
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     objects = roles(overlay)
     granted = rights(objects) - NOT_BY_THESE_FLAGS.get(overlay, set())
     server = serve(objects)
-    with running(overlay, server, tmp_path, []) as agent:
+    with running(overlay, server, tmp_path, [], free_port()) as agent:
         until(
             lambda: server.exercised(granted) == granted or server.refused,
             lambda: f"never asked for: {granted - server.exercised(granted)}",
@@ -301,13 +304,16 @@ def test_the_agent_asks_for_all_that_it_may_and_for_nothing_else(
 
 @pytest.mark.parametrize("right", sorted(rights(roles(WHOLE))), ids=lambda right: " ".join(right))
 def test_each_right_is_missed_where_it_is_not_granted(
-    right: Right, serve: Callable[[list[Object]], Server], tmp_path: Path
+    right: Right,
+    serve: Callable[[list[Object]], Server],
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     objects = without(roles(WHOLE), right)
     assert rights(objects) == rights(roles(WHOLE)) - {right}
     server = serve(objects)
     answers: list[str] = []
-    with running(WHOLE, server, tmp_path, answers):
+    with running(WHOLE, server, tmp_path, answers, free_port()):
         until(lambda: "403" in answers, lambda: f"not missed; asked {server.asked}")
     assert {action for action in server.refused if right.covers(action)} == server.refused != set()
 

@@ -1,7 +1,6 @@
 import base64
 import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -232,11 +231,9 @@ def test_a_redirect_is_not_followed(api: Any, connect_to: Connect) -> None:
 
 
 @pytest.fixture
-def absent() -> str:
+def absent(free_port: Callable[[], int]) -> str:
     """An address on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def test_servers_are_tried_in_turn_and_the_good_one_kept(

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,6 @@ import pytest
 from kube_router_py.lab import load, pod_server
 
 BARE = [sys.executable, "-I", "-S"]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Running:
@@ -41,7 +35,7 @@ class Running:
 
 
 @pytest.fixture
-def server() -> Iterator[Running]:
+def server(free_port: Callable[[], int]) -> Iterator[Running]:
     port = free_port()
     running = Running(port, f"{port}/TCP", f"{port}/UDP")
     yield running
@@ -130,7 +124,7 @@ def test_the_load_generator_counts_answers(server: Running) -> None:
     assert found["clients"] == {"127.0.0.1": 20}
 
 
-def test_the_load_generator_counts_failures() -> None:
+def test_the_load_generator_counts_failures(free_port: Callable[[], int]) -> None:
     found = run_load("127.0.0.1", str(free_port()), "--count", "5", "--timeout", "1")
     assert (found["attempts"], found["failures"], found["pods"]) == (5, 5, {})
     assert "ConnectionRefusedError" in str(found["errors"])

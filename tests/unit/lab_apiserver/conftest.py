@@ -31,15 +31,15 @@ def poll_until(condition: Callable[[], Any], what: str) -> Any:
 class Cluster:
     """The server, its loop, and ways to ask it."""
 
-    def __init__(self, directory: Path, service_cidrs: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, service_cidrs: tuple[str, ...], port: int) -> None:
         self.directory = directory
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(("127.0.0.1", free_port()))
-        self.port = self.socket.getsockname()[1]
+        self.socket.bind(("127.0.0.1", port))  # a fixed port stays through stop
+        self.port = port
         self.url = f"https://127.0.0.1:{self.port}"
         self.store = Store(service_cidrs)
         self.server = ApiServer(self.store, directory / "pki", ["127.0.0.1"], self.port)
@@ -68,13 +68,6 @@ class Cluster:
         self.thread.join(DEADLINE_S)
         self.loop.close()
         self.socket.close()
-
-
-def free_port() -> int:
-    """A port nobody listens on now; a socket bound to a fixed port keeps it through stop."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Kubectl:
@@ -125,8 +118,8 @@ def store() -> Store:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    running = Cluster(tmp_path, ("10.96.0.0/16", "fd00:96::/112"))
+def cluster(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Cluster]:
+    running = Cluster(tmp_path, ("10.96.0.0/16", "fd00:96::/112"), free_port())
     yield running
     running.close()
 

@@ -55,16 +55,10 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     pytest.fail(f"never happened: {what}")
 
 
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Cluster:
     """An API server in a thread, with two Nodes and Services that have addresses."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, heartbeat_port: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -75,7 +69,7 @@ class Cluster:
         token = self.server.issue_token(NAMESPACE, "kube-router-py")
         self.kubeconfig = directory / "kubeconfig"
         self.server.write_kubeconfig(self.kubeconfig, f"https://127.0.0.1:{port}", token)
-        self.heartbeat_port = free_udp_port()
+        self.heartbeat_port = heartbeat_port
         self.segment = FakeSegment()
         self.agents: dict[str, Agent] = {}
         for document in render_kustomization(OVERLAY):
@@ -244,8 +238,8 @@ class Agent:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with closing(Cluster(tmp_path)) as found:
+def cluster(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Cluster]:
+    with closing(Cluster(tmp_path, free_port())) as found:
         yield found
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,12 +42,6 @@ def is_open(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @pytest.fixture
 def health() -> list[bool]:
     return [True]
@@ -61,7 +55,9 @@ def ports(health: list[bool]) -> Iterator[HealthPorts]:
     found.close()
 
 
-def test_a_port_answers_as_kube_proxys_does(ports: HealthPorts, health: list[bool]) -> None:
+def test_a_port_answers_as_kube_proxys_does(
+    ports: HealthPorts, health: list[bool], free_port: Callable[[], int]
+) -> None:
     port = free_port()
     assert ports.update({port: LocalEndpoints("default/web", 2)}, LOOPBACK) == {}
     status, body, headers = ask(port, "/healthz")
@@ -84,7 +80,7 @@ def test_a_port_answers_as_kube_proxys_does(ports: HealthPorts, health: list[boo
     assert (status, body["serviceProxyHealthy"]) == (503, False)
 
 
-def test_ports_come_and_go(ports: HealthPorts) -> None:
+def test_ports_come_and_go(ports: HealthPorts, free_port: Callable[[], int]) -> None:
     first, second = free_port(), free_port()
     ports.update({first: LocalEndpoints("a/a", 1), second: LocalEndpoints("b/b", 1)}, LOOPBACK)
     assert ask(first)[1]["service"]["name"] == "a"
@@ -95,7 +91,9 @@ def test_ports_come_and_go(ports: HealthPorts) -> None:
     assert ask(second)[0] == 200
 
 
-def test_a_port_that_is_taken_disturbs_no_other_and_is_tried_again(ports: HealthPorts) -> None:
+def test_a_port_that_is_taken_disturbs_no_other_and_is_tried_again(
+    ports: HealthPorts, free_port: Callable[[], int]
+) -> None:
     other = free_port()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -120,7 +118,7 @@ def test_a_port_that_is_free_again_is_had_without_an_update() -> None:
         ports.close()
 
 
-def test_all_addresses_of_both_families(ports: HealthPorts) -> None:
+def test_all_addresses_of_both_families(ports: HealthPorts, free_port: Callable[[], int]) -> None:
     port = free_port()
     assert ports.update({port: LocalEndpoints("a/a", 1)}, ("",)) == {}
     assert ask(port)[0] == 200
@@ -132,7 +130,7 @@ def compiled(key: str, port: int, local: int) -> CompiledService:
     return CompiledService(key, "", {}, {}, {}, {}, frozenset(), (), health_check=check)
 
 
-def test_checks_follow_what_is_programmed(ports: HealthPorts) -> None:
+def test_checks_follow_what_is_programmed(ports: HealthPorts, free_port: Callable[[], int]) -> None:
     checks, desired, port = HealthChecks(ports, is_restricted=True), Desired(), free_port()
     node = ThisNode("node1", node_port_addresses={int(socket.AF_INET): (b"\x7f\0\0\1",)})
 
@@ -158,7 +156,9 @@ def test_checks_follow_what_is_programmed(ports: HealthPorts) -> None:
     assert ask(port)[0] == 200
 
 
-def test_checks_follow_the_nodes_addresses(ports: HealthPorts) -> None:
+def test_checks_follow_the_nodes_addresses(
+    ports: HealthPorts, free_port: Callable[[], int]
+) -> None:
     checks, desired, port = HealthChecks(ports, is_restricted=True), Desired(), free_port()
     changes = desired.update("default/web", compiled("default/web", port, 1))
 

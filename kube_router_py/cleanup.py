@@ -12,7 +12,7 @@ from functools import partial
 from msgspec import Struct
 
 from kube_router_py.cleanup_routing import routing_steps
-from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains
+from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains, removed
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.frame import ACCEPT, is_marker_set, is_own_chain, is_own_set
 from kube_router_py.kernel import kube_proxy
@@ -104,10 +104,9 @@ def _direct_return_steps(open_dsr: Callable[[], DsrPorts]) -> Iterator[Step]:
     def remove_routing() -> str:
         ports = open_dsr()
         try:
-            ports.routing.remove(FAMILY_NAMES)
+            return removed(ports.routing, lambda: ports.routing.remove(FAMILY_NAMES))
         finally:
             ports.close()
-        return "removed"
 
     yield "policy routing of direct server return", remove_routing
 
@@ -169,5 +168,4 @@ def _destroy_policy_sets(ports: HostPorts) -> str:
 
 
 def _remove_link(ports: HostPorts) -> str:
-    ports.links.remove_vip_link()
-    return "removed"
+    return removed(ports.links, ports.links.remove_vip_link)

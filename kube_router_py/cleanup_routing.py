@@ -6,7 +6,7 @@ The bridge and the CNI file stay: pods are on the one, and new ones are made by 
 from collections.abc import Iterator
 from functools import partial
 
-from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains
+from kube_router_py.cleanup_steps import NOTHING, Step, destroy_sets, remove_chains, removed
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.table_names import forget_tables
 from kube_router_py.options import Options
@@ -36,12 +36,13 @@ def _stop_daemons(options: Options, ports: RoutingPorts) -> str:
 
 
 def _remove_overlay(ports: RoutingPorts) -> str:
-    problems = remove_overlay(ports.overlay, "this node")
-    if problems:
-        raise KernelError("; ".join(f"{each.field}: {each.reason}" for each in problems))
-    return "removed"
+    def remove() -> None:
+        problems = remove_overlay(ports.overlay, "this node")
+        if problems:
+            raise KernelError("; ".join(f"{each.field}: {each.reason}" for each in problems))
+
+    return removed(ports.overlay, remove)
 
 
 def _forget_names() -> str:
-    forget_tables()
-    return "removed"
+    return "removed" if forget_tables() else NOTHING

@@ -48,10 +48,12 @@ def name_tables(directory: str | os.PathLike[str] = DIRECTORY) -> bool:
     return True
 
 
-def forget_tables(directory: str | os.PathLike[str] = DIRECTORY) -> None:
-    """Remove the file; a missing one is no error (cleanup)."""
+def forget_tables(directory: str | os.PathLike[str] = DIRECTORY) -> bool:
+    """Remove the file (cleanup); returns whether there was one."""
     with suppress(OSError):
         (Path(directory) / FILE).unlink()
+        return True
+    return False
 
 
 def _names(path: Path) -> dict[int, str]:

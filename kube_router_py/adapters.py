@@ -113,9 +113,11 @@ def firewall_opener(options: Options) -> Callable[[], HostPorts]:
     return open_ports
 
 
-def routing_opener(options: Options) -> Callable[[Callable[[], None]], "RoutingPorts"]:
+def routing_opener(
+    options: Options, *, with_names: bool = True
+) -> Callable[[Callable[[], None]], "RoutingPorts"]:
     """How the route controller's adapters are opened; they are given what to call when FRR's
-    daemons have ended."""
+    daemons have ended. ``with_names``: its routing tables get names."""
     open_any = opener(options, needs_ipvs=False)
 
     def open_ports(down: Callable[[], None]) -> "RoutingPorts":
@@ -129,7 +131,8 @@ def routing_opener(options: Options) -> Callable[[Callable[[], None]], "RoutingP
         from kube_router_py.routing.controller import RoutingPorts
 
         try:
-            name_tables()
+            if with_names:
+                name_tables()
         except KernelError as error:  # names are for people only
             _log.warning("routing tables have no names reason=%r", str(error))
         external = options.frr_mode == "external"

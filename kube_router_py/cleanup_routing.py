@@ -32,7 +32,7 @@ def _stop_daemons(options: Options, ports: RoutingPorts) -> str:
     if options.frr_mode == "external":
         return "left as they are (--frr-mode=external), with their configuration"
     ports.frr.stop()
-    return "ended, with the routes that they had learned"
+    return "none runs any more, and the routes that they had learned are gone"
 
 
 def _remove_overlay(ports: RoutingPorts) -> str:

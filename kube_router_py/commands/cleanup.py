@@ -73,7 +73,8 @@ def _clean_up(options: Options, say: Callable[["Done"], None], own: Collection[s
     # An agent that runs would make anew what is removed; the kernel frees the lock with us.
     AgentLock().take(_LOCK_WAIT_S)
     ports = opener(options, needs_ipvs=False)()
+    routing = routing_opener(options, with_names=False)
     try:
-        return clean_up(options, ports, dsr_opener(options), routing_opener(options), say)
+        return clean_up(options, ports, dsr_opener(options), routing, say)
     finally:
         ports.close()

@@ -11,7 +11,6 @@ keep it.
 
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -49,11 +48,18 @@ def name_tables(directory: str | os.PathLike[str] = DIRECTORY) -> bool:
 
 
 def forget_tables(directory: str | os.PathLike[str] = DIRECTORY) -> bool:
-    """Remove the file (cleanup); returns whether there was one."""
-    with suppress(OSError):
-        (Path(directory) / FILE).unlink()
-        return True
-    return False
+    """Remove the file (cleanup); returns whether there was one.
+
+    Raises KernelError where it cannot be removed.
+    """
+    path = Path(directory) / FILE
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise KernelError(f"cannot remove {path}: {error.strerror}", error.errno or 0) from error
+    return True
 
 
 def _names(path: Path) -> dict[int, str]:

@@ -607,7 +607,7 @@ def test_cleanup_removes_what_is_ours_and_says_so(api, start):
     assert set(host.rules.chains("inet", "filter")) == {"INPUT", "FORWARD", "OUTPUT"}
     assert host.sets.sets == {}
     text = "\n".join(said)
-    assert "FRR's daemons: ended" in text
+    assert "FRR's daemons: none runs any more" in text
     assert "tunnels, their routes and rules: nothing was there" in text
     assert "iptables inet nat KUBE-ROUTER-HAIRPIN KUBE-ROUTER-MASQ: removed" in text
     assert "2 removed, 1 in --excluded-cidrs kept" in text

@@ -19,9 +19,9 @@ def test_tables_are_named_once(etc: Path) -> None:
     assert name_tables(etc)
     assert (etc / FILE).read_text() == "77\tkube-router\n78\tkube-router-dsr\n"
     assert not name_tables(etc)
-    forget_tables(etc)
+    assert forget_tables(etc)
     assert not (etc / FILE).exists()
-    forget_tables(etc)
+    assert not forget_tables(etc)
     assert (etc / "rt_tables").read_text().startswith("#\n255")
 
 
@@ -43,5 +43,6 @@ def test_without_iproute2_there_is_nothing_to_name(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_told(etc: Path) -> None:
     (etc / FILE).mkdir()
-    with pytest.raises(KernelError, match=r"kube-router-py\.conf"):
-        name_tables(etc)
+    for change in (name_tables, forget_tables):
+        with pytest.raises(KernelError, match=r"kube-router-py\.conf"):
+            change(etc)

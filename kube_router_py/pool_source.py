@@ -114,7 +114,10 @@ class PoolSource:
         if self.cache.wait_synced(None, _POLL_S):
             self._changed.clear()  # first: what changes while it is read is read again
             self._read()
-            while not self._changed.wait(_PAUSE_S if self._past is None else None):
+            # A stop that came before the clearing is told by nothing else any more.
+            while not self._stopping.is_set():
+                if self._changed.wait(_PAUSE_S if self._past is None else None):
+                    break
                 self._learn_past(0.0)
         elif not self._book.is_known:
             self._lose_patience()

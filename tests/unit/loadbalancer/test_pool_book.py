@@ -420,6 +420,25 @@ def test_edits_of_the_config_map_are_followed(world: World) -> None:
     assert world.asked(LEASES) == 1
 
 
+def test_a_stop_amid_a_reading_ends_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.config(FIRST)
+    book = world.start()
+    until(lambda: book.is_known)
+    source, wait_synced = world.source, world.source.cache.wait_synced
+    stopper = threading.Thread(target=source.stop, args=(_TIMEOUT_S,))
+
+    def stopped_meanwhile(*asked: Any) -> bool:
+        stopper.start()
+        until(lambda: "reflector-ConfigMap" not in {each.name for each in threading.enumerate()})
+        return wait_synced(*asked)
+
+    monkeypatch.setattr(source.cache, "wait_synced", stopped_meanwhile)
+    world.config(SECOND)
+    until(lambda: stopper.ident is not None)
+    stopper.join(_TIMEOUT_S)
+    assert "address-pools" not in {each.name for each in threading.enumerate()}
+
+
 def test_without_a_config_map_it_is_known_that_there_is_none(world: World) -> None:
     book = world.start()
     until(lambda: book.is_known)

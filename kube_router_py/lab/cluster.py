@@ -42,7 +42,7 @@ Object = dict[str, Any]
 
 # Generous: under software emulation everything takes ten to twenty times as long.
 START_DEADLINE_S = 600.0
-WAIT_DEADLINE_S = 120.0
+WAIT_DEADLINE_S = 300.0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from kube_router_py.lab import sandbox, state
 
 T = TypeVar("T")
 Object = dict[str, Any]
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 class ApiError(OSError):

@@ -148,6 +148,8 @@ class PoolSource:
         if not self._has_waited:
             is_bad = mistakes or parse_config(text or "", self._book.settings).problems
             self._learn_past(self._patience_s if is_bad else _PAST_PATIENCE_S)
+            if self._past is None and self._stopping.is_set():
+                return  # no agent that ends acts on pools that it cannot judge yet
             self._has_waited = True
             last_good = self._past.accepted if self._past is not None else None
         self._book.put_config(text, last_good, mistakes)

@@ -103,7 +103,8 @@ class Once:
     def follow(self, provider_id: str) -> None:
         instance = instance_of(provider_id) if self._thread is None else None
         if instance is not None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._switch, args=(instance,), name="source-dest-check", daemon=True
             )
-            self._thread.start()
+            thread.start()  # may fail, for want of threads; then the next turn tries again
+            self._thread = thread

@@ -115,7 +115,12 @@ class DaemonProcess:
         code = self._child.returncode if self._child is not None else None
         if code is None:
             return "ended"
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        if code >= 0:
+            return f"exited with {code}"
+        try:
+            return f"was ended by {signal.Signals(-code).name}"
+        except ValueError:  # most of those of real time have no name
+            return f"was ended by signal {-code}"
 
     def close(self) -> None:
         """Forget the process, which may run on."""

@@ -114,13 +114,13 @@ class StatusWriter:
         with self._changed:
             if self._stopping:
                 return
-            self._waiting.append(write)
             if len(self._threads) < self._count:
                 thread = threading.Thread(
                     target=self._run, name=f"status-{len(self._threads)}", daemon=True
                 )
+                thread.start()  # may fail, for want of threads; then the next write tries again
                 self._threads.append(thread)
-                thread.start()
+            self._waiting.append(write)
             self._changed.notify()
 
     def clear(self) -> None:

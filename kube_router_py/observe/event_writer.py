@@ -127,8 +127,13 @@ class EventWriter:
     def tell(self, tiding: Tiding) -> bool:
         """Have it told; False where too many wait already."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="events", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # too many threads on this node; the next Event may have one
+                self._dropped += 1
+                return False
+            self._thread = thread
         try:
             self._waiting.put_nowait(tiding)
         except queue.Full:

@@ -149,8 +149,9 @@ class LeaseReady:
             if text == self._written:
                 return
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dsr-ready", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="dsr-ready", daemon=True)
+                thread.start()  # may fail, for want of threads; then the next turn tries again
+                self._thread = thread
             self._changed.notify_all()
 
     def stop(self, timeout_s: float) -> None:

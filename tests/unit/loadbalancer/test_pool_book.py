@@ -503,6 +503,16 @@ def test_after_a_restart_with_a_bad_config_map_the_lease_says_what_was_accepted(
     assert world.asked(LEASES) == 1
 
 
+def test_an_agent_that_ends_judges_no_pools_without_what_was_before(world: World) -> None:
+    world.config(BAD)
+    world.api.absent.add(LEASES)
+    book = world.start()
+    until(lambda: world.asked(LEASES) > 0)
+    assert world.source is not None
+    world.source.stop(_TIMEOUT_S)
+    assert not book.is_known
+
+
 @pytest.mark.parametrize("is_refused", [False, True])
 def test_where_nobody_has_kept_anything_the_right_pools_are_used(
     world: World, is_refused: bool

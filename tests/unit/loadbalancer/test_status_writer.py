@@ -207,6 +207,21 @@ def test_several_are_written_at_a_time_and_the_end_waits_for_them() -> None:
     assert len(server.patches) == 3
 
 
+def test_a_thread_that_cannot_be_had_costs_one_write(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bench = Bench(server, threads=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError):
+            bench.writer.put(Write(1, service(), INGRESS))
+    assert bench.writer.is_idle
+    assert bench.do(Write(1, service(), INGRESS)).result is Result.WRITTEN
+
+
 def test_a_bug_costs_one_write() -> None:
     class Broken(Server):
         def patch(self, path: str, body: Any, **how: Any) -> bytes:

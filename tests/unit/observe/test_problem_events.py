@@ -128,6 +128,27 @@ def test_what_has_no_room_is_told_in_a_later_turn(world: World) -> None:
     assert told == {f"{PEERS}: {problem.reason}" for problem in many}
 
 
+def test_where_no_thread_can_be_had_the_next_one_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tiding = Tiding(Node, "node1", "Full", Problem("Node node1", "", "no threads"))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        assert not world.writer.tell(tiding)
+    world.writer.stop(0.0)
+    assert world.writer.dropped == 1
+    other = EventWriter(world.cache, world.api, "node1", 0.0)  # type: ignore[arg-type]
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        assert not other.tell(tiding)
+    assert other.tell(tiding)
+    assert world.api.next()["message"] == "no threads"
+    other.stop(_TIMEOUT_S)
+
+
 def test_good_news_and_config_maps_are_told_of_too(world: World) -> None:
     config = ObjectMeta("pools", "kube-system", "uid-pools", "7")
     cache = Cache((ConfigMap,))

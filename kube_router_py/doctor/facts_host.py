@@ -17,6 +17,7 @@ from kube_router_py.doctor.network import CniFiles, Link
 from kube_router_py.doctor.paths import inside, read_file
 from kube_router_py.doctor.rules import Table, parse_saved
 from kube_router_py.errors import KernelError
+from kube_router_py.kernel.cni_file import is_multus
 from kube_router_py.kernel.iptables_variant import legacy_tables, program_name
 from kube_router_py.kernel.program import run
 from kube_router_py.kernel.sysctl import ProcSysctls
@@ -232,9 +233,12 @@ def cni_files(path: str, root: str) -> CniFiles:
     file = Path(inside(root, str(meant)))
     text = read_file(str(file), _MOST_BYTES) if file.exists() else None
     names = tuple(sorted(os.listdir(file.parent))) if file.parent.is_dir() else ()
+    multus = frozenset(
+        each for each in names if is_multus(Path(inside(root, str(meant.with_name(each)))))
+    )
     plugins = Path(inside(root, _CNI_PLUGINS))
     there = frozenset(os.listdir(plugins)) if plugins.is_dir() else None
-    return CniFiles(str(meant), text, names, there)
+    return CniFiles(str(meant), text, names, there, multus)
 
 
 def open_files(pid: int) -> tuple[int | None, int | None]:

@@ -127,12 +127,14 @@ def paths(cached: Mapping[str, int], links: Iterable[Link], nodes: Iterable[Node
 
 class CniFiles(Struct, frozen=True):
     """``path`` of ours and its ``text`` (None: there is no file), the ``names`` in its directory,
-    ``plugins`` that are installed (None where that cannot be seen from here)."""
+    ``plugins`` that are installed (None where that cannot be seen from here), the names that are
+    ``multus``'s."""
 
     path: str
     text: str | None
     names: tuple[str, ...] = ()
     plugins: frozenset[str] | None = None
+    multus: frozenset[str] = frozenset()
 
 
 def cni(files: CniFiles, view: NodeView | None, options: Options) -> Iterator[Finding]:
@@ -141,7 +143,8 @@ def cni(files: CniFiles, view: NodeView | None, options: Options) -> Iterator[Fi
         return
     where = f"File {files.path}"
     name = files.path.rpartition("/")[2]
-    for other in sorted(files.names):
+    # Multus, which comes first, has the next one used.
+    for other in sorted({*files.names} - files.multus):
         if other < name and other.endswith(_SUFFIXES):
             yield found(
                 "cni-shadowed",

@@ -11,12 +11,16 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec import DecodeError, json
+
 from kube_router_py.errors import KernelError
 
 _SUFFIXES = (".conf", ".conflist", ".json")
 _MODE = 0o644
 # More than any configuration; a mistaken path may name anything.
 _MOST_BYTES = 1 << 20
+# The plugin itself, and the one that asks its daemon.
+_MULTUS = ("multus", "multus-shim")
 
 
 class CniFile:
@@ -83,13 +87,17 @@ class CniFile:
             raise _failed("write", str(path), error) from error
 
     def comes_before(self) -> tuple[str, ...]:
-        """Configurations in the same directory that runtimes find before this one, and use."""
+        """Configurations in the same directory that runtimes find before this one, and use instead.
+
+        Not Multus's, which comes first and has the next one make a pod's first network.
+        """
         meant = self._meant()
         try:
             names = sorted(os.listdir(meant.parent))
         except OSError:
             return ()
-        return tuple(it for it in names if it < meant.name and it.endswith(_SUFFIXES))
+        earlier = (it for it in names if it < meant.name and it.endswith(_SUFFIXES))
+        return tuple(it for it in earlier if not is_multus(meant.with_name(it)))
 
     @staticmethod
     def _write_beside(beside: Path, path: Path, text: str) -> None:
@@ -113,6 +121,20 @@ class CniFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def is_multus(path: Path) -> bool:
+    """Whether this file is a configuration of Multus's."""
+    try:
+        found = json.decode(CniFile(str(path)).read() or "null")
+    except (KernelError, DecodeError):
+        return False
+    if not isinstance(found, dict):
+        return False
+    plugins = found.get("plugins", [found])
+    return isinstance(plugins, list) and any(
+        isinstance(each, dict) and each.get("type") in _MULTUS for each in plugins
+    )
 
 
 def _failed(verb: str, path: str, error: OSError) -> KernelError:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from kube_router_py.cluster.node import NodeView
-from kube_router_py.doctor import bgp, leftovers, network, resources
+from kube_router_py.doctor import bgp, facts_host, leftovers, network, resources
 from kube_router_py.doctor.bgp import Looked, Process
 from kube_router_py.doctor.network import CniFiles, Link
 from kube_router_py.kernel.ports_frr import SessionState
@@ -304,6 +304,7 @@ def conflist(subnet="10.244.1.0/24", kind="bridge"):
 
 
 NAME = PATH.rpartition("/")[2]
+MULTUS = "00-multus.conf"
 ALL = frozenset(("bridge", "host-local", "portmap", "loopback"))
 
 
@@ -318,9 +319,17 @@ ALL = frozenset(("bridge", "host-local", "portmap", "loopback"))
         (CniFiles(PATH, conflist(kind="ptp"), (NAME,), None), ["cni-invalid"]),
         (CniFiles(PATH, conflist("10.99.0.0/24"), (NAME,), ALL), ["cni-stale"]),
         (CniFiles(PATH, conflist(), ("05-flannel.conflist", NAME), ALL), ["cni-shadowed"]),
+        (CniFiles(PATH, conflist(), (MULTUS, NAME), ALL, frozenset((MULTUS,))), []),
+        (CniFiles(PATH, conflist(), (MULTUS, NAME), ALL), ["cni-shadowed"]),
         (CniFiles(PATH, conflist(), (NAME,), frozenset(("bridge",))), ["cni-plugin-missing"]),
     ],
 )
 def test_cni_files(files, expected):
     assert codes(network.cni(files, view(), ROUTER)) == expected
     assert codes(network.cni(files, view(), FIREWALL)) == []
+
+
+def test_a_file_of_multus_is_known_by_its_plugin(tmp_path):
+    (tmp_path / NAME).write_text(conflist())
+    (tmp_path / MULTUS).write_text(json.dumps({"type": "multus-shim"}))
+    assert facts_host.cni_files(str(tmp_path / NAME), "").multus == {MULTUS}

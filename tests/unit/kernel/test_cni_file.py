@@ -126,6 +126,27 @@ def test_what_comes_before(tmp_path: Path) -> None:
     assert CniFile(str(tmp_path / "none/10.conf")).comes_before() == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "is_theirs"),
+    [
+        ('{"name": "multus-cni-network", "type": "multus", "delegates": []}', True),
+        ('{"name": "multus-cni-network", "type": "multus-shim"}', True),
+        ('{"name": "all", "plugins": [{"type": "multus-shim"}]}', True),
+        ('{"name": "multus", "type": "bridge"}', False),
+        ('{"plugins": "multus"}', False),
+        ('["multus"]', False),
+        ("{", False),
+        ("", False),
+    ],
+)
+def test_multus_has_the_next_configuration_used(tmp_path: Path, text: str, is_theirs: bool) -> None:
+    (tmp_path / "00-multus.conf").write_text(text)
+    file = CniFile(str(tmp_path / "10-kuberouter.conf"))
+    assert file.comes_before() == (() if is_theirs else ("00-multus.conf",))
+    (tmp_path / "05-other.conf").write_text("{}")
+    assert "05-other.conf" in file.comes_before(), "Multus would take that one"
+
+
 def test_what_is_no_text_or_no_file(tmp_path: Path) -> None:
     path = tmp_path / "a.conf"
     path.write_bytes(b"\xff\xfe")

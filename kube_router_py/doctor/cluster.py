@@ -172,7 +172,8 @@ def check_service_range(services: Iterable[Service], options: Options) -> Iterat
 
 
 def check_service_addresses(services: Iterable[Service], rules: AddressRules) -> Iterator[Finding]:
-    """Addresses that Services have, and that the agent's flags and pools refuse to serve."""
+    """Addresses that Services have, and that the agent's flags and pools refuse to serve and to
+    announce."""
     for service in services:
         asked = [(Kind.EXTERNAL_IP, text) for text in service.spec.external_ips or ()]
         asked += [(Kind.LOAD_BALANCER_IP, text) for _, text in load_balancer_ips(service)]
@@ -190,7 +191,7 @@ def check_service_addresses(services: Iterable[Service], rules: AddressRules) ->
             yield found(
                 "lb-ip-refused" if is_balancer else "external-ip-refused",
                 f"Service {service.metadata.key}",
-                f"its address {text} is not served: {reason}",
+                f"its address {text} is refused: {reason}",
                 f"add the address to {flag}, as {flag}={text}/{length}, or better the range that "
                 f"such addresses come from{pools}",
             )

@@ -117,20 +117,22 @@ def _look_inside(
         if weight_of_way is not None:
             kubernetes = services.objects.get("default/kubernetes")
             look.tell(cluster.check_way(client.addresses, options, kubernetes, weight_of_way))
-        look.tell(cluster.check_service_range(listed, options))
-        text = None
-        if options.run_loadbalancer and "configmaps" not in may_not:
-            text = look.at(
-                f"ConfigMap {namespace}/{CONFIG_MAP}",
-                lambda: facts_api.pools_text(client, namespace, CONFIG_MAP, KEY),
+        # Policies alone ask neither where Services' addresses lie, nor who may have which.
+        if options.run_service_proxy or options.run_router or options.run_loadbalancer:
+            look.tell(cluster.check_service_range(listed, options))
+            text = None
+            if options.run_loadbalancer and "configmaps" not in may_not:
+                text = look.at(
+                    f"ConfigMap {namespace}/{CONFIG_MAP}",
+                    lambda: facts_api.pools_text(client, namespace, CONFIG_MAP, KEY),
+                )
+            look.tell(
+                look.at(
+                    "addresses of Services",
+                    lambda: tuple(_service_addresses(listed, options, namespace, text, place)),
+                )
+                or ()
             )
-        look.tell(
-            look.at(
-                "addresses of Services",
-                lambda: tuple(_service_addresses(listed, options, namespace, text, place)),
-            )
-            or ()
-        )
     return ClusterView(
         node_view(node)[0] if node is not None else None,
         tuple(node_view(each)[0] for each in nodes.objects.values()) if nodes else (),
@@ -147,7 +149,8 @@ def _service_addresses(
         ranges = load_balancer_ranges(given.load_balancer_ranges, pools)
         given = structs.replace(given, load_balancer_ranges=ranges)
     findings = tuple(cluster.check_service_addresses(services, given))
-    if place.status is None or not options.run_service_proxy:
+    # Of an agent without both nobody tells of addresses that are refused.
+    if place.status is None or not (options.run_service_proxy or options.run_router):
         return findings
     # The agent knows more: addresses that were in a pool once are served as long as they are used.
     told = {str(each.get("object")) for each in place.status.get("problems") or ()}

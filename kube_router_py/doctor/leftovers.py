@@ -40,6 +40,11 @@ def is_elsewhere(link: str, *, is_negated: bool) -> bool:
     return not is_negated and _TAILNET.fullmatch(link) is not None
 
 
+def is_policy_chain(name: str) -> bool:
+    """Whether another program that enforces NetworkPolicies has made a chain of this name."""
+    return _POLICY_CHAINS.fullmatch(name) is not None
+
+
 def kube_proxy(mode: str | None, left: Iterable[str], options: Options) -> Iterator[Finding]:
     """``mode``: of the kube-proxy that runs, None if none does; ``left``: what it left, in
     words."""
@@ -94,7 +99,7 @@ def other_cni(links: Iterable[str], chains: Iterable[str], options: Options) -> 
                     "reboot the node to be sure)",
                 )
     elif options.run_firewall:
-        made = [each for each in chains if _POLICY_CHAINS.fullmatch(each)]
+        made = [each for each in chains if is_policy_chain(each)]
         if made:
             yield found(
                 "other-policy-engine",

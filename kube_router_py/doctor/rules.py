@@ -7,7 +7,7 @@ from itertools import pairwise
 from msgspec import Struct
 
 from kube_router_py.doctor.findings import Finding, found
-from kube_router_py.doctor.leftovers import is_elsewhere
+from kube_router_py.doctor.leftovers import is_elsewhere, is_policy_chain
 from kube_router_py.firewall.frame import JUMPS as FIREWALL_JUMPS
 from kube_router_py.firewall.frame import frame_sets
 from kube_router_py.firewall.frame import is_own_chain as is_firewall_chain
@@ -75,10 +75,12 @@ def goal(rule: str) -> str:
 
 
 def foreign_drops(tables: Iterable[Table]) -> Iterator[Finding]:
-    """Rules of others that drop what never comes to ours, or does before our verdict stands."""
+    """Rules of others that drop what never comes to ours, or does before our verdict stands: one
+    finding for each chain that has such, as fail2ban has a rule for every address."""
     for table in tables:
         if table.name not in _FILTERING:
             continue
+        dropping: dict[str, dict[str, None]] = {}
         for hook in _HOOKS:
             rules = table.chains.get(hook, ())
             # In filter the administrator's rules may come behind ours: there they decide. The
@@ -86,14 +88,18 @@ def foreign_drops(tables: Iterable[Table]) -> Iterator[Finding]:
             end = len(rules) if table.name != "filter" else _last_own(rules) + 1
             for rule in rules[:end]:
                 for where, text in _drops(table, hook, rule, _DEEPEST):
-                    yield found(
-                        "foreign-drop",
-                        f"{PROGRAMS[table.family]} {table.name}/{where}",
-                        f"a rule of somebody else's drops packets before the agent's rules see "
-                        f"them: -A {where} {text}",
-                        f"remove it ({PROGRAMS[table.family]} -t {table.name} -D {where} {text}) "
-                        "if it is not meant, or append it behind the agent's rules",
-                    )
+                    dropping.setdefault(where, {})[text] = None
+        for where, texts in dropping.items():
+            program, first = PROGRAMS[table.family], next(iter(texts))
+            more = f" (and {len(texts) - 1} more in this chain)" if len(texts) > 1 else ""
+            yield found(
+                "foreign-drop",
+                f"{program} {table.name}/{where}",
+                "a rule of somebody else's drops packets before the agent's rules see them: "
+                f"-A {where} {first}{more}",
+                f"remove it ({program} -t {table.name} -D {where} {first}) if it is not meant, or "
+                "append it behind the agent's rules",
+            )
 
 
 def _last_own(rules: tuple[str, ...]) -> int:
@@ -116,6 +122,9 @@ def _is_known(table: str, chain: str) -> bool:
         is_own_chain(chain)
         or chain in _OF_KUBELET
         or is_kube_proxy_chain(table, chain)
+        # Its drops are policies. Where the agent enforces those or makes the pod network, that
+        # it is here has a code of its own.
+        or is_policy_chain(chain)
         or chain.startswith("DOCKER")
     )
 

@@ -24,12 +24,15 @@ from kube_router_py.problem import Problem
 
 API = "https://172.30.0.1:443"
 ADDRESS = NodeAddress(type="InternalIP", address="192.0.2.11")
+NONE = {"run_service_proxy": False, "run_firewall": False, "run_router": False}
+PROXY = Options(run_router=False)
 NODE = Node(metadata=ObjectMeta(name="node1"), status=NodeStatus(addresses=(ADDRESS,)))
 
 
-def service(name, cluster_ip):
+def service(name, cluster_ip, **fields):
     return Service(
-        metadata=ObjectMeta(name=name, namespace="default"), spec=ServiceSpec(cluster_ip=cluster_ip)
+        metadata=ObjectMeta(name=name, namespace="default"),
+        spec=ServiceSpec(cluster_ip=cluster_ip, **fields),
     )
 
 
@@ -54,9 +57,9 @@ def api(monkeypatch):
     return server
 
 
-def looked(*, is_preflight=True):
+def looked(options=PROXY, *, is_preflight=True, status=None):
     look = Look()
-    place = Place(Options(run_router=False), {})
+    place = Place(options, {}, status=status)
     view = look_at_cluster(look, place, "node1", is_preflight=is_preflight)
     return view, [(each.code, each.severity) for each in look.findings]
 
@@ -67,6 +70,37 @@ def test_a_healthy_cluster_yields_nothing():
     assert told == []
     assert view.node.name == "node1"
     assert [each.metadata.name for each in view.services] == ["kubernetes"]
+
+
+OUTSIDE = service("web", "172.30.0.9", external_ips=("203.0.113.7",))
+REFUSED = [("service-range-wrong", "error"), ("external-ip-refused", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("run_service_proxy", REFUSED),
+        ("run_router", REFUSED),
+        ("run_loadbalancer", REFUSED),
+        ("run_firewall", []),
+    ],
+)
+def test_addresses_of_services_are_judged_for_parts_that_serve_or_announce_them(
+    api, monkeypatch, part, expected
+):
+    monkeypatch.setattr(cluster_view.facts_api, "pools_text", lambda *given: None)
+    api.services = Listed({"default/web": OUTSIDE}, ())
+    _, told = looked(Options(**{**NONE, "enable_cni": False, part: True}))
+    assert [each for each in told if each[0] != "pod-cidr-missing"] == expected
+
+
+@pytest.mark.parametrize("part", ["run_service_proxy", "run_router"])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_an_agent_that_runs_knows_better_which_addresses_are_refused(api, part, is_told):
+    api.services = Listed({"default/web": OUTSIDE}, ())
+    problems = [{"object": "Service default/web", "reason": "is refused"}] * is_told
+    _, told = looked(Options(**{**NONE, part: True}), status={"problems": problems})
+    assert (("external-ip-refused", "warning") in told) is is_told
 
 
 @pytest.mark.parametrize(("is_preflight", "severity"), [(True, "warning"), (False, "error")])

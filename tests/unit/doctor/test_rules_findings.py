@@ -2,7 +2,7 @@
 
 import pytest
 
-from kube_router_py.doctor import rules
+from kube_router_py.doctor import leftovers, rules
 from kube_router_py.options import Options
 
 FIREWALL = Options(run_service_proxy=False, run_firewall=True, run_router=False)
@@ -112,6 +112,61 @@ def test_a_drop_in_a_table_that_comes_before_is_told_wherever_it_stands():
     text = ":PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
     found = everything(changed(text, f"{text[:-7]}-A PREROUTING -s 1.2.3.4/32 -j DROP\nCOMMIT\n"))
     assert told(found) == [("foreign-drop", "iptables mangle/PREROUTING")]
+
+
+CALICO = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+:cali-PREROUTING - [0:0]
+:cali-rpf-skip - [0:0]
+-A PREROUTING -m comment --comment "cali:6gwbT8clXdHdC1b1" -j cali-PREROUTING
+-A cali-PREROUTING -m mark --mark 0x40000/0x40000 -j cali-rpf-skip
+-A cali-PREROUTING -m rpfilter --validmark --invert -j DROP
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:KUBE-ROUTER-ACCEPT - [0:0]
+:cali-INPUT - [0:0]
+:cali-fw-cali0123456789a - [0:0]
+:cali-wl-to-host - [0:0]
+-A INPUT -m comment --comment "cali:Cz_u1IQiXIMmKD4c" -j cali-INPUT
+-A INPUT -j KUBE-ROUTER-ACCEPT
+-A cali-INPUT -i cali+ -g cali-wl-to-host
+-A cali-wl-to-host -j cali-fw-cali0123456789a
+-A cali-fw-cali0123456789a -m comment --comment "Drop if no profiles matched" -j DROP
+COMMIT
+"""
+
+
+def test_the_drops_of_a_policy_engine_are_no_findings_of_their_own():
+    assert list(rules.foreign_drops(parsed(CALICO))) == []
+    text = CALICO.replace("cali-INPUT", "CILIUM_INPUT").replace("cali-", "OLD_CILIUM_")
+    assert list(rules.foreign_drops(parsed(text))) == []
+    text = CALICO.replace("cali-", "mine-")
+    assert told(rules.foreign_drops(parsed(text))) == [
+        ("foreign-drop", "iptables raw/mine-PREROUTING"),
+        ("foreign-drop", "iptables filter/mine-fw-cali0123456789a"),
+    ]
+
+
+@pytest.mark.parametrize(("parts", "code"), [("firewall", "policy-engine"), ("router", "cni")])
+def test_but_that_it_is_here_is_told_where_two_are_too_many(parts, code):
+    options = Options(
+        run_service_proxy=False, run_firewall=parts == "firewall", run_router=parts == "router"
+    )
+    chains = [chain for table in parsed(CALICO) for chain in table.chains]
+    assert [each.code for each in leftovers.other_cni((), chains, options)] == [f"other-{code}"]
+
+
+def test_a_chain_with_many_drops_is_one_finding():
+    bans = "".join(f"-A FOREIGN -s 192.0.2.{n}/32 -j REJECT\n" for n in range(50))
+    text = HEALTHY.replace("-A FOREIGN -j DROP\n", bans)
+    lead = "-A FORWARD -p tcp -m multiport --dports 22 -j FOREIGN\n"
+    text = text.replace(FIRST, f"{lead}-A FORWARD -j FOREIGN\n{FIRST}")
+    (only,) = rules.foreign_drops(parsed(text))
+    assert (only.code, only.object) == ("foreign-drop", "iptables filter/FOREIGN")
+    assert only.what.endswith("-s 192.0.2.0/32 -j REJECT (and 49 more in this chain)")
+    assert "(iptables -t filter -D FOREIGN -s 192.0.2.0/32 -j REJECT)" in only.remedy
 
 
 def test_rules_that_lead_in_a_circle_end():

@@ -19,8 +19,9 @@ from kube_router_py.colours import Painter
 from kube_router_py.errors import ApiError, ConfigurationError
 from kube_router_py.explain_sources import cluster_objects, read_cluster
 from kube_router_py.firewall.evaluate import FlowError, Side
+from kube_router_py.flow.flag_notes import flag_notes
 from kube_router_py.flow.model import Answer, Question, Trace
-from kube_router_py.flow.objects import flow_settings
+from kube_router_py.flow.objects import FlowSettings, flow_settings
 from kube_router_py.flow.text import story
 from kube_router_py.flow.trace import Tracer
 from kube_router_py.manifests import ManifestError, Manifests, load_manifests
@@ -135,7 +136,8 @@ def _judge(
     files = asked.files
     manifests = load_manifests(files, stdin, family) if files else read_cluster(options)
     with_ranges, _, wrong = with_pools(manifests, options, asked.namespace)
-    tracer = Tracer(cluster_objects(manifests), flow_settings(with_ranges))
+    settings = flow_settings(with_ranges)
+    tracer = Tracer(cluster_objects(manifests), settings)
 
     def answer(question: Question) -> Answer:
         try:
@@ -145,7 +147,7 @@ def _judge(
 
     def notes(told: Iterable[_Told]) -> Iterator[str]:
         yield from map(str, wrong)
-        yield from _notes(manifests, options, told)
+        yield from _notes(manifests, settings, told)
 
     return answer, notes
 
@@ -165,7 +167,7 @@ def _primary_family(options: Options) -> str:
     return "IPv4" if options.enable_ipv4 else "IPv6"
 
 
-def _notes(manifests: Manifests, options: Options, told: Iterable[_Told]) -> Iterator[str]:
+def _notes(manifests: Manifests, settings: FlowSettings, told: Iterable[_Told]) -> Iterator[str]:
     for problem in manifests.problems:
         yield str(problem)
     known = {each.metadata.name for each in manifests.list(Namespace)}
@@ -173,15 +175,8 @@ def _notes(manifests: Manifests, options: Options, told: Iterable[_Told]) -> Ite
     if missing := sorted(used - known):
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         yield f"Namespaces are not among the objects ({names}): no namespaceSelector selects them"
-    if not options.run_firewall:
-        yield "an agent with --run-firewall=false enforces none of this"
-    traces = [each.answer.trace for each in told if each.answer.trace]
-    judged = {":" in each.source.address for each in traces}
-    for is_ipv6, is_enabled in ((False, options.enable_ipv4), (True, options.enable_ipv6)):
-        if is_ipv6 in judged and not is_enabled:
-            family = "IPv6" if is_ipv6 else "IPv4"
-            flag = f"--enable-{family.lower()}"
-            yield f"an agent without {flag} does not enforce policies for {family}"
+    traces = (each.answer.trace for each in told if each.answer.trace)
+    yield from flag_notes(settings, traces)
 
 
 # --- flows ---------------------------------------------------------------------------------------

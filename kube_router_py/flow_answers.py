@@ -34,6 +34,7 @@ from kube_router_py.flow.compare import compare
 from kube_router_py.flow.compare_rules import Remedies
 from kube_router_py.flow.expectations import NodeState, expectations
 from kube_router_py.flow.firewall_state import firewall_of
+from kube_router_py.flow.flag_notes import flag_notes
 from kube_router_py.flow.model import Answer, Comparison, Question, Trace
 from kube_router_py.flow.objects import ClusterObjects, FlowSettings, flow_settings
 from kube_router_py.flow.trace import Tracer
@@ -120,6 +121,7 @@ class FlowAnswers:
             if kernel is None or kernel.agrees or not pause_s:
                 break
             self._pause(pause_s)
+        notes += flag_notes(settings, (trace,))
         return Answer(trace, "", kernel, missing, tuple(notes))
 
     # --- what is known --------------------------------------------------------------------------

@@ -43,12 +43,14 @@ from kube_router_py.flow.expected import (
 from kube_router_py.flow.firewall_state import MOST_PATHS
 from kube_router_py.flow.legs import (
     begins_here,
+    family_of,
     is_mere_address,
     leg_from_server,
     leg_to_backend,
     leg_to_end,
     leg_to_server,
     leg_towards_server,
+    packet_of,
 )
 from kube_router_py.flow.model import Path, ServiceStep, Trace
 from kube_router_py.flow.rule_match import Packet
@@ -93,7 +95,7 @@ def _all(trace: Trace, node: NodeState) -> Iterator[Expectation]:
     if trace.service is not None:
         if is_first:
             yield from _server(trace, trace.service, node)
-            if trace.service.server is not None and not trace.service.server.fwmark:
+            if trace.service.server is not None:
                 legs.append(leg_to_server(trace, trace.service, node.addresses))
         elif at := server_node(trace):
             yield Elsewhere(f"virtual server of Service {trace.service.key}", at)
@@ -108,8 +110,9 @@ def _all(trace: Trace, node: NodeState) -> Iterator[Expectation]:
         if is_first:
             yield from _route(trace, path, node)
         found = _legs(trace, path, node)
-        legs += found if node.firewall is not None else map(_without_policies, found)
-        if node.firewall is not None and _shares_a_node(trace, path, node.name):
+        is_enforced = _enforces(node, path.address)
+        legs += found if is_enforced else map(_without_policies, found)
+        if is_enforced and _shares_a_node(trace, path, node.name):
             what = "policies see what passes between pods of one bridge"
             yield BridgeExpected(what, trace.source.address, path.address)
     if len(paths) > MOST_PATHS:
@@ -122,7 +125,15 @@ def _all(trace: Trace, node: NodeState) -> Iterator[Expectation]:
 
 def _is_anybody(trace: Trace, node: NodeState) -> bool:
     """Whether all that is known of who comes to IPVS is an address of the node itself."""
-    return is_mere_address(trace) and trace.source.node == node.name
+    source = trace.source
+    if source.kind == "external":
+        return source.address in node.addresses  # its Node does not list it
+    return is_mere_address(trace) and source.node == node.name
+
+
+def _enforces(node: NodeState, address: str) -> bool:
+    """Whether the firewall has chains for the family of an address."""
+    return node.firewall is not None and family_of(address) in node.firewall.chains
 
 
 def _without_policies(leg: LegExpected) -> LegExpected:
@@ -172,7 +183,7 @@ def _server(trace: Trace, service: ServiceStep, node: NodeState) -> Iterator[Exp
         yield LocalExpected("address of the node with the NodePort", address.address)
     else:
         yield LocalExpected("address of the Service", address.address)
-    packet = _packet(trace, trace.source.address, address.address, address.port)
+    packet = packet_of(trace, trace.source.address, address.address, address.port)
     sets = SETS[key.family]
     entry = f"{address.address},{packet.protocol}:{address.port}"
     state = SetState(sets.svip_port, 0, frozenset((entry,)))
@@ -180,11 +191,6 @@ def _server(trace: Trace, service: ServiceStep, node: NodeState) -> Iterator[Exp
     if address.kind != "node-port" and address.address not in node.addresses:
         state = SetState(sets.svip, 0, frozenset((address.address,)))
         yield SetExpected("the address is one of Services", state, "dst", packet)
-
-
-def _packet(trace: Trace, source: str, destination: str, port: int) -> Packet:
-    family = "inet6" if ":" in destination else "inet"
-    return Packet(family, trace.question.protocol.lower(), source, destination, port)
 
 
 # --- policies ------------------------------------------------------------------------------------
@@ -202,17 +208,16 @@ def _sides(trace: Trace, path: Path, node: NodeState) -> Iterator[Expectation]:
             to = path.address, path.port
             if trace.service is not None and server_node(trace) != trace.node:
                 to = trace.service.address.address, trace.service.address.port
-            packet = _packet(trace, seen, *to)
+            packet = packet_of(trace, seen, *to)
             decided = side.decided_by.policy if side.decided_by else ""
             yield from _isolation(node.firewall, source.key, Direction.EGRESS, packet, decided)
-    if not path.pod:
-        return
-    side, what = path.ingress, f"ingress policies of pod {path.pod}"
+    side = path.ingress
+    what = f"ingress policies of pod {path.pod}" if path.pod else f"ingress of {path.address}"
     if path.judged_at and path.judged_at != node.name:
         yield Elsewhere(what, path.judged_at)
-    elif path.node == node.name and node.firewall is not None:
+    elif path.pod and path.node == node.name and node.firewall is not None:
         seen = path.ingress_source or source.address
-        packet = _packet(trace, seen, path.address, path.port)
+        packet = packet_of(trace, seen, path.address, path.port)
         decided = side.decided_by.policy if side.decided_by else ""
         yield from _isolation(node.firewall, path.pod, Direction.INGRESS, packet, decided)
 
@@ -267,7 +272,7 @@ def _frame(
     trace: Trace, node: NodeState, hooks: tuple[tuple[str, str], ...]
 ) -> Iterator[Expectation]:
     address = trace.destination.address or trace.source.address
-    family = "inet6" if ":" in address else "inet"
+    family = family_of(address)
     if node.firewall is not None and family in node.firewall.chains:
         chains = node.firewall.chains[family]
         for jump in JUMPS:
@@ -303,7 +308,7 @@ def _legs(trace: Trace, path: Path, node: NodeState) -> Iterator[LegExpected]:
     if server_node(trace) != node.name:
         if trace.node == node.name:
             yield leg_towards_server(trace, path, service, *own)
-        if path.node == node.name and path.pod:
+        if path.node == node.name and (path.pod or path.judged_at):
             yield leg_from_server(trace, path, *own)
         return
     if service.server.fwmark or path.route.kind == "none" or _is_anybody(trace, node):

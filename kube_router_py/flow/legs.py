@@ -35,20 +35,36 @@ def is_mere_address(trace: Trace) -> bool:
     return trace.source.kind == "node" and not trace.source.written.startswith("node/")
 
 
+def packet_of(trace: Trace, source: str, destination: str, port: int) -> Packet:
+    """One of the flow, between two addresses."""
+    return Packet(
+        family_of(destination), trace.question.protocol.lower(), source, destination, port
+    )
+
+
+def family_of(address: str) -> str:
+    """As iptables calls it."""
+    return "inet6" if ":" in address else "inet"
+
+
 def leg_to_server(trace: Trace, service: ServiceStep, addresses: frozenset[str]) -> LegExpected:
-    """From the client to the virtual server; ``addresses`` are the node's own."""
+    """From the client to the virtual server; ``addresses`` are the node's own. One that is found by
+    mark is at no address of the node, and INPUT judges what is for it."""
     address = service.address
-    packet = _packet(trace, trace.source.address, address.address, address.port)
+    packet = packet_of(trace, trace.source.address, address.address, address.port)
     is_here = begins_here(trace, trace.node, addresses)
+    is_marked = service.server is not None and service.server.fwmark > 0
     packet = structs.replace(
-        packet, is_local_target=True, is_local_source=trace.source.address in addresses
+        packet, is_local_target=not is_marked, is_local_source=trace.source.address in addresses
     )
     refused = f"the guard refuses: {service.refused}" if service.refused else ""
+    if is_marked and not all(each.egress.allowed for each in trace.paths):
+        refused = f"egress policies of pod {trace.source.key} refuse it"
     return LegExpected(
         f"{packet}, to the virtual server",
         packet,
         (("raw", "OUTPUT"), ("mangle", "OUTPUT")) if is_here else (*_IN, *_INPUT),
-        not service.refused,
+        not refused,
         refused or "nobody is kept from the Service",
         in_of="" if is_here else trace.source.address,
     )
@@ -56,7 +72,7 @@ def leg_to_server(trace: Trace, service: ServiceStep, addresses: frozenset[str])
 
 def leg_to_backend(trace: Trace, path: Path, node: str, addresses: frozenset[str]) -> LegExpected:
     """Behind IPVS, to a backend that is elsewhere or a pod of this node."""
-    packet = _packet(trace, trace.source.address, path.address, path.port)
+    packet = packet_of(trace, trace.source.address, path.address, path.port)
     packet = structs.replace(
         packet,
         by_ipvs=True,
@@ -109,7 +125,7 @@ def _straight(
     verdict: tuple[bool, str],
     replaced: str | None,
 ) -> LegExpected:
-    packet = _packet(trace, seen, path.address, path.port)
+    packet = packet_of(trace, seen, path.address, path.port)
     is_source, is_target = seen in addresses, path.address in addresses
     packet = structs.replace(packet, is_local_source=is_source, is_local_target=is_target)
     if is_source and begins_here(trace, node, addresses):
@@ -140,14 +156,15 @@ def _source(path: Path) -> str | None:
 def _passes(trace: Trace, path: Path, node: str, *, is_behind: bool = False) -> tuple[bool, str]:
     """Whether the policies that this node enforces allow it, and what they say. ``is_behind``:
     another node has sent it on, so that egress was its first node's matter."""
-    is_egress = trace.source.kind == "pod" and trace.source.node == node and not is_behind
-    if is_egress and not path.egress.allowed:
-        return False, f"egress policies of pod {trace.source.key} refuse it"
+    source = trace.source
+    # What comes from an address that no pod has is refused where it comes from.
+    at = source.node if source.kind == "pod" else trace.node
+    if at == node and not is_behind and not path.egress.allowed:
+        return False, f"egress {_judge(source.key)} refuse it"
     if path.judged_at == node and not path.ingress.allowed:
-        return False, f"ingress policies of pod {path.pod} refuse it"
+        return False, f"ingress {_judge(path.pod)} refuse it"
     return True, "policies of this node's pods allow it"
 
 
-def _packet(trace: Trace, source: str, destination: str, port: int) -> Packet:
-    family = "inet6" if ":" in destination else "inet"
-    return Packet(family, trace.question.protocol.lower(), source, destination, port)
+def _judge(pod: str) -> str:
+    return f"policies of pod {pod}" if pod else "rules for addresses of no pod"

@@ -15,6 +15,7 @@ from kube_router_py.cluster.objects import (
     Pod,
     Service,
 )
+from kube_router_py.firewall.settings import firewall_options
 from kube_router_py.proxy.settings import ProxyOptions, proxy_options
 from kube_router_py.routing.overlay import NodeLinks
 from kube_router_py.routing.settings import RoutingSettings, routing_settings
@@ -70,9 +71,10 @@ class ClusterObjects(Struct, frozen=True, dict=True):
 class FlowSettings(Struct, frozen=True):
     """The flags that count. ``links``: how nodes are connected, by name; of a node that is not
     there each address is taken to be in a network of the usual size (/24, /64).
+    ``firewall_families``: those in which policies are enforced, ``inet`` and ``inet6``.
 
-    ``addresses``: (link, packed address) of what is on a node's links, by name, for NodePorts;
-    without them those that the Node lists. ``proxy`` and ``routing`` have the ranges of address
+    ``addresses``: (link, packed address) of what is on a node's links, by name; of a node that is
+    not there those that the Node lists count. ``proxy`` and ``routing`` have the ranges of address
     pools among theirs.
     """
 
@@ -82,8 +84,15 @@ class FlowSettings(Struct, frozen=True):
     run_firewall: bool = True
     run_router: bool = True
     allow_own_node: bool = False
+    default_deny: bool = False
+    firewall_families: tuple[str, ...] = ("inet",)
     links: dict[str, NodeLinks] = {}
     addresses: dict[str, tuple[tuple[str, bytes], ...]] = {}
+
+    def own_addresses(self, name: str, view: NodeView | None) -> frozenset[bytes]:
+        """The addresses of a node itself, packed, as far as they are known."""
+        live = frozenset(packed for _, packed in self.addresses.get(name, ()))
+        return live or frozenset(each.packed for each in (view.addresses if view else ()))
 
     def links_of(self, view: NodeView) -> NodeLinks:
         """How a node is connected."""
@@ -107,4 +116,6 @@ def flow_settings(options: "Options") -> FlowSettings:
         run_firewall=options.run_firewall,
         run_router=options.run_router,
         allow_own_node=options.netpol_allow_own_node,
+        default_deny=options.netpol_default_deny,
+        firewall_families=firewall_options(options).families,
     )

@@ -5,7 +5,7 @@ arrives: on the node that rewrites the source that is the source as it was, sinc
 last, and on another one the source as it is by then.
 """
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kube_router_py.firewall.evaluate import Evaluator, Flow, Side, Verdict
 
@@ -19,11 +19,21 @@ class Judged(Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
-def judge(evaluator: Evaluator, sent: Flow, arriving: Flow) -> Judged:
-    """The verdict of a way that begins as ``sent`` and arrives as ``arriving``. Raises
-    FlowError."""
+class Egress(Struct, frozen=True):
+    """What becomes of the egress of an isolated (or audited) pod, whatever rules its policies have,
+    and why."""
+
+    allowed: bool
+    why: str
+
+
+def judge(evaluator: Evaluator, sent: Flow, arriving: Flow, egress: Egress | None = None) -> Judged:
+    """The verdict of a way that begins as ``sent`` and arrives as ``arriving``; ``egress``: what is
+    so in place of the client's verdict. Raises FlowError."""
     first = evaluator.evaluate(sent)
-    if sent == arriving:
+    if egress is not None and first.egress.policies:
+        first = _instead(first, sent.source, egress)
+    elif sent == arriving:
         return Judged(first.allowed, first.egress, first.ingress, first.reasons)
     last = evaluator.evaluate(arriving)
     allowed = first.egress.allowed and last.ingress.allowed
@@ -33,6 +43,21 @@ def judge(evaluator: Evaluator, sent: Flow, arriving: Flow) -> Judged:
     if allowed or not last.ingress.allowed:
         parts += _reasons(last, "ingress of ")
     return Judged(allowed, first.egress, last.ingress, tuple(dict.fromkeys(parts)))
+
+
+def _instead(verdict: Verdict, source: str, egress: Egress) -> Verdict:
+    side = verdict.egress
+    # One that is but audited gets through.
+    is_let_be = not egress.allowed and not side.isolated
+    side = structs.replace(
+        side,
+        allowed=egress.allowed or is_let_be,
+        decided_by=None,
+        would_refuse=is_let_be,
+    )
+    more = ", it would be refused" if is_let_be else ""
+    reason = f"egress of {source}: {_held_by(side)}, {egress.why}{more}"
+    return structs.replace(verdict, egress=side, reasons=(reason,))
 
 
 def _reasons(verdict: Verdict, side: str) -> list[str]:
@@ -51,9 +76,13 @@ def held(side: Side) -> str:
     by ...``, ``audited by ...``. Which of several are but audited is told by reasons alone."""
     if not side.policies:
         return "not isolated"
-    by = f"{'isolated' if side.isolated else 'audited'} by {', '.join(side.policies)}"
+    by = _held_by(side)
     if side.would_refuse:
         return f"{by}, none admits it, it would be refused"
     if side.decided_by is not None:
         return f"{by}, rule {side.decided_by.rule} of {side.decided_by.policy} admits"
     return f"{by}, but exempt" if side.allowed else by
+
+
+def _held_by(side: Side) -> str:
+    return f"{'isolated' if side.isolated else 'audited'} by {', '.join(side.policies)}"

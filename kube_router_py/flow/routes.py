@@ -42,7 +42,7 @@ class NodeRoutes:
         own = self._views.get(self._name)
         if own is None:
             return Route("unknown", f"Node {self._name} is not among the objects")
-        if address in own.addresses:
+        if address.packed in self._settings.own_addresses(own.name, own):
             return Route("node", f"an address of node {own.name} itself")
         if self._names.pods_at.get(destination):
             return self._to_pod(own, source, address)

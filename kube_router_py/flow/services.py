@@ -87,10 +87,8 @@ class NodeServices:
             live = settings.addresses.get(node_name, ())
             self.node = this_node(view, settings.proxy, live, weights=weights)
         # Those of the node itself, as far as they are known.
-        own = [packed for _, packed in settings.addresses.get(node_name, ())]
-        if not own and view is not None:
-            own = [each.packed for each in view.addresses]
-        self._live = {(_FAMILIES[len(packed)], packed) for packed in own}
+        own = settings.own_addresses(node_name, view)
+        self.live = {(_FAMILIES[len(packed)], packed) for packed in own}
         self._groups: dict[tuple[str, ...], Group] = {}
 
     def slices(self, key: str) -> tuple[EndpointSlice, ...]:
@@ -280,14 +278,14 @@ class NodeServices:
         port = self._port(key, server.port, protocol)
         kind = kind_at(service, text)
         # At an address that came to the node by other hands, the other ports are theirs.
-        is_vip = (server.family, server.address) not in self._live and bool(
+        is_vip = (server.family, server.address) not in self.live and bool(
             group.desired.vip_claimants(Vip(server.family, server.address))
         )
         reason = self._why_not(service, text, server, protocol, group, owner)
         is_ours = not self._other_proxy(service)
         is_refusing = is_vip and owner is None and is_ours
         is_passed_on = not is_vip and owner is None
-        is_of_a_node = text in self._names.node_at or (server.family, server.address) in self._live
+        is_of_a_node = text in self._names.node_at or (server.family, server.address) in self.live
         step = ServiceStep(
             key=key,
             port=port.port if port else server.port,

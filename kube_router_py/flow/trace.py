@@ -67,7 +67,7 @@ class Tracer:
             objects.services,
             allow_own_node=settings.allow_own_node,
         )
-        self._paths = Paths(objects, settings, self._places, self.evaluator)
+        self._paths = Paths(objects, settings, self._names, self._places, self.evaluator)
         self._sides: dict[str, NodeSide] = {}
 
     def trace(self, question: Question) -> Trace:
@@ -313,6 +313,8 @@ class Tracer:
             what = f"{KIND_WORDS[service.address.kind]} of Service {service.key}"
             key = service.key
             target = structs.replace(target, kind="service", key=key, node="", what=what)
+        elif target.kind == "external" and path is not None and path.route.kind == "node":
+            target = structs.replace(target, node=node, what=path.route.why)
         return Trace(
             question=question,
             source=self._end(

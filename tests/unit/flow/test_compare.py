@@ -51,6 +51,7 @@ PATHS = {
 }
 FLAGS = ("--run-router=false", "--enable-ipv6=false")
 VIP = "10.96.0.1"
+NOBODY = "an agent with --run-firewall=false enforces none of this"
 RULESET = """\
 table inet guest {
 \tchain all {
@@ -221,6 +222,111 @@ def test_flags_are_taken_account_of(busy: Any, flag: str) -> None:
     node = FakeNode(busy, "node1", KINDS, flag)
     for source, target, port, more in everything(busy):
         assert node.wrong(source, target, port, **more) == [], (source, target, port)
+
+
+def test_a_family_that_is_not_enabled_has_no_rules(busy: Any) -> None:
+    node = FakeNode(busy, "node1", KINDS, "--enable-ipv4=false", "--enable-ipv6")
+    answer = node.explain("x/c", "10.244.1.10", 8080)
+    assert answer["trace"]["outcome"] == "denied"
+    assert answer["notes"] == ("an agent without --enable-ipv4 does not enforce policies for IPv4",)
+    assert node.wrong("x/c", "10.244.1.10", 8080) == []
+    assert node.wrong("x/client", "10.244.1.9", 8080) == []
+
+
+def second_link(node: FakeNode, *texts: str) -> None:
+    """Addresses that the Node does not list."""
+    found = (
+        ports.NodeAddress(int(socket.AF_INET), socket.inet_aton(each), 24, "eth1") for each in texts
+    )
+    node.addresses = (*node.addresses, *found)
+
+
+@pytest.mark.parametrize("flags", [(), ("--netpol-allow-own-node",), ("--netpol-default-deny",)])
+def test_addresses_of_the_node_that_its_node_does_not_list(
+    busy: Any, flags: tuple[str, ...]
+) -> None:
+    node = FakeNode(busy, "node1", KINDS, *flags)
+    second_link(node, "10.0.5.1", "10.244.1.1")
+    is_exempt = "--netpol-allow-own-node" in flags
+    for address in ("10.0.5.1", "10.244.1.1", "192.168.1.1"):
+        for source, outcome in (("x/a", "allowed"), ("x/client", "denied")):
+            answer = node.explain(source, address, 22)
+            assert answer["trace"]["outcome"] == ("allowed" if is_exempt else outcome)
+            assert node.wrong(source, address, 22) == [], (source, address)
+    # As a source, too; who sends from it is not known.
+    assert node.wrong("10.0.5.1", "x/a", 22) == []
+    assert node.wrong("10.0.5.1", VIP, 80, node="node1") == []
+
+
+def test_an_address_of_no_pod(busy: Any) -> None:
+    """Refused by default, and so it is expected."""
+    node = FakeNode(busy, "node1", KINDS, "--netpol-default-deny=true")
+    node.reading.ways["10.244.1.77"] = Way("unicast", "kube-bridge")
+    for source in ("x/client", "x/a", "x/b", "203.0.113.9", "node/node2"):
+        answer = node.explain(source, "10.244.1.77", 22)
+        assert answer["trace"]["outcome"] == "denied"
+        assert node.wrong(source, "10.244.1.77", 22, node="node1") == [], source
+    assert node.wrong("node/node1", "10.244.1.77", 22) == []
+    for target, port in (("x/c", 22), ("203.0.113.9", 22), ("192.168.1.1", 22), (VIP, 80)):
+        answer = node.explain("10.244.1.77", target, port, node="node1")
+        assert answer["trace"]["outcome"] == "denied"
+        assert node.wrong("10.244.1.77", target, port, node="node1") == [], target
+    told = node.explain("x/a", "10.244.2.77", 22)["kernel"]["checks"]
+    assert ("ingress of 10.244.2.77", None) in {(each["what"], each["agrees"]) for each in told}
+
+
+def test_an_endpoint_on_the_clients_own_node(busy: Any) -> None:
+    node = FakeNode(busy)
+    second_link(node, "10.0.5.1")
+    for address in ("192.168.1.1", "10.0.5.1"):
+        listed = {"addresses": [address], "conditions": {"ready": True}}
+        busy.service("x/api", "10.96.0.9")
+        busy.endpoints("x/api", listed)
+        for kind in (Service, EndpointSlice):
+            node.cache.replace(kind, busy.manifests().list(kind), "2")
+        node.sync()
+        assert node.explain("x/client", "x/api", 80)["trace"]["outcome"] == "allowed"
+        assert node.wrong("x/client", "x/api", 80) == []
+
+
+def test_what_is_found_by_mark_is_looked_at(busy: Any) -> None:
+    """Egress policies cannot follow direct server return, and the rule that refuses it stands."""
+    vip = "198.51.100.1"
+    busy.served(
+        "x/direct",
+        "10.96.0.2",
+        type="LoadBalancer",
+        ports=[{"name": "http", "port": 8080, "targetPort": 8080}],
+        annotations={"kube-router.io/service.dsr": "tunnel"},
+        ingress=[{"ip": vip}],
+    )
+    # None of its pods may be isolated for ingress.
+    busy.policy("x/in", podSelector={"matchLabels": {"pod": "host"}}, policyTypes=["Ingress"])
+    node = FakeNode(busy, "node1", KINDS, "--loadbalancer-ip-range=198.51.100.0/24")
+
+    def told(source: str) -> Any:
+        answer = node.explain(source, vip, 8080, node="node1")
+        what = f"{vip}:8080/TCP, to the virtual server"
+        (found,) = [
+            each
+            for each in answer["kernel"]["checks"]
+            if each["what"].startswith("the agent's rules for ") and what in each["what"]
+        ]
+        return answer["trace"]["outcome"], found["agrees"], found["expected"]
+
+    mark = node.explain("x/client", vip, 8080)["trace"]["service"]["server"]["fwmark"]
+    rule = f"-d {vip}/32 -p tcp -m tcp --dport 8080 -j MARK --set-xmark {mark:#x}/0xffffffff"
+    mangle = node.rules.chains("inet", "mangle")
+    mangle["KUBE-ROUTER-DSR"] = [rule]
+    mangle.setdefault("PREROUTING", []).append("-j KUBE-ROUTER-DSR")
+    refused = "refuse: egress policies of pod x/client refuse it"
+    assert told("x/client") == ("denied", True, refused)
+    passes = "pass: nobody is kept from the Service"
+    for source in ("x/a", "203.0.113.9", "node/node1", "192.168.1.1"):
+        assert told(source) == ("allowed", True, passes), source
+    rules = node.chain("KUBE-ROUTER-INPUT")
+    rules[:] = [each for each in rules if "direct server return" not in each]
+    assert told("x/client") == ("denied", False, refused)
 
 
 def whats(found: list[Any]) -> set[str]:
@@ -458,8 +564,10 @@ def test_kinds_that_nobody_needs_are_asked_of_the_api(busy: Any) -> None:
     kinds = (Service, EndpointSlice, Pod, NetworkPolicy, Node)
     node = FakeNode(busy, "node1", kinds, "--run-firewall=false")
     answer = node.explain("x/client", VIP, 80)
-    assert sorted(each.partition(" ")[0] for each in answer["notes"]) == ["Namespaces", "Pods"]
-    assert all("nobody answers" in each for each in answer["notes"])
+    *notes, last = answer["notes"]
+    assert sorted(each.partition(" ")[0] for each in notes) == ["Namespaces", "Pods"]
+    assert all("nobody answers" in each for each in notes)
+    assert last == NOBODY
 
 
 def test_an_api_server_that_hangs_is_asked_once_for_all(busy: Any) -> None:
@@ -487,7 +595,7 @@ def test_an_api_server_that_hangs_is_asked_once_for_all(busy: Any) -> None:
     assert len(node.paused) == 2  # looked at again and again
     assert [name for name, _ in asked] == ["pods", "namespaces", "networkpolicies"]
     assert all(0 < timeout_s <= flow_answers._LIST_S for _, timeout_s in asked)
-    assert len(answer["notes"]) == 3
+    assert len(answer["notes"]) == 4
 
 
 def test_one_flow_at_a_time(busy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +649,7 @@ def test_the_api_server_gives_what_the_cache_lacks(busy: Any) -> None:
         read_addresses=lambda: (*LOOPBACK, *node.addresses),
     )
     answer = node.explain("x/client", VIP, 80)
-    assert answer["notes"] == ()
+    assert answer["notes"] == (NOBODY,)
     assert [each for each in answer["kernel"]["checks"] if each["agrees"] is False] == []
     assert asked == [
         (f"/api/v1/{each}", token) for each in ("pods", "namespaces") for token in (None, "more")

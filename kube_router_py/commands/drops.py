@@ -10,7 +10,7 @@ from msgspec import ValidationError, convert, json
 from kube_router_py.agent_client import broken_off, follow
 from kube_router_py.colours import Painter
 from kube_router_py.commands.arguments import OK, answered, checked, output_format, take
-from kube_router_py.drops.record import AUDITED, POLICY, DropRecord, End
+from kube_router_py.drops.record import AUDITED, DEFAULT_DENY, DSR, POLICY, DropRecord, End
 from kube_router_py.errors import ApiError
 from kube_router_py.observe.log import harmless
 from kube_router_py.option_types import parse_duration
@@ -36,15 +36,16 @@ try again what does not work.
   SERVICE   what was meant; where the kernel does not tell, those with this endpoint
   BECAUSE   the policies that isolate the pod; none of them allows the packet. Or: "invalid", it
             belongs to no connection that is known here (a reply that came another way, an idle
-            connection that was forgotten); "not programmed yet", with --netpol-default-deny
+            connection that was forgotten); "not programmed yet", with --netpol-default-deny;
+            "direct server return", which a pod that is isolated for egress cannot use
 
 Which rule would allow it, and why none does: kube-router-py explain SRC DST PORT/PROTO.
 
 Not all packets are seen. The kernel logs ten a minute for each pod and direction, after a burst of
-ten; the metric kube_router_policy_drops_total counts all but what BECAUSE calls "invalid" or "not
-programmed yet". Nobody else may read NFLOG group 100 meanwhile, nor can tcpdump -i nflog:100 while
-this runs. The agent remembers (the last 1000) only while it reads: while somebody follows, or
-always with its flag --policy-drop-log=log.
+ten; the metric kube_router_policy_drops_total counts all but what BECAUSE calls "invalid", "not
+programmed yet" or "direct server return". Nobody else may read NFLOG group 100 meanwhile, nor can
+tcpdump -i nflog:100 while this runs. The agent remembers (the last 1000) only while it reads: while
+somebody follows, or always with its flag --policy-drop-log=log.
 
 Exit codes: 0 shown, be it nothing; 1 the agent does not answer, ends meanwhile, or cannot read what
 is refused; 2 a mistake in the flags.
@@ -62,6 +63,8 @@ _MOST_S = 24 * 3600.0
 # (60: an address behind the name of a Deployment's pod.)
 _WIDEST = 60
 _COLUMNS = ("TIME", "DIRECTION", "VERDICT", "FROM", "TO", "PORT", "SERVICE", "BECAUSE")
+# What BECAUSE calls causes that are no missing rule; the others go by their own names.
+_CAUSES = {DEFAULT_DENY: "not programmed yet", DSR: "direct server return"}
 _LEAST = (13, 9, 7, 28, 28, 8, 12, 0)
 
 
@@ -78,6 +81,8 @@ def main(arguments: list[str]) -> int:
     namespace = own.get("namespace", [""])[-1]
     if "namespace" in own and not namespace:
         mistakes.append("--namespace is empty; leave it out for all namespaces")
+    if not namespace.isprintable():
+        mistakes.append(f"--namespace {namespace!r} is no name of a namespace")
     mistakes += [f"{word!r} is not wanted: drops takes flags only" for word in words]
     options = checked(rest, mistakes)
     asked = {"namespace": namespace, "follow": follows, "for_s": for_s}
@@ -182,7 +187,7 @@ def _because(record: DropRecord) -> str:
     named = ",".join(record.policies)
     if record.cause == POLICY:
         return named or "pod or policies that are gone"
-    cause = "invalid" if record.cause == "invalid" else "not programmed yet"
+    cause = _CAUSES.get(record.cause, record.cause)
     return f"{cause} ({named})" if named else cause
 
 

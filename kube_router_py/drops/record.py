@@ -6,11 +6,12 @@ from kube_router_py.firewall.model import Direction
 from kube_router_py.firewall.names import POD_CHAIN
 
 REFUSED, AUDITED = "refused", "audited"
-POLICY, INVALID, DEFAULT_DENY = "policy", "invalid", "default-deny"
+POLICY, INVALID, DEFAULT_DENY, DSR = "policy", "invalid", "default-deny", "dsr"
 WHY = {
     POLICY: "no policy that isolates the pod allows it",
     INVALID: "it belongs to no connection that conntrack knows",
     DEFAULT_DENY: "no pod with this address is programmed yet (--netpol-default-deny)",
+    DSR: "egress policies cannot follow direct server return",
 }
 _AUDIT = "audit"
 

@@ -28,7 +28,8 @@ What a pod's chain ends with, if no policy admits the packet:
 A pod is audited in a direction where all policies that isolate it in it are (annotation
 ``kube-router.io/audit``); beside one that is not, audited policies admit like others. ``counters``
 says which rules of a chain count what. Packets that conntrack does not know are refused to isolated
-pods only ("ingress invalid "), and logged for audited ones ("ingress audit-invalid ").
+pods only ("ingress invalid "), and logged for audited ones ("ingress audit-invalid "). A pod
+that is isolated for egress is refused Services with direct server return ("egress dsr ").
 """
 
 import ipaddress

@@ -170,9 +170,11 @@ def direction_rules(
 def _input(family: str, node: NodeFacts, options: FirewallOptions) -> Iterator[str]:
     source = _among(isolated_pods(Direction.EGRESS, family), Direction.EGRESS)
     # Direct server return wraps the packet: behind IPVS nobody could tell whose it is.
+    wrapped = f"{source} -m mark --mark {DSR_MARK:#x}/{DSR_MARK_MASK:#x}"
+    yield f"{wrapped} {nflog(f'{Direction.EGRESS} dsr')}"
     yield (
-        f"{source} -m mark --mark {DSR_MARK:#x}/{DSR_MARK_MASK:#x} "
-        f"{comment('egress policies cannot follow direct server return')} {REJECT[family]}"
+        f"{wrapped} {comment('egress policies cannot follow direct server return')} "
+        f"{REJECT[family]}"
     )
     if options.allow_own_node:
         return

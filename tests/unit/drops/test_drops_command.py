@@ -305,6 +305,7 @@ def test_no_agent(tmp_path: Path) -> None:
         (["--for=-1s"], "--for '-1s' is out of range"),
         (["--follow", "--for=1s"], "exclude each other"),
         (["--namespace="], "--namespace is empty"),
+        (["-n", "\udcff"], r"--namespace '\\udcff' is no name of a namespace"),
         (["shop"], "'shop' is not wanted"),
         (["--output=yaml"], "'yaml' is unknown"),
         (["--folow"], "--folow"),

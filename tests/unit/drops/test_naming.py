@@ -6,6 +6,7 @@ import pytest
 from msgspec import convert, structs
 
 from kube_router_py.cluster.objects import EndpointSlice, NetworkPolicy, Pod, Service
+from kube_router_py.commands.drops import cells
 from kube_router_py.drops import naming
 from kube_router_py.drops.naming import Names
 from kube_router_py.drops.record import AUDITED, REFUSED, DropRecord, End, Prefix, read_prefix
@@ -29,6 +30,7 @@ DB = End("10.244.2.2", 5432, "shop/db", "node2", ("shop/db",))
         ("ingress invalid ", Prefix(INGRESS, REFUSED, "invalid")),
         ("egress audit-invalid ", Prefix(EGRESS, AUDITED, "invalid")),
         ("egress default-deny", Prefix(EGRESS, REFUSED, "default-deny")),
+        ("egress dsr ", Prefix(EGRESS, REFUSED, "dsr")),
     ],
 )
 def test_prefixes(text: str, expected: Prefix) -> None:
@@ -67,7 +69,7 @@ def test_every_prefix_of_the_firewall_is_understood() -> None:
     found = [read_prefix(each) for each in prefixes]
     assert None not in found
     assert {(each.verdict, each.cause) for each in found if each} == {
-        *((REFUSED, "policy"), (REFUSED, "invalid"), (REFUSED, "default-deny")),
+        *((REFUSED, "policy"), (REFUSED, "invalid"), (REFUSED, "default-deny"), (REFUSED, "dsr")),
         *((AUDITED, "policy"), (AUDITED, "invalid")),
     }
     assert {each.chain != "" for each in found if each and each.cause == "policy"} == {True}
@@ -122,6 +124,16 @@ def test_what_is_invalid_is_told_by_address(world: Any, packet: Any) -> None:
     assert (found.pod, found.cause, found.chain) == ("shop/db", "invalid", "")
     assert "conntrack" in found.reason
     assert found.policies == ("shop/all", "shop/only-web")
+
+
+def test_direct_server_return_is_told_as_what_it_is(world: Any, packet: Any) -> None:
+    """The packet is for the Service's address: nobody has chosen an endpoint yet."""
+    found = world.names.record(
+        packet("", "egress", "dsr", destination="203.0.113.10", destination_port=80)
+    )
+    assert (found.pod, found.policies) == ("default/client", ("default/way-out",))
+    assert found.reason == "egress policies cannot follow direct server return"
+    assert [*cells(found)][-1] == "direct server return (default/way-out)"
 
 
 def test_a_pod_that_is_not_known_yet(world: Any, packet: Any) -> None:

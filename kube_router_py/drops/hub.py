@@ -154,10 +154,6 @@ class DropHub:
         if thread is not None:
             thread.join(timeout_s)
 
-    @property
-    def is_reading(self) -> bool:
-        return self._is_open
-
     def numbers(self) -> dict[str, float]:
         """For the metrics, by name without the prefix."""
         return {"drop_records_total": self._records, "drop_records_lost_total": self._lost}

@@ -23,8 +23,8 @@ ATTRIBUTE = struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 # NFULA_*
-_HEADER, _MARK, _TIMESTAMP, _INDEV, _OUTDEV = 1, 2, 3, 4, 5
-_PAYLOAD, _PREFIX, _SEQUENCE, _CONNECTION, _CONNECTION_STATE = 9, 10, 12, 18, 19
+_TIMESTAMP, _PAYLOAD, _PREFIX, _SEQUENCE = 3, 9, 10, 12
+_CONNECTION, _CONNECTION_STATE = 18, 19
 # CTA_*
 _TUPLE_ORIGINAL, _TUPLE_ADDRESSES, _TUPLE_PROTOCOL = 1, 1, 2
 _ADDRESSES = {1: 4, 2: 4, 3: 16, 4: 16}  # source and destination of IPv4, then of IPv6: bytes
@@ -57,17 +57,12 @@ class Packet(Struct, frozen=True):
     ``family`` is 4, 6, or 0 where there is no IP packet; ``protocol`` a name in small letters, or
     the number of another one. Ports are None where the protocol has none, or where they are not
     in what was handed over: a fragment that is not the first (``is_fragment``), a short copy.
-    ``icmp`` is type and code. ``in_link`` and ``out_link`` are indexes of links, 0 for none;
-    ``hook`` as in linux/netfilter.h (1 LOCAL_IN, 2 FORWARD, 3 LOCAL_OUT), -1 if not told.
-    ``timestamp`` in seconds since 1970 by the kernel, which does not always know. ``original``
-    is the first direction of the connection, if conntrack has one and the packet goes that way.
+    ``icmp`` is type and code. ``timestamp`` in seconds since 1970 by the kernel, which does not
+    always know. ``original`` is the first direction of the connection, if conntrack has one and the
+    packet goes that way.
     """
 
     prefix: str = ""
-    hook: int = -1
-    in_link: int = 0
-    out_link: int = 0
-    mark: int = 0
     timestamp: float | None = None
     sequence: int | None = None
     family: int = 0
@@ -114,14 +109,9 @@ def _aligned(length: int) -> int:
 
 
 def _packet(found: dict[int, bytes]) -> Packet:
-    header = found.get(_HEADER, b"")
     reading = _ip(found.get(_PAYLOAD, b""))
     return Packet(
         prefix=found.get(_PREFIX, b"").split(b"\0")[0].decode(errors="replace"),
-        hook=header[2] if len(header) >= 3 else -1,
-        in_link=_number(found.get(_INDEV)),
-        out_link=_number(found.get(_OUTDEV)),
-        mark=_number(found.get(_MARK)),
         timestamp=_timestamp(found.get(_TIMESTAMP, b"")),
         sequence=_number(found[_SEQUENCE]) if len(found.get(_SEQUENCE, b"")) == 4 else None,
         family=reading.family,

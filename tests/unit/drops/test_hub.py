@@ -82,7 +82,7 @@ def hub(make: Callable[..., DropHub]) -> DropHub:
 
 def test_nothing_is_read_before_somebody_follows(hub: DropHub, nflog: FakeNflog) -> None:
     hub.start()
-    assert (nflog.opened, hub.is_reading) == (0, False)
+    assert (nflog.opened, nflog.is_read) == (0, False)
 
 
 def test_a_follower_is_told(hub: DropHub, nflog: FakeNflog, packet: Any) -> None:
@@ -101,7 +101,7 @@ def test_the_log_is_given_back_when_the_last_one_leaves(hub: DropHub, nflog: Fak
     assert nflog.opened == 1
     first.close()
     first.close()
-    assert hub.is_reading
+    assert nflog.is_read
     second.close()
     until(lambda: not nflog.is_read)
     third = hub.follow()
@@ -281,7 +281,7 @@ def test_with_a_teller_it_is_read_always(
     heard = Heard()
     hub = make(heard)
     hub.start()
-    until(lambda: hub.is_reading)
+    until(lambda: nflog.is_read)
     nflog.log(packet())
     until(lambda: heard.records)
     following = hub.follow(1000)
@@ -324,7 +324,7 @@ def test_a_taken_group_is_tried_again(
         until(lambda: caplog.records)
         opened.wait(0.2)  # several attempts, one line
         nflog.holder = ""
-        until(lambda: hub.is_reading)
+        until(lambda: nflog.is_read)
     (line,) = caplog.records
     assert "tcpdump (process 12)" in line.getMessage()
 
@@ -340,7 +340,7 @@ def test_who_follows_does_not_wait_for_the_next_attempt(
         hub.follow()
     nflog.holder = ""
     hub.follow().close()
-    assert hub.is_reading
+    assert nflog.is_read
 
 
 # --- the stream ----------------------------------------------------------------------------------

@@ -125,11 +125,7 @@ def test_what_the_kernel_tells_beside_the_packet() -> None:
     )
     assert found == Packet(
         prefix=PREFIX,
-        hook=2,
-        mark=0x40000,
         timestamp=1_700_000_000.25,
-        in_link=7,
-        out_link=8,
         sequence=41,
     )
 

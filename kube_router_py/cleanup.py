@@ -1,8 +1,8 @@
 """Removing from this node's kernel what the agent left there, and nothing else.
 
-Foreign chains, sets, links and routes stay; so do virtual servers inside ``--excluded-cidrs`` and
-all kernel parameters, whose former values nobody knows and on which others rely by now. A step that
-fails does not stop the others.
+Foreign chains, sets, links and routes stay; so do virtual servers inside ``--excluded-cidrs``, or
+all of them where they are not this agent's service proxy's, and all kernel parameters, whose former
+values nobody knows and on which others rely by now. A step that fails does not stop the others.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,15 +12,24 @@ from functools import partial
 from msgspec import Struct
 
 from kube_router_py.cleanup_routing import routing_steps
-from kube_router_py.cleanup_steps import Step, destroy_sets, remove_chains, removed
+from kube_router_py.cleanup_steps import (
+    OtherVariant,
+    Step,
+    destroy_sets,
+    remove_chains,
+    remove_from_other,
+    removed,
+)
 from kube_router_py.errors import KernelError
 from kube_router_py.firewall.frame import ACCEPT, is_marker_set, is_own_chain, is_own_set
 from kube_router_py.kernel import kube_proxy
+from kube_router_py.kernel.other_variant import remove_from_other_variant
 from kube_router_py.kernel.ports import DsrPorts, HostPorts, TableRules
 from kube_router_py.options import Options
 from kube_router_py.proxy.model import IpvsOperation, Verb
-from kube_router_py.proxy.packet_sets import owned_sets
-from kube_router_py.proxy.service_rules import owned_rules
+from kube_router_py.proxy.packet_sets import marker_sets, owned_sets
+from kube_router_py.proxy.service_rules import is_own_chain as is_proxy_chain
+from kube_router_py.proxy.service_rules import marker_chains, owned_rules
 from kube_router_py.proxy.sysctls import VIP_LINK
 from kube_router_py.routing_part import OpenRouting
 from kube_router_py.services import FAMILY_NAMES, is_inside
@@ -46,23 +55,35 @@ def clean_up(
     open_dsr: Callable[[], DsrPorts],
     open_routing: OpenRouting,
     say: Say,
+    *,
+    running_mode: Callable[[], str | None] = kube_proxy.running_mode,
+    other_variant: OtherVariant = remove_from_other_variant,
 ) -> bool:
-    """Remove everything of every part; ``say`` is told of each step. True if all went."""
+    """Remove everything of every part; ``say`` is told of each step. True if all went.
+
+    ``running_mode`` is that of ``kernel.kube_proxy``.
+    """
     # Neighbors first: nobody is to send to where nothing is any more.
-    complete = _clean_up_routing(options, open_routing, say)
-    complete &= _carry_out((*_steps(options, ports), *_direct_return_steps(open_dsr)), say)
+    complete = _clean_up_routing(options, open_routing, other_variant, say)
+    # New connections stop first; a VIP goes after what it leads to.
+    servers = "IPVS virtual servers", lambda: _remove_virtual_servers(options, ports, running_mode)
+    is_empty = _carry_out((servers,), say)
+    steps = _steps(options, ports, other_variant, keeps_markers=not is_empty)
+    complete &= _carry_out((*steps, *_direct_return_steps(open_dsr)), say) and is_empty
     say(Done("kernel parameters (sysctl)", "left as they are"))
     return complete
 
 
-def _clean_up_routing(options: Options, open_routing: OpenRouting, say: Say) -> bool:
+def _clean_up_routing(
+    options: Options, open_routing: OpenRouting, other_variant: OtherVariant, say: Say
+) -> bool:
     try:
         ports = open_routing(lambda: None)
     except Exception as error:  # noqa: BLE001 - as in ``_carry_out``
         say(_failed("route controller", error))
         return False
     with closing(ports):
-        return _carry_out(routing_steps(options, ports), say)
+        return _carry_out(routing_steps(options, ports, other_variant), say)
 
 
 def clean_up_kube_proxy(say: Say) -> bool:
@@ -111,9 +132,11 @@ def _direct_return_steps(open_dsr: Callable[[], DsrPorts]) -> Iterator[Step]:
     yield "policy routing of direct server return", remove_routing
 
 
-def _steps(options: Options, ports: HostPorts) -> Iterator[Step]:
-    # New connections stop first; a VIP goes after what it leads to.
-    yield "IPVS virtual servers", lambda: _remove_virtual_servers(options, ports)
+def _steps(
+    options: Options, ports: HostPorts, other_variant: OtherVariant, *, keeps_markers: bool
+) -> Iterator[Step]:
+    """``keeps_markers``: virtual servers stay, of which the next cleanup is to know whose they
+    are."""
     # Both families, whichever are enabled now: an earlier agent may have had other flags.
     enabled = {"inet": options.enable_ipv4, "inet6": options.enable_ipv6}
     for family, must in enabled.items():
@@ -123,12 +146,35 @@ def _steps(options: Options, ports: HostPorts) -> Iterator[Step]:
                 partial(remove_chains, ports, family, table, chains, must=must),
             )
         yield f"iptables {family} filter, policies", partial(_open_up, ports, family, must=must)
-    yield "ipsets", lambda: destroy_sets(ports, owned_sets())
+    for what, is_own, markers in (
+        ("service proxy", is_proxy_chain, marker_chains()),
+        ("policies", is_own_chain, (ACCEPT,)),
+    ):
+        yield (
+            f"iptables of the other variant, {what}",
+            partial(remove_from_other, ports, other_variant, is_own, markers),
+        )
+    kept = marker_sets() if keeps_markers else ()
+    sets = [name for name in owned_sets() if name not in kept]
+    yield "ipsets", lambda: destroy_sets(ports, sets)
     yield "ipsets of policies", lambda: _destroy_policy_sets(ports)
     yield f"link {VIP_LINK}", lambda: _remove_link(ports)
 
 
-def _remove_virtual_servers(options: Options, ports: HostPorts) -> str:
+def _remove_virtual_servers(
+    options: Options, ports: HostPorts, running_mode: Callable[[], str | None]
+) -> str:
+    """They carry no owner: where our service proxy never ran they are another's; where it did, a
+    kube-proxy that runs by now has adopted them, and deletes those it does not want."""
+    if all(ports.ipsets.read(name) is None for name in marker_sets()):
+        return "none of this agent's"
+    if (mode := running_mode()) == "ipvs":
+        return "left to kube-proxy, which runs here in mode ipvs"
+    if mode == kube_proxy.UNKNOWN:
+        raise KernelError(
+            "left, as they may be those of the kube-proxy that runs here, whose mode cannot be "
+            "found out: stop it for another cleanup, or see ipvsadm -Ln"
+        )
     keys = sorted(ports.ipvs.read())
     excluded = [key for key in keys if is_inside(key.address, options.excluded_cidrs)]
     ours = [key for key in keys if key not in set(excluded)]

@@ -6,16 +6,26 @@ The bridge and the CNI file stay: pods are on the one, and new ones are made by 
 from collections.abc import Iterator
 from functools import partial
 
-from kube_router_py.cleanup_steps import NOTHING, Step, destroy_sets, remove_chains, removed
+from kube_router_py.cleanup_steps import (
+    NOTHING,
+    OtherVariant,
+    Step,
+    destroy_sets,
+    remove_chains,
+    remove_from_other,
+    removed,
+)
 from kube_router_py.errors import KernelError
 from kube_router_py.kernel.table_names import forget_tables
 from kube_router_py.options import Options
 from kube_router_py.routing.controller import RoutingPorts
-from kube_router_py.routing.egress import owned_rules, owned_sets
+from kube_router_py.routing.egress import is_own_chain, owned_rules, owned_sets
 from kube_router_py.routing.overlay_apply import remove_overlay
 
 
-def routing_steps(options: Options, ports: RoutingPorts) -> Iterator[Step]:
+def routing_steps(
+    options: Options, ports: RoutingPorts, other_variant: OtherVariant
+) -> Iterator[Step]:
     """In order: neighbors are told first, so that nobody sends to where no way is any more."""
     yield "FRR's daemons", partial(_stop_daemons, options, ports)
     yield "tunnels, their routes and rules", partial(_remove_overlay, ports)
@@ -24,6 +34,10 @@ def routing_steps(options: Options, ports: RoutingPorts) -> Iterator[Step]:
         for table, chains in owned_rules().items():
             what = f"iptables {family} {table} {' '.join(chains)}"
             yield what, partial(remove_chains, ports.host, family, table, chains, must=must)
+    yield (
+        "iptables of the other variant, pod network",
+        partial(remove_from_other, ports.host, other_variant, is_own_chain),
+    )
     yield "ipsets of the pod network", partial(destroy_sets, ports.host, owned_sets())
     yield "names of routing tables", _forget_names
 

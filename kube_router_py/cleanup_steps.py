@@ -1,6 +1,6 @@
 """Steps of a cleanup that several parts of the agent have."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from kube_router_py.errors import KernelError
@@ -11,6 +11,11 @@ Step = tuple[str, Callable[[], str]]
 
 
 NOTHING = "nothing was there"
+
+OtherVariant = Callable[
+    [str, Iterable[str], Callable[[str], bool], Collection[str]], tuple[str, ...]
+]
+"""``kernel.other_variant.remove_from_other_variant``."""
 
 
 class HasWrites(Protocol):
@@ -35,6 +40,18 @@ def remove_chains(
         if must:
             raise
         return f"not there ({error})"
+
+
+def remove_from_other(
+    ports: HostPorts,
+    other_variant: OtherVariant,
+    is_own: Callable[[str], bool],
+    markers: Collection[str] = (),
+) -> str:
+    """The same in the variant of iptables that is not this node's: an earlier agent may have used
+    it (--iptables-backend), and its rules are in force all the same."""
+    gone = other_variant(ports.iptables.variant, ("inet", "inet6"), is_own, markers)
+    return f"{len(gone)} chains removed" if gone else NOTHING
 
 
 def destroy_sets(ports: HostPorts, names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from kube_router_py.doctor.rules import Table
 from kube_router_py.errors import KernelError, KubeRouterError, PreflightError
 from kube_router_py.kernel import kube_proxy, kube_router
 from kube_router_py.kernel.iptables_variant import (
+    NO_NFT,
     check_masks,
     is_legacy,
     legacy_tables,
@@ -22,8 +23,6 @@ from kube_router_py.options import Options
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 # What the agent puts right by itself within moments is not told.
 _MOMENTS_S = 3.0
-# What iptables-nft-save says where the kernel has no nf_tables.
-_NO_NFT = "Failed to initialize nft: Protocol not supported"
 
 
 def look_at_rules(look: Look, place: Place, links: Iterable[Link], *, is_preflight: bool) -> None:
@@ -108,7 +107,7 @@ def _unused_tables(variant: str, families: Iterable[str]) -> tuple[Table, ...]:
     try:
         return _tables(variant, families)
     except KernelError as error:
-        if _NO_NFT in str(error):
+        if NO_NFT in str(error):
             return ()  # a kernel without nf_tables has no rules in it
         raise
 

@@ -12,6 +12,9 @@ from kube_router_py.kernel.program import run
 VARIANTS = ("iptables", "iptables-nft", "iptables-legacy")
 BACKENDS = ("auto", "nft", "legacy")
 
+NO_NFT = "Failed to initialize nft: Protocol not supported"
+"""What iptables-nft-save says where the kernel has no nf_tables."""
+
 _TIMEOUT_S = 30.0
 _LEGACY_TABLES = {"inet": "ip_tables_names", "inet6": "ip6_tables_names"}
 

@@ -82,6 +82,12 @@ def owned_sets() -> tuple[str, ...]:
     return tuple(spec.name for sets in SETS.values() for spec in sets.all())
 
 
+def marker_sets() -> tuple[str, ...]:
+    """Sets, one of each family, that tell that this service proxy was here: kube-router has none of
+    this name."""
+    return tuple(sets.drop.name for sets in SETS.values())
+
+
 Entries = dict[IpsetSpec, set[str]]
 """Entries by set; a set that is not there has none."""
 

@@ -74,6 +74,12 @@ def is_own_chain(name: str) -> bool:
     return any(name in chains for chains in owned_rules().values())
 
 
+def marker_chains() -> tuple[str, ...]:
+    """One of each table that tells that this service proxy was here: the names of others
+    kube-router has, too."""
+    return (GUARD, GUARD_OUT, masquerade.CHAIN)
+
+
 def compile_rules(
     node: ThisNode, around: Surroundings, options: ProxyOptions, *, random_fully: bool
 ) -> tuple[tuple[FamilyRules, ...], tuple[Problem, ...]]:

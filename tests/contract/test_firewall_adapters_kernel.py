@@ -315,6 +315,16 @@ def test_own_chains_of_the_other_variant_go(world: str, variant: str) -> None:
         assert standing == [line for line in lines if line[:1] in "-:"]
 
 
+def test_tables_of_the_other_variant_without_a_marker_are_left(world: str, variant: str) -> None:
+    (other,) = set(VARIANTS) - {variant}
+    for table in ("filter", "mangle"):
+        IptablesProgram(other).ensure("inet", table, TableRules({CHAIN: ()}))
+    IptablesProgram(other).ensure("inet", "mangle", TableRules({OTHER: ()}))
+    assert len(remove_from_other_variant(variant, ["inet", "inet6"], is_own, [OTHER])) == 2
+    assert f":{CHAIN} - [0:0]" in saved(other, table="filter")
+    assert "KUBE-" not in "".join(saved(other, table="mangle"))
+
+
 def test_looking_at_the_other_variant_creates_nothing(world: str, variant: str) -> None:
     assert remove_from_other_variant(variant, ["inet", "inet6"], is_own) == ()
     for name in ("ip_tables_names", "ip6_tables_names"):

@@ -96,7 +96,11 @@ def _all(trace: Trace, node: NodeState) -> Iterator[Expectation]:
         if is_first:
             yield from _server(trace, trace.service, node)
             if trace.service.server is not None:
-                legs.append(leg_to_server(trace, trace.service, node.addresses))
+                source = trace.source
+                is_judged = source.node == node.name and _enforces(node, source.address)
+                legs.append(
+                    leg_to_server(trace, trace.service, node.addresses, is_judged=is_judged)
+                )
         elif at := server_node(trace):
             yield Elsewhere(f"virtual server of Service {trace.service.key}", at)
     paths = trace.paths

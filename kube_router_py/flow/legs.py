@@ -47,9 +47,12 @@ def family_of(address: str) -> str:
     return "inet6" if ":" in address else "inet"
 
 
-def leg_to_server(trace: Trace, service: ServiceStep, addresses: frozenset[str]) -> LegExpected:
+def leg_to_server(
+    trace: Trace, service: ServiceStep, addresses: frozenset[str], *, is_judged: bool
+) -> LegExpected:
     """From the client to the virtual server; ``addresses`` are the node's own. One that is found by
-    mark is at no address of the node, and INPUT judges what is for it."""
+    mark is at no address of the node, and what is for it INPUT judges for good (``is_judged``:
+    this node enforces the client's egress policies)."""
     address = service.address
     packet = packet_of(trace, trace.source.address, address.address, address.port)
     is_here = begins_here(trace, trace.node, addresses)
@@ -58,7 +61,7 @@ def leg_to_server(trace: Trace, service: ServiceStep, addresses: frozenset[str])
         packet, is_local_target=not is_marked, is_local_source=trace.source.address in addresses
     )
     refused = f"the guard refuses: {service.refused}" if service.refused else ""
-    if is_marked and not all(each.egress.allowed for each in trace.paths):
+    if is_marked and is_judged and not all(each.egress.allowed for each in trace.paths):
         refused = f"egress policies of pod {trace.source.key} refuse it"
     return LegExpected(
         f"{packet}, to the virtual server",

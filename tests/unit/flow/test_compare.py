@@ -51,6 +51,7 @@ PATHS = {
 }
 FLAGS = ("--run-router=false", "--enable-ipv6=false")
 VIP = "10.96.0.1"
+CLIENT = {"matchLabels": {"pod": "client"}}
 NOBODY = "an agent with --run-firewall=false enforces none of this"
 RULESET = """\
 table inet guest {
@@ -182,7 +183,7 @@ def busy(world: Any) -> Any:
     )
     world.policy(
         "x/out",
-        podSelector={"matchLabels": {"pod": "client"}},
+        podSelector=CLIENT,
         policyTypes=["Egress"],
         egress=[{"to": [{"podSelector": {"matchLabels": {"pod": "a"}}}]}],
     )
@@ -302,7 +303,8 @@ def test_what_is_found_by_mark_is_looked_at(busy: Any) -> None:
     )
     # None of its pods may be isolated for ingress.
     busy.policy("x/in", podSelector={"matchLabels": {"pod": "host"}}, policyTypes=["Ingress"])
-    node = FakeNode(busy, "node1", KINDS, "--loadbalancer-ip-range=198.51.100.0/24")
+    pool = "--loadbalancer-ip-range=198.51.100.0/24"
+    node = FakeNode(busy, "node1", KINDS, pool)
 
     def told(source: str) -> Any:
         answer = node.explain(source, vip, 8080, node="node1")
@@ -327,6 +329,11 @@ def test_what_is_found_by_mark_is_looked_at(busy: Any) -> None:
     rules = node.chain("KUBE-ROUTER-INPUT")
     rules[:] = [each for each in rules if "direct server return" not in each]
     assert told("x/client") == ("denied", False, refused)
+    # Where no firewall runs the policy stands, and nothing refuses it.
+    busy.policy("x/out", podSelector=CLIENT, policyTypes=["Egress"], egress=[])
+    kinds = (Service, EndpointSlice, Pod, NetworkPolicy, Node)
+    node = FakeNode(busy, "node1", kinds, pool, "--run-firewall=false")
+    assert told("x/client") == ("denied", True, passes)
 
 
 def whats(found: list[Any]) -> set[str]:

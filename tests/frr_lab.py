@@ -144,10 +144,12 @@ def bgpd_file(
 
 
 ZEBRA_FILE = "no zebra nexthop kernel enable\n"
+# Not so fast that a machine busy with other things loses a session.
+_BFD_MULTIPLIER, _BFD_MS = 10, 500
+BFD_S = _BFD_MULTIPLIER * _BFD_MS / 1000
 BFDD_FILE = (
-    # Not so fast that a machine busy with other things loses a session.
-    "bfd\n profile fast\n  detect-multiplier 5\n  transmit-interval 500\n  receive-interval 500\n"
-    " exit\nexit\n"
+    f"bfd\n profile fast\n  detect-multiplier {_BFD_MULTIPLIER}\n"
+    f"  transmit-interval {_BFD_MS}\n  receive-interval {_BFD_MS}\n exit\nexit\n"
 )
 
 

@@ -403,7 +403,10 @@ def test_a_router_of_both_families_has_two_sessions(
     lab.until(lambda: refused() > before, "the kernel refuses segments")
     assert established() == {OUTER[0]: True, OUTER[1]: False}
     assert not outer.is_established()
-    assert world.learned() == {each for each in FROM_OUTER if ":" not in each}
+    lab.until(
+        lambda: world.learned() == {each for each in FROM_OUTER if ":" not in each},
+        "what is announced over IPv4 is learned",
+    )
 
     world.put(node(1, {"peers": f"[{', '.join(named)}]"}))
     world.await_sessions(outer)

@@ -91,5 +91,9 @@ def test_a_container_that_ends_leaves_no_service_at_its_routers(lab: Any, stack:
         lambda: not any(each.is_established for each in pair.router.run(pair.far.summary).sessions),
         "the router has noticed",
     )
-    # What it keeps for a restart is what it had been told by then.
-    assert pair.learned(pair.router) == {"10.244.1.0/24"}
+    # What it keeps for a restart (of 90 s) is what it had been told by then.
+    lab.until(
+        lambda: pair.learned(pair.router) == {"10.244.1.0/24"},
+        "the pods' route stays, the Service's is gone",
+        60.0,
+    )

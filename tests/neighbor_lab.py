@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
+from unittest import mock
 
+from kube_router_py.kernel import neighbor_answering, neighbor_responder
 from kube_router_py.kernel.fake_neighbors import FakeResponder, FakeSegment
 from kube_router_py.kernel.neighbor_ports import Address, Responder
 from kube_router_py.kernel.neighbor_responder import NeighborResponder
@@ -173,6 +175,9 @@ class RealWorld:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        # Each question is asked once: a thread that the machine holds up answers it nevertheless.
+        for module, name in ((neighbor_answering, "OLD_S"), (neighbor_responder, "ASLEEP_S")):
+            self._stack.enter_context(mock.patch.object(module, name, DEADLINE_S))
         self._nodes: list[Node] = []
         self._hosts: dict[str, Host] = {}
         self._ports = 0

@@ -13,11 +13,13 @@ from contextlib import AbstractContextManager, closing
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
 from kube_router_py.adapters import responder_opener
 from kube_router_py.errors import KernelError
+from kube_router_py.kernel import neighbor_answering, neighbor_responder
 from kube_router_py.kernel.neighbor_answering import OLD_S
 from kube_router_py.kernel.neighbor_ports import Address
 from kube_router_py.kernel.neighbor_responder import ASLEEP_S, REST_S, NeighborResponder
@@ -157,7 +159,8 @@ def test_an_address_that_is_answered_for_is_a_duplicate_elsewhere(
     node.put(vip)
     has_told(lab, node, 1)  # so that it is an answer by which the other learns it
     other = segment.host("other", mac=SECOND_MAC)
-    other.sh(f"ip addr add {vip}/64 dev eth0", f"ip addr add {FREE[6]}/64 dev eth0")
+    tries = "sysctl -qw net.ipv6.conf.eth0.dad_transmits"
+    other.sh(f"{tries}=10", f"ip addr add {vip}/64 dev eth0")
 
     def state(address: Address) -> str:
         lines = other.sh("ip -6 -o addr show dev eth0").splitlines()
@@ -165,6 +168,7 @@ def test_an_address_that_is_answered_for_is_a_duplicate_elsewhere(
         return line
 
     lab.wait_until(lambda: "dadfailed" in state(vip), "the duplicate was found")
+    other.sh(f"{tries}=1", f"ip addr add {FREE[6]}/64 dev eth0")
     lab.wait_until(lambda: "tentative" not in state(FREE[6]), "the free one could be used")
 
 
@@ -337,7 +341,10 @@ def test_a_process_that_was_asleep_is_silent_for_a_moment(
     def start() -> NeighborResponder:
         return NeighborResponder(node.note, lambda: [lab.CLIENT[4]], ("eth0",), lambda: now[0])
 
-    with closing(segment.of(node).run(start)) as responder:
+    with (
+        mock.patch.object(neighbor_responder, "ASLEEP_S", ASLEEP_S),
+        closing(segment.of(node).run(start)) as responder,
+    ):
 
         def grows(number: str, since: float) -> bool:
             segment.ask(vip)
@@ -382,7 +389,7 @@ def test_questions_that_have_waited_for_long_are_not_answered(
 
     own = [ipaddress.ip_address("10.0.0.1")]
     responder = segment.of(node).run(NeighborResponder, hold, lambda: own)
-    with closing(responder):
+    with mock.patch.object(neighbor_answering, "OLD_S", OLD_S), closing(responder):
         responder.put({vip: ()})
         segment.claim(vip)
         assert is_held.wait(lab.DEADLINE_S)

@@ -1,7 +1,8 @@
 """One node that announces by ARP and NDP, as a process of its own: all but the API server is real.
 
 The argument is JSON: ``node``, ``nodes`` (name to addresses), ``addresses`` (of one Service each),
-``grace_s``, ``key`` (hex). Lines of standard input: ``drain NAME`` and ``undrain NAME``.
+``grace_s``, ``key`` (hex). Lines of standard input: ``drain NAME`` and ``undrain NAME``. Whenever
+the machine has held it up for long, it logs STALLED.
 """
 
 import json
@@ -9,6 +10,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from ipaddress import ip_address, ip_network
 
 from kube_router_py.address_pools import AddressPools, AddressRange, Announcing, Pool
@@ -33,6 +35,8 @@ from kube_router_py.loop import Loop
 from kube_router_py.node_drain import DRAIN_ANNOTATION
 
 PORT = 20246
+STALLED = "was held up"
+_STALLED_S = 1.0
 
 
 def node(name: str, addresses: list[str], *, is_drained: bool = False) -> Node:
@@ -60,8 +64,18 @@ def pools(addresses: list[str]) -> AddressPools:
     return AddressPools((Pool("default", ranges, announcing=Announcing(layer2=True)),))
 
 
+def tell_stalls() -> None:
+    woken = time.monotonic()
+    while True:
+        time.sleep(0.1)
+        before, woken = woken, time.monotonic()
+        if woken - before > _STALLED_S:
+            logging.warning("%s for_s=%.1f", STALLED, woken - before)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    threading.Thread(target=tell_stalls, daemon=True).start()
     given = json.loads(sys.argv[1])
     name, nodes = given["node"], given["nodes"]
     cache = Cache(KINDS)

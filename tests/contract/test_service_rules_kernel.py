@@ -129,8 +129,9 @@ class Rig:
             place.run(sh, f"ip -6 route add default via {gateway}")
         self.pod.run(sh, "ip route replace default via 10.244.1.1")
         for version in (4, 6):
-            flag = "-6 " if version == 6 else ""
-            self.elsewhere.run(sh, f"ip {flag}addr add {ELSEWHERE[version]} dev lo")
+            # What is tentative, be it on lo, nobody can bind to.
+            flag, how = ("-6 ", " nodad") if version == 6 else ("", "")
+            self.elsewhere.run(sh, f"ip {flag}addr add {ELSEWHERE[version]} dev lo{how}")
         for place, addresses in ((self.pod, POD), (self.elsewhere, ELSEWHERE)):
             for address in addresses.values():
                 stack.enter_context(closing(place.run(serve, address)))
@@ -247,8 +248,8 @@ def test_a_vip_answers_on_its_ports_only(rig: Rig, version: int) -> None:
         assert ask(CLUSTER_IP[version], 9999) == "refused"
         assert rig.client.run(ping, vip)
         # An address that came to a link of the node by other hands is that link's.
-        flag, length = ("-6 ", 128) if version == 6 else ("", 32)
-        sh(f"ip {flag}addr add {vip}/{length} dev lo")
+        flag, rest = ("-6 ", "/128 dev lo nodad") if version == 6 else ("", "/32 dev lo")
+        sh(f"ip {flag}addr add {vip}{rest}")
         assert rig.proxy is not None
         assert rig.proxy.reconcile(frozenset(), True).problems == ()
         assert rig.client.run(ask, vip, 9999) == client

@@ -127,7 +127,7 @@ class Layer2Part:
         return (Problem(f"Node {self._node}", "", mistake),) if mistake else ()
 
     def _living_changed(self) -> None:
-        """In the heartbeats' thread."""
+        """In the heartbeats' thread, or in that which ends the agent."""
         self.loop.mark((PEERS,))
         self._leases.follow()
 

@@ -54,7 +54,7 @@ def boot_clock() -> float:
 
 class Liveness:
     """For any thread. ``on_change`` is called in the heartbeats' thread when ``view``
-    or ``problem`` is another.
+    or ``problem`` is another, and in that of ``say_restart``.
 
     ``port`` is every node's. ``is_in_contact`` is asked where Leases count: whether this node's own
     could be renewed lately.
@@ -179,6 +179,10 @@ class Liveness:
         """Tell all that another process is to come; returns when that is told, or soon after."""
         with self._lock:
             self._peers.restart(self._clock())
+            has_changed = self._look()
+        # The Lease is to say it even if the heartbeats' thread has no turn before the end.
+        if has_changed:
+            self.on_change()
         self._sockets.wake()
         deadline = time.monotonic() + _WORDS_S
         while not self.has_said_all and time.monotonic() < deadline:

@@ -129,9 +129,11 @@ class Peers:
         self._is_draining = is_draining
 
     def restart(self, now: float) -> None:
-        """This process ends, and another one is to come."""
+        """This process ends, and another one is to come. ``view`` says so at once, and nothing
+        else anew: there may be no tick any more, and what it would find is not known here."""
         self._restarts_until = now + self._grace_s
         self._last_words = _LAST_WORDS
+        self.view = structs.replace(self.view, standing=self._standing(now))
 
     @property
     def has_said_all(self) -> bool:

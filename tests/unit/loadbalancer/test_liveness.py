@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from kube_router_py.address_pools import Address
+from kube_router_py.loadbalancer import liveness
 from kube_router_py.loadbalancer.heartbeat import Standing
 from kube_router_py.loadbalancer.liveness import Liveness, boot_clock
 
@@ -102,6 +103,23 @@ def test_others_are_refused_and_that_is_told_once_in_a_while(
     world.run(40.0)
     told = [each for each in caplog.records if "refused" in each.getMessage()]
     assert len(told) == 4
+
+
+def test_a_restart_is_known_before_the_heartbeats_have_a_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(liveness, "_WORDS_S", 0.0)
+    world = World(None, None)
+    world.run(20.0)
+    node = world.nodes["a"]
+    said: list[Standing] = []
+    node.on_change = lambda: said.append(node.view.standing)
+    assert node.view.standing is Standing.RUNNING
+    node.say_restart()
+    assert said == [Standing.RESTARTING]
+    # What the sockets' thread finds afterwards is no other news.
+    world.run(5.0)
+    assert said == [Standing.RESTARTING]
 
 
 def test_what_is_no_packet_of_ours_is_counted_only() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
+from msgspec import structs
 
 from kube_router_py.loadbalancer.choice import pick
 from kube_router_py.loadbalancer.handover import LIMIT_S, Handover
@@ -336,6 +337,19 @@ def test_one_that_has_not_heard_of_deleted_nodes_fences_nobody() -> None:
         assert not peers.view.is_fenced
 
 
+def test_a_restart_is_known_at_once_and_is_all_that_is() -> None:
+    """Without another tick this node does not learn that it may answer by now, nor who does."""
+    world = World(2).run(1.0)
+    peers = world.nodes["node0"].peers
+    assert peers is not None
+    while peers.view.standing is not Standing.RUNNING:
+        world.run(STEP_S)
+    before = peers.view
+    assert not before.may_answer
+    peers.restart(world.now + 20.0)
+    assert peers.view == structs.replace(before, standing=Standing.RESTARTING)
+
+
 def test_one_that_ends_while_it_is_drained_gets_nothing_back() -> None:
     """The others do not know by the API server that its node shuts down."""
     world = running(3)
@@ -345,6 +359,7 @@ def test_one_that_ends_while_it_is_drained_gets_nothing_back() -> None:
     world.run(3.0)
     world.reset()
     world.nodes["node0"].stop()
+    assert peers.view.standing is Standing.DRAINING
     world.run(5.0).settled("node1", "node2")
     assert world.moves == 0
     assert world.most_nobody_s == 0.0

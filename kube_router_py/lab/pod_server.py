@@ -89,8 +89,6 @@ class Server:
         """Serve until told to end and idle."""
         while True:
             now = time.monotonic()
-            if self._ending and now - self._last_request > IDLE_S:
-                return
             for stream in [s for s in self._streams if s.due <= now]:
                 self._stream_line(stream, now)
             waits = [stream.due - now for stream in self._streams]
@@ -98,9 +96,15 @@ class Server:
                 waits.append(0.2)
             # A signal does not end select() by itself (PEP 475): wake up now and then.
             timeout = max(0.0, min([0.5, *waits]))
-            for key, _ in self._selector.select(timeout):
+            ready = self._selector.select(timeout)
+            for key, _ in ready:
                 handler, argument = key.data
                 handler(argument)
+            # Idle is only who has looked and found nothing: one that was held up has to serve what
+            # has come meanwhile.
+            is_asked = bool(ready or self._streams)
+            if self._ending and not is_asked and now - self._last_request > IDLE_S:
+                return
 
     def _answer(self, client: str, client_port: int, protocol: str, port: int) -> str:
         self._last_request = time.monotonic()

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pytest
 from kube_router_py.lab import load, pod_server
 
 BARE = [sys.executable, "-I", "-S"]
+PATIENT = ("--timeout", "60")
 
 
 class Running:
@@ -98,6 +100,62 @@ def test_after_sigterm_it_serves_on_until_nobody_asks(server: Running) -> None:
     assert server.process.wait(timeout=30) == 0
 
 
+@contextmanager
+def held_up(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], threading.Thread]]:
+    """A server that was told to end and then had no turn for long; a call starts its loop."""
+    monkeypatch.setattr(pod_server, "IDLE_S", 0.0)
+    server = pod_server.Server("shop-1", "default", "node1")
+    server.listen(port, "TCP")
+    server.terminate()
+    server._last_request -= 3600.0
+    loop = threading.Thread(target=server.run, daemon=True)
+
+    def start() -> threading.Thread:
+        loop.start()
+        return loop
+
+    try:
+        yield start
+        loop.join(60)
+        assert not loop.is_alive()
+    finally:
+        for key in [*server._selector.get_map().values()]:
+            key.fileobj.close()  # type: ignore[union-attr]
+        server._selector.close()
+
+
+def test_what_came_while_it_was_held_up_is_served_before_it_ends(
+    free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with (
+        held_up(port, monkeypatch) as start,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
+    ):
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        start()
+        assert sock.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_stream_keeps_it_however_seldom_it_says_something(
+    free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with (
+        held_up(port, monkeypatch) as start,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
+    ):
+        sock.sendall(b"GET /stream?interval=3600 HTTP/1.1\r\nHost: x\r\n\r\n")
+        loop = start()
+        with sock.makefile("rb") as file:
+            while file.readline().strip():
+                pass
+            assert json.loads(file.readline())["pod"] == "shop-1"
+        for _ in range(3):
+            assert load.ask("127.0.0.1", port, "tcp", 60.0)["pod"] == "shop-1"
+        assert loop.is_alive()
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -118,7 +176,7 @@ def run_load(*arguments: str) -> dict[str, object]:
 
 
 def test_the_load_generator_counts_answers(server: Running) -> None:
-    found = run_load("127.0.0.1", str(server.port), "--count", "20", "--concurrency", "4")
+    found = run_load("127.0.0.1", str(server.port), "--count", "20", "--concurrency", "4", *PATIENT)
     assert (found["attempts"], found["failures"]) == (20, 0)
     assert found["pods"] == {"shop-1": 20}
     assert found["clients"] == {"127.0.0.1": 20}
@@ -148,7 +206,8 @@ def test_the_load_generator_goes_on_to_its_minimum_when_told_to_end(server: Runn
 
 
 def test_a_stream_that_breaks_is_a_failure(server: Running) -> None:
-    argv = [*BARE, str(Path(load.__file__)), "127.0.0.1", str(server.port), "--stream", "0.02"]
+    argv = [*BARE, str(Path(load.__file__)), "127.0.0.1", str(server.port)]
+    argv += ["--stream", "0.02", *PATIENT]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["local_port"] > 0

@@ -130,8 +130,9 @@ class ApiServer:
         path.write_text(self.kubeconfig(server_url, token))
 
     def open_watches(self, resource: str = "") -> int:
-        """How many watches are open, of one resource or of all."""
-        return sum(not resource or s.resource.name == resource for s in self._streams)
+        """How many watches are open, of one resource or of all. For any thread."""
+        found = self._streams.copy()  # the loop's thread may change it meanwhile
+        return sum(not resource or s.resource.name == resource for s in found)
 
     def push_bookmarks(self) -> None:
         """Tell every open watch that takes bookmarks the current revision."""

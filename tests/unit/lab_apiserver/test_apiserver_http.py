@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kube_router_py.lab.apiserver.server import ApiServer
+from kube_router_py.lab.apiserver.targets import target_of
 
 Cluster = Any  # conftest.Cluster, which importlib mode does not let tests import
 PODS = "/api/v1/namespaces/default/pods"
@@ -260,6 +261,19 @@ def test_a_watch_ends_after_its_timeout_with_a_bookmark(
         (line,) = stream.read().splitlines()
     assert json.loads(line)["type"] == "BOOKMARK"
     until(lambda: cluster.server.open_watches() == 0, "the server forgets the stream")
+
+
+def test_watches_are_counted_while_others_begin(cluster: Cluster) -> None:
+    class Stream:
+        """One during whose count another one begins."""
+
+        @property
+        def resource(self) -> Any:
+            cluster.server._streams.add(Stream())  # type: ignore[arg-type]
+            return target_of(PODS).resource  # type: ignore[union-attr]
+
+    cluster.server._streams.add(Stream())  # type: ignore[arg-type]
+    assert [cluster.server.open_watches("pods") for _ in range(3)] == [1, 2, 4]
 
 
 def test_a_compacted_revision_is_gone(cluster: Cluster, client: Client, tmp_path: Path) -> None:

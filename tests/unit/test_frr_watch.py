@@ -146,6 +146,7 @@ def test_what_bfdd_says_of_its_peers_is_kept(watched: Watched) -> None:
     watch = watched.start("bfdd", "bgpd", rhythm=Rhythm(0.05, _DEADLINE_S, 0.05))
     watched.sleepers["bfdd"].answer = b'[{"peer":"a"}]\n\0\0\0\0'
     until(lambda: watch.bfd_peers == '[{"peer":"a"}]\n')
+    assert watched.sleepers["bgpd"].asked.acquire(timeout=_DEADLINE_S)
     watch.stop()
     assert watched.sleepers["bfdd"].question == b"show bfd peers json\0"
     assert watched.sleepers["bgpd"].question == b"echo alive\0"

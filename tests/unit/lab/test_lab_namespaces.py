@@ -24,6 +24,7 @@ from kube_router_py.lab.tour_api import Api
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "examples" / "website.yaml"
 DEADLINE_S = 90.0
+PATIENT = ("--timeout", "60")
 PODS = "/api/v1/namespaces/default/pods"
 
 
@@ -85,7 +86,7 @@ def test_pods_answer_across_nodes_and_nothing_is_left(family: str) -> None:
         for address in target["status"]["podIPs"]:
             for where in (source, "node1", "node2"):
                 argv = [sys.executable, "-I", "-S", load.__file__, address["ip"], "8080"]
-                found = json.loads(inside(backstage, where, *argv, "--count", "2"))
+                found = json.loads(inside(backstage, where, *argv, "--count", "2", *PATIENT))
                 assert found["pods"] == {target["metadata"]["name"]: 2}
         slices = api.list_all("endpointslices", "kubernetes.io/service-name=website")
         addresses = {a for s in slices for e in s["endpoints"] for a in e["addresses"]}
@@ -195,7 +196,7 @@ def test_what_was_left_running_in_a_namespace_ends_with_the_lab() -> None:
         assert visitor.stdout is not None
         assert visitor.stdout.readline() == b"in\n"
     visitor.stdout.close()
-    assert visitor.wait(timeout=5) == -signal.SIGTERM
+    assert visitor.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_killing_the_front_takes_everything_down_and_the_next_lab_sweeps() -> None:

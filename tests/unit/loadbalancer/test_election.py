@@ -459,9 +459,28 @@ def test_the_thread_campaigns_for_ever_and_tells_of_each_reason_once(
     tries = threading.Semaphore(0)
 
     class Counting(Store):
+        """For two threads: nobody writes between the look of another and its write."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
         def list(self, path: str, query: Any = None, *, timeout_s: float | None = None) -> bytes:
             tries.release()
-            return super().list(path, query, timeout_s=timeout_s)
+            with self.lock:
+                return super().list(path, query, timeout_s=timeout_s)
+
+        def post(self, path: str, body: Any, *, timeout_s: float | None = None) -> bytes:
+            with self.lock:
+                return super().post(path, body, timeout_s=timeout_s)
+
+        def patch(self, path: str, body: Any, *, timeout_s: float | None = None) -> bytes:
+            with self.lock:
+                return super().patch(path, body, timeout_s=timeout_s)
+
+        def give_to(self, holder: str) -> None:
+            with self.lock:
+                self._store({"metadata": {}, "spec": {"holderIdentity": holder}})
 
     store = Counting()
     store.down = "no route to host"
@@ -473,10 +492,10 @@ def test_the_thread_campaigns_for_ever_and_tells_of_each_reason_once(
     store.down = ""
     assert changed.acquire(timeout=60)
     assert me.term == 1
-    store._store({"metadata": {}, "spec": {"holderIdentity": "other"}})
+    store.give_to("other")
     assert changed.acquire(timeout=60)
     assert not me.is_leader()
-    store._store({"metadata": {}, "spec": {"holderIdentity": ""}})
+    store.give_to("")
     assert changed.acquire(timeout=60)
     assert me.term == 2
     me.stop(60, release=True)

@@ -103,6 +103,7 @@ def test_an_address_that_is_not_there_is_told_until_it_is_not_meant_any_more(por
     node.socket.listen((ip_address("192.0.2.77"), HERE))
     node.socket.start()
     until(lambda: "192.0.2.77" in node.socket.problem, "it was told")
+    until(lambda: node.socket.is_open, "the other one was bound")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.sendto(b"hello", (str(HERE), port))
     assert node.heard.get(timeout=DEADLINE_S) == b"hello"

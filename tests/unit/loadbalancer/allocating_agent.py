@@ -1,6 +1,7 @@
 """An agent that does nothing but allocate, in a process of its own: to be killed or frozen.
 
-Arguments: a kubeconfig, a name. Ends when its standard input does.
+Arguments: a kubeconfig, a name, and how many times as patient as others it is. Ends when its
+standard input does.
 """
 
 import logging
@@ -19,7 +20,7 @@ from kube_router_py.pool_book import Past, PoolBook
 POOLS = "[{name: more, addresses: [10.30.0.0/24], autoAssign: false}]"
 
 
-def main(kubeconfig: str, name: str) -> None:
+def main(kubeconfig: str, name: str, patience: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {name} %(message)s"
     )
@@ -32,7 +33,12 @@ def main(kubeconfig: str, name: str) -> None:
         *(options, cache, client, f"node-of-{name}", "kube-system", name, book),
         *(lambda turn: None, lambda loop, reason: None),
         # Shorter than in a cluster, with the same proportions.
-        timing=Timing(lease_s=8, renew_s=5.5, retry_s=0.5, request_s=2.0),
+        timing=Timing(
+            lease_s=8 * int(patience),
+            renew_s=5.5 * int(patience),
+            retry_s=0.5,
+            request_s=2.0 * int(patience),
+        ),
     )
     reflectors = [Reflector(client, cache, kind) for kind in KINDS]
     part.start()

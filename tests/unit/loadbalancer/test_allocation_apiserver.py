@@ -53,12 +53,13 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 class Agent:
-    """One process, and what it has said so far."""
+    """One process, and what it has said so far. ``patience``: how many times as long as others it
+    waits, for answers and for the end of a Lease."""
 
-    def __init__(self, name: str, kubeconfig: Path) -> None:
+    def __init__(self, name: str, kubeconfig: Path, patience: int) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, str(AGENT), str(kubeconfig), name],
+            [sys.executable, str(AGENT), str(kubeconfig), name, str(patience)],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -131,8 +132,8 @@ class Cluster:
 
         return asyncio.run_coroutine_threadsafe(inside(), self.loop).result(DEADLINE_S)
 
-    def agent(self, name: str) -> Agent:
-        made = Agent(name, self.kubeconfig)
+    def agent(self, name: str, patience: int = 1) -> Agent:
+        made = Agent(name, self.kubeconfig, patience)
         self.agents.append(made)
         return made
 
@@ -205,7 +206,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def test_a_service_gets_addresses_with_the_rights_of_the_manifests_and_nothing_more(
     cluster: Cluster,
 ) -> None:
-    agent = cluster.agent("one")
+    agent = cluster.agent("one", patience=15)  # whom nobody is to follow
     cluster.create("web", ipFamilyPolicy="RequireDualStack")
     ports = [{"port": 80, "protocol": "TCP"}]
     found = until(lambda: cluster.ingress("web"), "web has addresses")

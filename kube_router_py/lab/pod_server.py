@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 
-IDLE_S = 2.0
+IDLE_S = 5.0
 MAX_REQUEST = 65536
 IPPROTO_SCTP = 132
 

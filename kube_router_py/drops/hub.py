@@ -255,6 +255,7 @@ class DropHub:
         with self._lock:
             if not self._has_listeners():
                 self._is_open = False  # whoever comes now waits until it is opened again
+                self._recent.clear()
             return self._is_open
 
     def _named(self, packet: Packet) -> DropRecord | None:
@@ -293,6 +294,7 @@ class DropHub:
             error = KernelError("reading refused packets failed; the agent's log says why")
         with self._lock:
             self._is_open = False
+            self._recent.clear()
             self._end_followers(error)
             if self._tellers and not self._is_stopping:
                 if str(error) != self._told:

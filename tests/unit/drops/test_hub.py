@@ -13,7 +13,7 @@ from kube_router_py.drops.hub import DropHub, Following, Lost
 from kube_router_py.drops.record import DropRecord
 from kube_router_py.drops.stream import DropStream
 from kube_router_py.errors import ConfigurationError, KernelError, KubeRouterError
-from kube_router_py.kernel.fake_nflog import FakeNflog
+from kube_router_py.kernel.fake_nflog import FakeNflog, FakePacketLog
 from kube_router_py.kernel.nflog_ports import GroupTakenError
 
 _TIMEOUT_S = 60.0
@@ -153,6 +153,44 @@ def test_what_nobody_followed_is_not_remembered(
     first.close()
     until(lambda: not nflog.is_read)
     assert hub.follow(1000).take(0.1) == []
+
+
+def test_what_was_read_before_a_gap_is_not_remembered(
+    hub: DropHub, nflog: FakeNflog, packet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes while the log is being closed, for want of listeners, has it opened again."""
+    late: list[Following] = []
+    coming = threading.Thread(target=lambda: late.append(hub.follow(1000)))
+    closed = nflog.closed
+
+    def close(log: FakePacketLog) -> None:
+        closed(log)
+        monkeypatch.setattr(nflog, "closed", closed)
+        coming.start()
+        until(lambda: hub._followers)
+
+    first = hub.follow()
+    nflog.log(packet())
+    take(first)
+    monkeypatch.setattr(nflog, "closed", close)
+    first.close()
+    until(lambda: late)
+    assert late[0].take(0.0) == []
+    assert nflog.opened == 2
+    coming.join(_TIMEOUT_S)
+
+
+def test_what_was_read_before_a_failure_is_not_remembered(
+    make: Callable[..., DropHub], nflog: FakeNflog, packet: Any
+) -> None:
+    hub = make(Heard())
+    first = hub.follow()
+    nflog.log(packet())
+    take(first)
+    nflog.fail(KernelError("the socket is gone"))
+    with pytest.raises(KernelError, match="the socket is gone"):
+        take(first)
+    assert hub.follow(1000).take(0.0) == []
 
 
 def test_who_is_slow_loses_and_is_told_how_much(

@@ -117,9 +117,11 @@ def test_a_service_is_announced_once_the_proxy_serves_it() -> None:
 def test_a_proxy_that_never_serves_does_not_keep_pods_from_being_reached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(routing_part, "_PROXY_S", 0.05)
+    now = [0.0]
+    monkeypatch.setattr(routing_part, "time", SimpleNamespace(monotonic=lambda: now[0]))
     world = World(served=Served())
     assert not world.part.loop.turn_if_due()
+    now[0] = routing_part._PROXY_S
     until(world.part.loop.turn_if_due, "the first turn")
     assert "network 10.244.1.0/24" in world.bgpd()
 

@@ -208,9 +208,7 @@ def test_several_readers_that_are_stuck_are_waited_for_together_and_once(
     all_of_them.withdraw((A.packed,))
     assert bound_s <= time.monotonic() - began < bound_s * 15
     assert caplog.text.count("neighbors may still be sending") == 1
-    began = time.monotonic()
     all_of_them.withdraw((B.packed,))
-    assert time.monotonic() - began < bound_s
     assert caplog.text.count("neighbors may still be sending") == 1
 
 

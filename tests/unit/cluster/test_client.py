@@ -335,15 +335,15 @@ def test_a_request_with_a_limit_gives_up_in_time_whatever_the_server_does(
         return True
 
     client = connect_to(api.url)
+    api.intercept = hang
     for ask in (client.patch, client.post):
-        api.faults.append(hang)
         with pytest.raises(ApiError, match="no API server answers"):
             ask("/api/v1/namespaces/ns/events", {}, timeout_s=0.2)
-    api.faults.append(hang)
     with pytest.raises(ApiError, match="no API server answers"):
         client.list("/api/v1/services", timeout_s=0.2)
     with pytest.raises(ApiError, match="no time is left"):
         client.list("/api/v1/services", timeout_s=0)
+    api.intercept = None
     release.set()
     client.list("/api/v1/services", timeout_s=30)
 
@@ -391,9 +391,10 @@ def test_a_rotated_token_file_of_a_kubeconfig_is_picked_up(
 
 
 def test_a_token_that_is_refused_for_good_is_an_error_after_one_more_try(
-    api: Any, account: Path, connect_to: Connect
+    api: Any, account: Path
 ) -> None:
-    client = connect_to(api.url, account=account)
+    options = SimpleNamespace(master=api.url, kubeconfig="")
+    client = Client(Credentials(options, {}, str(account)), clock=lambda: 0.0)
     api.intercept = accept_only("other")
     with pytest.raises(RefusedError, match="401"):
         client.get("/api/v1/services")
@@ -401,6 +402,7 @@ def test_a_token_that_is_refused_for_good_is_an_error_after_one_more_try(
     with pytest.raises(RefusedError, match="401"):
         client.get("/api/v1/services")
     assert len(api.requests) == 3  # the credentials were read a moment ago
+    client.close()
 
 
 def test_vanished_credentials_are_an_error_and_nothing_else(

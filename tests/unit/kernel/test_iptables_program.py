@@ -14,6 +14,8 @@ from kube_router_py.kernel.host import check_programs
 from kube_router_py.kernel.iptables import IptablesProgram
 from kube_router_py.kernel.iptables_variant import check_masks, variant_of
 from kube_router_py.kernel.ports import TableRules
+from kube_router_py.kernel.program import Finished
+from kube_router_py.kernel.program import run as run_program
 from kube_router_py.kernel.rule_text import Rule
 
 RULES = TableRules({"KUBE-ROUTER-X": ("-j RETURN",)})
@@ -95,10 +97,18 @@ def test_a_table_changed_meanwhile_is_planned_again(install: Install) -> None:
 
 
 def test_a_program_that_hangs_is_killed(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    hanging = ["iptables-restore"]
+
+    def run(command: list[str], *given: str, timeout_s: float, **how: bool) -> Finished:
+        # The program that works has all its time.
+        timeout_s = 0.2 if command[0] == hanging[0] else timeout_s
+        return run_program(command, *given, timeout_s=timeout_s, **how)
+
+    monkeypatch.setattr(module, "run", run)
     install("iptables-restore", "exec sleep 60")
     with pytest.raises(StateUnknownError, match="iptables-restore"):
         IptablesProgram().ensure("inet", "nat", RULES)
+    hanging[0] = "iptables-save"
     install("iptables-save", "exec sleep 60")
     with pytest.raises(KernelError, match="iptables-save") as caught:
         IptablesProgram().ensure("inet", "nat", RULES)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kube_router_py.errors import KernelError
+from kube_router_py.kernel import pod_netns
 from kube_router_py.kernel.pod_netns import CrictlFinder, PodNamespaces, ProcFinder, names_pod
 
 UID = "6b1d2c3e-aaaa-4000-8000-00000000000a"
@@ -200,7 +201,9 @@ class Crictl:
 
 
 @pytest.fixture
-def crictl(tmp_path: Path) -> Crictl:
+def crictl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crictl:
+    # As long as Python may take to start where the machine has other work.
+    monkeypatch.setattr(pod_netns, "_CRICTL_TIMEOUT_S", 60.0)
     return Crictl(tmp_path)
 
 

@@ -1,9 +1,8 @@
 """An agent with all its parts, on fakes, that has seen a small cluster and made its turns."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
-from socket import AF_INET, create_server, inet_aton
+from socket import AF_INET, inet_aton
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
@@ -163,10 +162,11 @@ def _stand_in(agent: Agent, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def full_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def full_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
+) -> Iterator[SimpleNamespace]:
     """``agent``, and ``scrape``, which asks it for its metrics."""
-    with closing(create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     segment = FakeSegment()
     agent = Agent(
         parse([*_FLAGS, f"--metrics-port={port}", f"--frr-dir={tmp_path}"], {}),
@@ -197,3 +197,5 @@ def full_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simp
     server.stop()
     for loop in agent.loops:
         loop.stop(0)
+        loop._close()  # as its thread does
+    agent._parts.stop()

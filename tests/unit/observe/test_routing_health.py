@@ -4,7 +4,6 @@ import queue
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -247,12 +246,13 @@ class NoCredentials:
     def reload(self) -> None: ...
 
 
-def test_the_agent_serves_sessions_and_adds_up_what_its_parts_count(tmp_path: Path) -> None:
+def test_the_agent_serves_sessions_and_adds_up_what_its_parts_count(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
     def no_host(*ignored: Any) -> Any:
         raise KernelError("no host here")
 
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     flags = (
         *("--run-router=true", "--health-port=0", "--healthz-bind-address="),
         *("--metrics-addr=127.0.0.1", f"--metrics-port={port}", f"--frr-dir={tmp_path}"),

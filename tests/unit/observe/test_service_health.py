@@ -94,9 +94,8 @@ def test_ports_come_and_go(ports: HealthPorts, free_port: Callable[[], int]) -> 
 def test_a_port_that_is_taken_disturbs_no_other_and_is_tried_again(
     ports: HealthPorts, free_port: Callable[[], int]
 ) -> None:
-    other = free_port()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    other, port = free_port(), free_port()
+    with socket.create_server(("127.0.0.1", port)):
         wanted = {port: LocalEndpoints("a/a", 1), other: LocalEndpoints("b/b", 1)}
         refused = ports.update(wanted, LOOPBACK)
         assert set(refused) == {port}
@@ -105,12 +104,11 @@ def test_a_port_that_is_taken_disturbs_no_other_and_is_tried_again(
     assert ask(port)[0] == 200
 
 
-def test_a_port_that_is_free_again_is_had_without_an_update() -> None:
-    opened = threading.Event()
+def test_a_port_that_is_free_again_is_had_without_an_update(free_port: Callable[[], int]) -> None:
+    opened, port = threading.Event(), free_port()
     ports = HealthPorts(lambda: True, opened.set, retry_s=0.05)
     try:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
+        with socket.create_server(("127.0.0.1", port)):
             assert set(ports.update({port: LocalEndpoints("a/a", 1)}, LOOPBACK)) == {port}
         assert opened.wait(_TIMEOUT_S)
         assert ask(port)[0] == 200
@@ -260,10 +258,12 @@ def test_a_proxy_works_once_it_has_programmed_and_as_long_as_it_gets_on() -> Non
     assert (proxy.is_healthy(), proxy.age_s()) == (True, 0.0)
 
 
-def test_the_port_of_the_nodes_health_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_port_of_the_nodes_health_is_waited_for(
+    caplog: pytest.LogCaptureFixture, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
     pages = {"/healthz": lambda: Answer(200, "application/json", b"{}")}
-    with caplog.at_level("INFO"), socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with caplog.at_level("INFO"), socket.create_server(("127.0.0.1", port)):
         server = PatientServer("127.0.0.1", port, pages, "healthz-bind-address", "no health", 0.05)
         server.start()
         assert (

@@ -55,6 +55,7 @@ class Credentials:
         self._kubeconfig = options.kubeconfig
         self._service_account = service_account
         self._lock = threading.Lock()
+        self._hung: threading.Thread | None = None
         masters = tuple(
             _master_url(part.strip()) for part in options.master.split(",") if part.strip()
         )
@@ -96,14 +97,14 @@ class Credentials:
         if hook is not None:
             with self._lock:
                 try:
-                    _bounded(lambda: hook(source), "renewing the token")
+                    self._bounded(lambda: hook(source), "renewing the token")
                 except ConfigurationError as error:
                     raise ApiError(f"the credentials cannot be renewed: {error}") from error
         configuration.api_key = dict(source.api_key)
 
     def _load(self) -> Any:
         if self._kubeconfig:
-            return _bounded(self._load_kubeconfig, f"reading --kubeconfig {self._kubeconfig}")
+            return self._bounded(self._load_kubeconfig, f"reading --kubeconfig {self._kubeconfig}")
         return self._load_service_account()
 
     def _load_kubeconfig(self) -> Any:
@@ -148,6 +149,35 @@ class Credentials:
                 f"the ServiceAccount in {self._service_account} cannot be used: {error}"
             ) from error
         return configuration
+
+    def _bounded(self, call: Callable[[], T], what: str) -> T:
+        """Run foreign code that may hang (it starts plugins without a time limit), but not for
+        ever, and nothing beside what hangs.
+
+        Raises ConfigurationError with the reason for any failure.
+        """
+        if self._hung is not None and self._hung.is_alive():
+            raise ConfigurationError(f"{what} waits for a plugin that hangs; end its process")
+        results: list[T] = []
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+                failures.append(error)
+
+        thread = threading.Thread(target=run, name="credentials", daemon=True)
+        thread.start()
+        thread.join(_PLUGIN_TIMEOUT_S)
+        if results:
+            return results[0]
+        if failures:
+            if isinstance(failures[0], ConfigurationError):
+                raise failures[0]
+            raise ConfigurationError(f"{what} failed: {failures[0]}") from failures[0]
+        self._hung = thread
+        raise ConfigurationError(f"{what} did not end within {_PLUGIN_TIMEOUT_S:g} s")
 
 
 def _master_url(text: str) -> str:
@@ -199,29 +229,3 @@ def _host_in_url(text: str) -> str:
             ) from None
         return text
     return f"[{text.strip('[]')}]" if address.version == 6 else text
-
-
-def _bounded(call: Callable[[], T], what: str) -> T:
-    """Run foreign code that may hang (it starts plugins without a time limit), but not for ever.
-
-    Raises ConfigurationError with the reason for any failure.
-    """
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="credentials", daemon=True)
-    thread.start()
-    thread.join(_PLUGIN_TIMEOUT_S)
-    if results:
-        return results[0]
-    if failures:
-        if isinstance(failures[0], ConfigurationError):
-            raise failures[0]
-        raise ConfigurationError(f"{what} failed: {failures[0]}") from failures[0]
-    raise ConfigurationError(f"{what} did not end within {_PLUGIN_TIMEOUT_S:g} s")

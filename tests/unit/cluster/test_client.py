@@ -493,6 +493,45 @@ def test_a_plugin_that_hangs_is_given_up(
         release.write("go\n")
 
 
+def test_beside_a_plugin_that_hangs_no_other_is_started(
+    api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, starts, hangs = tmp_path / "plugin", tmp_path / "starts", tmp_path / "hangs"
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    said = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "token"},
+    }
+    plugin.write_text(
+        f"#!/bin/sh\necho >> {starts}\n"
+        f"if [ -e {hangs} ]; then read line < {fifo}; fi\necho '{json.dumps(said)}'\n"
+    )
+    plugin.chmod(0o755)
+    user = {
+        "exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)},
+    }
+    path = kubeconfig(tmp_path / "config", api.url, user)
+    credentials = Credentials(SimpleNamespace(master="", kubeconfig=str(path)), {})
+    before = len(starts.read_text())
+    hangs.touch()
+    with monkeypatch.context() as patched:
+        patched.setattr("kube_router_py.cluster.credentials._PLUGIN_TIMEOUT_S", 0.2)
+        with pytest.raises(ApiError, match="did not end within"):
+            credentials.reload()
+    with pytest.raises(ApiError, match="waits for a plugin that hangs"):
+        credentials.reload()
+    with fifo.open("w") as release:  # waits until it is read
+        hangs.unlink()
+        release.write("go\n")
+    for thread in threading.enumerate():
+        if thread.name == "credentials":
+            thread.join(60)
+    credentials.reload()
+    assert len(starts.read_text()) == before + 2
+
+
 def test_a_client_certificate_and_the_authority_of_a_kubeconfig(
     tls_api: Any, tmp_path: Path, connect_to: Connect
 ) -> None:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.e2e
 NODES = ("node1", "node2")
 IPTABLES = {4: "iptables", 6: "ip6tables"}
 SERVICES = "/api/v1/namespaces/x/services"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/x/endpointslices"
 BALANCED = {4: "198.51.100.80", 6: "2001:db8:80::80"}
 POLICIES = {
     # By namespace, and by the name of a port: 81 of y/a and y/c, 80 of y/b.
@@ -51,13 +52,39 @@ FLOWS = (
     ("client", "port node1", 30580, "TCP"),
     ("x/c", "lb", 8080, "TCP"),
     ("z/b", "lb", 8080, "TCP"),
+    # Of z's pods the policy allows neither; IPVS hands the first one over on its own node.
+    ("z/a", "ip x/own", 8090, "TCP"),
+    ("z/b", "ip x/own", 8090, "TCP"),
+    ("z/a", "node node1", 20245, "TCP"),
 )
+# The port of the agents' metrics, on all addresses of each node.
+METRICS_PORT = 20245
 
 
 @pytest.fixture(scope="module")
 def world(policies: Any) -> Iterator[Any]:
-    """The cluster of policies.yaml under POLICIES, with one more Service, of a load balancer."""
+    """The cluster of policies.yaml under POLICIES, with two more Services: of a load balancer, and
+    of what listens on node1 itself."""
     families = policies.cluster.families
+    own = {
+        "metadata": {"name": "own"},
+        "spec": {
+            "ipFamilyPolicy": "PreferDualStack",
+            "ports": [{"port": 8090, "targetPort": METRICS_PORT}],
+        },
+    }
+    policies.api.create(SERVICES, own)
+    for family in families:
+        endpoints = {
+            "metadata": {
+                "name": f"own-{family}",
+                "labels": {"kubernetes.io/service-name": "own"},
+            },
+            "addressType": f"IPv{family}",
+            "endpoints": [{"addresses": [policies.cluster.address("node1", family)]}],
+            "ports": [{"name": "", "port": METRICS_PORT, "protocol": "TCP"}],
+        }
+        policies.api.create(SLICES, endpoints)
     body = {
         "metadata": {"name": "balanced"},
         "spec": {
@@ -76,7 +103,10 @@ def world(policies: Any) -> Iterator[Any]:
     try:
         yield policies
     finally:
-        policies.api.delete(f"{SERVICES}/balanced")
+        for name in ("balanced", "own"):
+            policies.api.delete(f"{SERVICES}/{name}")
+        for family in families:
+            policies.api.delete(f"{SLICES}/own-{family}")
 
 
 def address_of(world: Any, target: str, family: int) -> str:
@@ -84,8 +114,11 @@ def address_of(world: Any, target: str, family: int) -> str:
     if kind == "lb":
         return BALANCED[family]
     if kind == "ip":
-        service = world.api.get(f"/api/v1/namespaces/{name.partition('/')[0]}/services/front")
+        namespace, _, service_name = name.partition("/")
+        service = world.api.get(f"/api/v1/namespaces/{namespace}/services/{service_name}")
         found = service["spec"]["clusterIPs"]
+    elif kind == "node":
+        found = [world.cluster.address(name, family)]
     else:
         found = world.addresses[name]
     return str(next(each for each in found if (":" in each) == (family == 6)))

@@ -1,7 +1,8 @@
 """Whether kube-proxy runs in this network namespace, and what it left there.
 
-kube-proxy tells its mode on its metrics port (``/proxyMode`` on 127.0.0.1:10249); where that is
-off or elsewhere, its process is looked for, as far as this process can see others.
+kube-proxy tells its mode on its metrics port (``/proxyMode`` on 127.0.0.1:10249, on [::1]:10249
+where its ``bindAddress`` is an IPv6 address); where that is off or elsewhere, its process is looked
+for, as far as this process can see others.
 """
 
 import http.client
@@ -19,6 +20,7 @@ from kube_router_py.proxy.model import KUBE_PROXY_LINK
 MODES = ("iptables", "ipvs", "nftables", "userspace")
 UNKNOWN = "unknown"
 
+_HOSTS = ("127.0.0.1", "::1")
 _PORT = 10249
 _TIMEOUT_S = 30.0
 _ASK_S = 2.0
@@ -63,7 +65,14 @@ def is_set(name: str) -> bool:
 
 def running_mode(port: int = _PORT, proc: Path = Path("/proc")) -> str | None:
     """The mode of the kube-proxy that runs here (one of MODES, or UNKNOWN), None if none does."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
+    for host in _HOSTS:
+        if (mode := _told_mode(host, port)) is not None:
+            return mode
+    return _process_mode(proc)
+
+
+def _told_mode(host: str, port: int) -> str | None:
+    connection = http.client.HTTPConnection(host, port, timeout=_ASK_S)
     try:
         connection.request("GET", "/proxyMode")
         answer = connection.getresponse()
@@ -74,7 +83,7 @@ def running_mode(port: int = _PORT, proc: Path = Path("/proc")) -> str | None:
         pass
     finally:
         connection.close()
-    return _process_mode(proc)
+    return None
 
 
 def _process_mode(proc: Path) -> str | None:

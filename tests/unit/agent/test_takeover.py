@@ -1,6 +1,7 @@
 """Beside kube-proxy, and after it: what the agent waits for, and what it clears away."""
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,9 +177,13 @@ def test_whose_a_set_is(name: str, is_kube_proxys: bool) -> None:
     assert is_set(name) is is_kube_proxys
 
 
-@pytest.fixture
-def metrics_port() -> Iterator[tuple[int, list[str]]]:
-    """kube-proxy's metrics port, and what it answers."""
+class Server6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def metrics_port(request: pytest.FixtureRequest) -> Iterator[tuple[int, list[str]]]:
+    """kube-proxy's metrics port, on loopback of either family, and what it answers."""
     answer = ["ipvs"]
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -191,7 +196,8 @@ def metrics_port() -> Iterator[tuple[int, list[str]]]:
         def log_message(self, *arguments: Any) -> None:
             del arguments
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    kind = Server6 if request.param == "::1" else http.server.ThreadingHTTPServer
+    with kind((request.param, 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server.server_address[1], answer

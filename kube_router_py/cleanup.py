@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from kube_router_py.cleanup_routing import routing_steps
 from kube_router_py.cleanup_steps import (
+    NOT_OURS,
     OtherVariant,
     Step,
     destroy_sets,
@@ -143,7 +144,7 @@ def _steps(
         for table, chains in owned_rules().items():
             yield (
                 f"iptables {family} {table} {' '.join(chains)}",
-                partial(remove_chains, ports, family, table, chains, must=must),
+                partial(remove_chains, ports, family, table, chains, marker_chains(), must=must),
             )
         yield f"iptables {family} filter, policies", partial(_open_up, ports, family, must=must)
     for what, is_own, markers in (
@@ -154,11 +155,9 @@ def _steps(
             f"iptables of the other variant, {what}",
             partial(remove_from_other, ports, other_variant, is_own, markers),
         )
-    kept = marker_sets() if keeps_markers else ()
-    sets = [name for name in owned_sets() if name not in kept]
-    yield "ipsets", lambda: destroy_sets(ports, sets)
+    yield "ipsets", lambda: _destroy_proxy_sets(ports, keeps_markers=keeps_markers)
     yield "ipsets of policies", lambda: _destroy_policy_sets(ports)
-    yield f"link {VIP_LINK}", lambda: _remove_link(ports)
+    yield f"link {VIP_LINK}", lambda: _remove_link(ports, keeps_markers=keeps_markers)
 
 
 def _remove_virtual_servers(
@@ -166,8 +165,8 @@ def _remove_virtual_servers(
 ) -> str:
     """They carry no owner: where our service proxy never ran they are another's; where it did, a
     kube-proxy that runs by now has adopted them, and deletes those it does not want."""
-    if all(ports.ipsets.read(name) is None for name in marker_sets()):
-        return "none of this agent's"
+    if not _proxy_was_here(ports):
+        return NOT_OURS
     if (mode := running_mode()) == "ipvs":
         return "left to kube-proxy, which runs here in mode ipvs"
     if mode == kube_proxy.UNKNOWN:
@@ -194,7 +193,7 @@ def _open_up(ports: HostPorts, family: str, *, must: bool) -> str:
     kube-router, which may be the firewall beside this agent's proxy, are called alike."""
     try:
         if ACCEPT not in ports.iptables.counters(family, "filter", (ACCEPT,)):
-            return "none of this agent's"
+            return NOT_OURS
         gone = ports.iptables.ensure(family, "filter", TableRules({}), is_own_chain)
     except KernelError as error:
         if must:
@@ -203,15 +202,42 @@ def _open_up(ports: HostPorts, family: str, *, must: bool) -> str:
     return f"{len(gone)} chains and jumps removed"
 
 
+def _has_marker_set(ports: HostPorts) -> bool:
+    return any(ports.ipsets.read(name) is not None for name in marker_sets())
+
+
+def _proxy_was_here(ports: HostPorts) -> bool:
+    """The link goes last, and the sets may have been removed by hand."""
+    return _has_marker_set(ports) or ports.links.owns_vip_link()
+
+
+def _destroy_proxy_sets(ports: HostPorts, *, keeps_markers: bool) -> str:
+    """Those of a kube-router, which may be the proxy beside this agent's firewall, are called
+    alike."""
+    if not _proxy_was_here(ports):
+        return NOT_OURS
+
+    def destroy() -> None:
+        # Markers last, and only if the others went: as in ``_destroy_policy_sets``.
+        markers = marker_sets()
+        ports.ipsets.destroy(name for name in owned_sets() if name not in markers)
+        if not keeps_markers:
+            ports.ipsets.destroy(markers)
+
+    return removed(ports.ipsets, destroy)
+
+
 def _destroy_policy_sets(ports: HostPorts) -> str:
     standing = ports.ipsets.read_all(is_own_set)
     markers = [name for name in standing if is_marker_set(name)]
     if not markers:
-        return "none of this agent's"
+        return NOT_OURS
     # Last, and only if the others went: without them the next cleanup would let those be.
     destroy_sets(ports, [name for name in standing if name not in markers])
     return destroy_sets(ports, markers)
 
 
-def _remove_link(ports: HostPorts) -> str:
+def _remove_link(ports: HostPorts, *, keeps_markers: bool) -> str:
+    if keeps_markers and not _has_marker_set(ports):
+        return "left: only it tells the next cleanup whose the virtual servers are"
     return removed(ports.links, ports.links.remove_vip_link)

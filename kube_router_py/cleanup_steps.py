@@ -11,6 +11,7 @@ Step = tuple[str, Callable[[], str]]
 
 
 NOTHING = "nothing was there"
+NOT_OURS = "none of this agent's"
 
 OtherVariant = Callable[
     [str, Iterable[str], Callable[[str], bool], Collection[str]], tuple[str, ...]
@@ -31,10 +32,20 @@ def removed(port: HasWrites, remove: Callable[[], None]) -> str:
 
 
 def remove_chains(
-    ports: HostPorts, family: str, table: str, chains: tuple[str, ...], *, must: bool
+    ports: HostPorts,
+    family: str,
+    table: str,
+    chains: tuple[str, ...],
+    markers: Collection[str] = (),
+    *,
+    must: bool,
 ) -> str:
-    """``must``: that the table cannot be read is a failure, not a sign that nothing is there."""
+    """``markers``: without one of these chains the table is left; kube-router has others of the
+    same names. ``must``: that the table cannot be read is a failure, not a sign that nothing is
+    there."""
     try:
+        if markers and not ports.iptables.counters(family, table, markers):
+            return NOT_OURS
         return removed(ports.iptables, lambda: ports.iptables.remove(family, table, chains))
     except KernelError as error:
         if must:

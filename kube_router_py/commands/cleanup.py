@@ -24,7 +24,7 @@ Usage: kube-router-py cleanup [--kube-proxy-leftovers] [--output text|json] [FLA
 Removes what the agent left on this node: FRR's daemons, whose neighbors drop their routes at once
 (those of --frr-mode=external stay as they are), tunnels and routes into them, its IPVS virtual
 servers (all outside of --excluded-cidrs; none where its service proxy never was, or where
-kube-proxy runs in mode ipvs), its iptables chains of both variants, its ipsets, the link
+kube-proxy runs in mode ipvs), its iptables chains of both variants, its ipsets, its link
 kube-dummy-if with its routes, marks and policy routing of direct server return. The bridge of pods
 and the CNI file stay. Give it the flags that the agent had. Run it as root, with the agent stopped:
 for one that runs it waits half a minute, then refuses. It says what it did.

@@ -28,9 +28,11 @@ LOOPBACK = (
 
 
 class FakeLinkKernel(Struct):
-    """Links of one fake namespace. ``link`` is None (no VIP link), ``down`` or ``up``."""
+    """Links of one fake namespace. ``link`` is None (no VIP link), ``down`` or ``up``; without
+    ``has_keeper`` it is kube-router's."""
 
     link: str | None = None
+    has_keeper: bool = True
     vips: dict[Vip, Standing] = field(default_factory=dict)
     addresses: list[NodeAddress] = field(default_factory=lambda: list(LOOPBACK))
     bridge_ports: list[BridgePort] = field(default_factory=list)
@@ -64,6 +66,10 @@ class FakeLinks:
         if self.kernel.link != "up":
             self.writes += 1 if self.kernel.link else 2
             self.kernel.set_up()
+        self.kernel.has_keeper = True
+
+    def owns_vip_link(self) -> bool:
+        return self.kernel.link is not None and self.kernel.has_keeper
 
     def read_vips(self) -> dict[Vip, bytes]:
         vips = self.kernel.vips
@@ -96,7 +102,7 @@ class FakeLinks:
         return tuple(sorted(self.kernel.bridge_ports))
 
     def remove_vip_link(self) -> None:
-        if self.kernel.link is not None:
+        if self.owns_vip_link():
             self.writes += 1
             self.kernel.link = None
             self.kernel.vips.clear()

@@ -96,10 +96,17 @@ class NetlinkLinks:
             self._change_link("add", ifname=self._name, kind="dummy")
             index = self._index()
             self._set_up(index)
-        keeper = rt.KEEPER
-        if not any(entry.address == keeper.address for entry in self._addresses(index)):
+        if not self._has_keeper(index):
             self.writes += 1
-            self._socket.request(rt.RTM_NEWADDR, rt.put_address(keeper, index), _PUT)
+            self._socket.request(rt.RTM_NEWADDR, rt.put_address(rt.KEEPER, index), _PUT)
+
+    def owns_vip_link(self) -> bool:
+        """Whether the VIP link is there and the agent's: kube-router's lacks the keeper address."""
+        index = self._index()
+        return index != 0 and self._link_state(index).kind == "dummy" and self._has_keeper(index)
+
+    def _has_keeper(self, index: int) -> bool:
+        return any(entry.address == rt.KEEPER.address for entry in self._addresses(index))
 
     def _set_up(self, index: int) -> None:
         self._standing = None
@@ -107,12 +114,12 @@ class NetlinkLinks:
         self._change_link("set", index=index, state="up")
 
     def remove_vip_link(self) -> None:
-        """Remove the VIP link, and with it its addresses and routes; a missing one is no error."""
+        """Remove the VIP link, and with it its addresses and routes; one that is missing, or is not
+        the agent's, is no error."""
         self._standing = None
-        index = self._index()
-        if index and self._link_state(index).kind == "dummy":
+        if self.owns_vip_link():
             self.writes += 1
-            self._change_link("del", index=index)
+            self._change_link("del", index=self._index())
 
     def read_vips(self) -> dict[Vip, bytes]:
         """The VIPs that stand on the VIP link, with their preferred source (see the module)."""

@@ -118,8 +118,11 @@ class Links(Protocol):
     def bridge_ports(self) -> tuple[BridgePort, ...]:
         """The ports of every bridge."""
 
+    def owns_vip_link(self) -> bool:
+        """Whether the VIP link is there, and this agent's: kube-router's has the same name."""
+
     def remove_vip_link(self) -> None:
-        """Remove the VIP link with its addresses and our local routes (cleanup)."""
+        """Remove the VIP link, if it is ours, with its addresses and local routes (cleanup)."""
 
     def close(self) -> None: ...
 

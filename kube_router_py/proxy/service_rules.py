@@ -75,9 +75,9 @@ def is_own_chain(name: str) -> bool:
 
 
 def marker_chains() -> tuple[str, ...]:
-    """One of each table that tells that this service proxy was here: the names of others
+    """Those, of each table, that tell that this service proxy was here: the names of others
     kube-router has, too."""
-    return (GUARD, GUARD_OUT, masquerade.CHAIN)
+    return (GUARD, GUARD_OUT, dsr.CHAIN, masquerade.CHAIN)
 
 
 def compile_rules(

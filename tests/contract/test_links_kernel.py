@@ -216,6 +216,19 @@ def test_a_link_of_another_kind_is_not_taken(node: None) -> None:
     links.close()
 
 
+def test_the_link_of_kube_router_is_not_removed(node: None) -> None:
+    ip("link", "add", VIP_LINK, "type", "dummy")
+    links = NetlinkLinks()
+    assert not links.owns_vip_link()
+    links.remove_vip_link()
+    assert VIP_LINK in ip("link", "show")
+    links.ensure_vip_link()
+    assert links.owns_vip_link()
+    links.remove_vip_link()
+    assert VIP_LINK not in ip("link", "show")
+    links.close()
+
+
 def test_a_link_replaced_behind_our_back_is_noticed(links: NetlinkLinks) -> None:
     links.apply_vips(WANTED, ())
     ip("link", "delete", VIP_LINK)

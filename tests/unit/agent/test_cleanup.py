@@ -25,8 +25,10 @@ from kube_router_py.kernel.fake_host import (
 )
 from kube_router_py.kernel.fake_ipvs import FakeIpvs
 from kube_router_py.kernel.fake_overlay import fake_overlay
-from kube_router_py.kernel.ports import HostPorts, IpsetSpec
+from kube_router_py.kernel.ports import HostPorts, IpsetSpec, TableRules
 from kube_router_py.options import Options
+from kube_router_py.proxy.dsr import CHAIN as DSR
+from kube_router_py.proxy.masquerade import CHAIN as MASQUERADE
 from kube_router_py.proxy.masquerade import HAIRPIN
 from kube_router_py.proxy.model import VirtualServer, VirtualServerKey, VirtualServerState
 from kube_router_py.proxy.packet_sets import SETS
@@ -170,6 +172,62 @@ def test_virtual_servers_stay_where_the_service_proxy_never_was(mode: str | None
     told = cleaned(host, mode)[SERVERS]
     assert (told.result, told.failed) == ("none of this agent's", False)
     assert len(host.ipvs.read()) == 1
+
+
+def chains_of(host: FakeHost) -> set[str]:
+    every = (host.rules.chains("inet", table) for table in ("filter", "nat", "mangle"))
+    return {name for chains in every for name in chains if name.startswith("KUBE-")}
+
+
+def test_the_service_proxy_of_kube_router_stays_beside_the_firewall() -> None:
+    """Chains, sets and the link have names that this agent's service proxy has, too."""
+    host = served(by_agent=False)
+    host.links.set_up()
+    host.links.has_keeper = False
+    before = set(host.sets.sets)
+    rules = host.open().iptables
+    rules.ensure("inet", "filter", TableRules({SERVICES: (), ACCEPT: ()}))
+    rules.ensure("inet", "nat", TableRules({HAIRPIN: ()}))
+    told = cleaned(host)
+    assert not any(each.failed for each in told.values() if each.what == "ipsets")
+    assert chains_of(host) == {SERVICES, HAIRPIN}
+    assert set(host.sets.sets) == before
+    assert host.links.link == "up"
+
+
+def test_chains_of_the_service_proxy_go_table_by_table() -> None:
+    """Those of direct server return are made apart from the others of their table."""
+    host = served(by_agent=True)
+    rules = host.open().iptables
+    rules.ensure("inet", "filter", TableRules({GUARD: (), SERVICES: ()}))
+    rules.ensure("inet", "nat", TableRules({HAIRPIN: (), MASQUERADE: ()}))
+    rules.ensure("inet", "mangle", TableRules({DSR: ()}))
+    cleaned(host)
+    assert chains_of(host) == set()
+
+
+def test_the_link_tells_of_the_service_proxy_whose_sets_are_gone() -> None:
+    host = served(by_agent=False)
+    host.links.set_up()
+    told = cleaned(host, "unknown")
+    assert told[SERVERS].failed
+    assert host.links.link == "up", "nothing else tells the next cleanup"
+    assert cleaned(host)[SERVERS].result == "1 removed"
+    assert host.sets.sets == {}
+    assert host.links.link is None
+
+
+def test_sets_of_the_service_proxy_that_were_held_go_the_next_time() -> None:
+    host = served(by_agent=True)
+    host.links.set_up()
+    held = SETS[int(socket.AF_INET)].svip.name
+    host.sets.in_use.add(held)
+    assert cleaned(host)["ipsets"].failed
+    assert held in host.sets.sets
+    assert host.links.link is None
+    host.sets.in_use.clear()
+    assert not cleaned(host)["ipsets"].failed
+    assert host.sets.sets == {}
 
 
 @pytest.mark.parametrize("mode", [None, "iptables", "nftables", "userspace"])

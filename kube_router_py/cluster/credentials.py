@@ -94,7 +94,8 @@ class Credentials:
         """Bring a copy's token up to date; the package's own hook would also reset its host."""
         source = self._source
         hook = source.refresh_api_key_hook
-        if hook is not None:
+        # The token of before may be good still; if not, the server says so.
+        if hook is not None and not self._is_hanging():
             with self._lock:
                 try:
                     self._bounded(lambda: hook(source), "renewing the token")
@@ -150,13 +151,16 @@ class Credentials:
             ) from error
         return configuration
 
+    def _is_hanging(self) -> bool:
+        return self._hung is not None and self._hung.is_alive()
+
     def _bounded(self, call: Callable[[], T], what: str) -> T:
         """Run foreign code that may hang (it starts plugins without a time limit), but not for
         ever, and nothing beside what hangs.
 
         Raises ConfigurationError with the reason for any failure.
         """
-        if self._hung is not None and self._hung.is_alive():
+        if self._is_hanging():
             raise ConfigurationError(f"{what} waits for a plugin that hangs; end its process")
         results: list[T] = []
         failures: list[BaseException] = []

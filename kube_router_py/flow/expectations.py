@@ -98,9 +98,13 @@ def _all(trace: Trace, node: NodeState) -> Iterator[Expectation]:
             if trace.service.server is not None:
                 source = trace.source
                 is_judged = source.node == node.name and _enforces(node, source.address)
-                legs.append(
-                    leg_to_server(trace, trace.service, node.addresses, is_judged=is_judged)
-                )
+                if is_judged and trace.service.server.fwmark and not trace.paths:
+                    why = "without a backend nobody has asked whether egress policies refuse it"
+                    yield Unknown("the way to the virtual server", why)
+                else:
+                    legs.append(
+                        leg_to_server(trace, trace.service, node.addresses, is_judged=is_judged)
+                    )
         elif at := server_node(trace):
             yield Elsewhere(f"virtual server of Service {trace.service.key}", at)
     paths = trace.paths

@@ -217,7 +217,8 @@ class Paths:
         ``is_sent_on``: this node has the packet pass as one between both ends."""
         deny, said = self._default_deny, list[str]()
         egress, ingress = judged.egress, judged.ingress
-        is_seen = is_sent_on or sender.node != side.name
+        # With --netpol-allow-own-node INPUT lets Services not pass before it looks who sends.
+        is_seen = is_sent_on or self._settings.allow_own_node or sender.node != side.name
         if is_seen and deny.is_of(sender.node, sender.address):
             egress = structs.replace(egress, allowed=False)
             said.append(f"egress of {sender.address}: {_NOT_PROGRAMMED.format(sender.node)}")

@@ -29,6 +29,7 @@ from kube_router_py.flow.outcome import outcome_of_backends, outcome_of_path
 from kube_router_py.flow.paths import NodeSide, Paths, Sender
 from kube_router_py.flow.service_words import KIND_WORDS
 from kube_router_py.flow.services import Met
+from kube_router_py.kernel.overlay_ports import Address
 from kube_router_py.services import cluster_ips, has_addresses
 
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -133,6 +134,8 @@ class Tracer:
             return found, []
         if question.node:
             return question.node, []
+        if found := self._node_of_pods_at(ends.source_place.address):
+            return found, []
         found = self._home(ends.target, ends.target_place)
         if found or not self._objects.views:
             return found, []
@@ -142,6 +145,13 @@ class Tracer:
         if len(self._objects.views) == 1:
             return first, []
         return first, [f"looked at from node {first}, where the client may come in (--node)"]
+
+    def _node_of_pods_at(self, address: Address) -> str:
+        """The node among whose pods' addresses this one is, whoever has it; ``""`` for none."""
+        for name, view in sorted(self._objects.views.items()):
+            if any(address in each for each in view.pod_cidrs):
+                return name
+        return ""
 
     def _home(self, named: Named, place: Place) -> str:
         """The one node where an end is, ``""`` for none."""

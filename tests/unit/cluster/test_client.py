@@ -514,6 +514,7 @@ def test_beside_a_plugin_that_hangs_no_other_is_started(
     }
     path = kubeconfig(tmp_path / "config", api.url, user)
     credentials = Credentials(SimpleNamespace(master="", kubeconfig=str(path)), {})
+    (configuration,) = credentials.configurations()
     before = len(starts.read_text())
     hangs.touch()
     with monkeypatch.context() as patched:
@@ -522,6 +523,9 @@ def test_beside_a_plugin_that_hangs_no_other_is_started(
             credentials.reload()
     with pytest.raises(ApiError, match="waits for a plugin that hangs"):
         credentials.reload()
+    # The token of before is used on: the server may still take it.
+    configuration.refresh_api_key_hook(configuration)
+    assert set(configuration.api_key.values()) == {"Bearer token"}
     with fifo.open("w") as release:  # waits until it is read
         hangs.unlink()
         release.write("go\n")

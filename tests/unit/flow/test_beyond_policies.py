@@ -176,6 +176,15 @@ def test_an_address_of_no_pod_is_refused(
     assert allowed(DENY, "--run-firewall=false")
 
 
+@pytest.mark.parametrize("target", ["x/a", "192.168.1.1", "x/api", "203.0.113.9"])
+def test_an_address_of_no_pod_is_looked_at_from_its_own_node(world: Any, target: str) -> None:
+    api_servers(world, "192.168.1.1")
+    trace = world.trace("10.244.2.77", target, 80, DENY)
+    assert (trace.node, trace.outcome) == ("node2", "denied")
+    assert "no pod on node node2 has the address" in trace.reason
+    assert world.trace("10.244.2.77", target, 80).outcome == "allowed"
+
+
 def test_who_refuses_an_address_of_no_pod_is_told(world: Any) -> None:
     trace = world.trace("x/client", "10.244.2.77", 80, DENY)
     why = "ingress of 10.244.2.77: no pod on node node2 has the address (--netpol-default-deny)"
@@ -199,6 +208,10 @@ def test_a_backend_that_no_pod_has_is_refused(world: Any) -> None:
     ):
         paths = world.trace(source, "x/api", 80, DENY, node="node1").paths
         assert [each.allowed for each in paths] == outcomes, source
+    # Unless no Service lets it pass: then it is no other packet for the node.
+    flags = (DENY, "--netpol-allow-own-node")
+    paths = world.trace("10.244.1.78", "x/api", 80, *flags, node="node1").paths
+    assert [each.allowed for each in paths] == [False, False]
 
 
 def test_the_bridge_is_known_where_somebody_looks(world: Any) -> None:

@@ -334,6 +334,14 @@ def test_what_is_found_by_mark_is_looked_at(busy: Any) -> None:
     kinds = (Service, EndpointSlice, Pod, NetworkPolicy, Node)
     node = FakeNode(busy, "node1", kinds, pool, "--run-firewall=false")
     assert told("x/client") == ("denied", True, passes)
+    # Without a backend nobody has asked what policies say.
+    busy.endpoints("x/direct")
+    node = FakeNode(busy, "node1", KINDS, pool)
+    checks = node.explain("x/client", vip, 8080)["kernel"]["checks"]
+    assert [
+        each["agrees"] for each in checks if each["what"] == "the way to the virtual server"
+    ] == [None]
+    assert not [each for each in checks if "the agent's rules for " in each["what"]]
 
 
 def whats(found: list[Any]) -> set[str]:

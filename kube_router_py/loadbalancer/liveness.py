@@ -24,7 +24,7 @@ from kube_router_py.loadbalancer.peers import Peers
 _log = logging.getLogger(__name__)
 
 _TELL_REFUSED_S = 60.0
-_WORDS_S = 1.0
+_WORDS_S = 5.0
 _POLL_S = 0.02
 
 

@@ -6,11 +6,10 @@ such an address in its own pod CIDRs, by what it sends on and what comes in.
 
 from ipaddress import ip_address
 
+from kube_router_py.flow.legs import family_of
 from kube_router_py.flow.names import Names
 from kube_router_py.flow.objects import ClusterObjects, FlowSettings
 from kube_router_py.kernel.overlay_ports import Address
-
-_FAMILIES = {4: "inet", 6: "inet6"}
 
 
 class DefaultDeny:
@@ -29,10 +28,10 @@ class DefaultDeny:
         address = ip_address(text)
         if not (settings.run_firewall and settings.default_deny) or view is None:
             return False
-        if _FAMILIES[address.version] not in settings.firewall_families:
+        if family_of(text) not in settings.firewall_families:
             return False
-        networks = [each for each in view.pod_cidrs if each.version == address.version]
-        if not any(address in each for each in networks) or self._is_the_nodes(node, address):
+        is_of_pods = any(address in each for each in view.pod_cidrs)
+        if not is_of_pods or self._is_the_nodes(node, address):
             return False
         pods = (self._objects.pod_of[key] for key in self._names.pods_at.get(str(address), ()))
         return not any(pod.spec.node_name == node for pod in pods)
@@ -44,7 +43,5 @@ class DefaultDeny:
             return True
         is_looked_at = bool(self._settings.addresses.get(name))
         return not is_looked_at and any(
-            address == each.network_address + 1
-            for each in view.pod_cidrs
-            if each.version == address.version
+            address == each.network_address + 1 for each in view.pod_cidrs
         )

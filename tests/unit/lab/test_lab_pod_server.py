@@ -101,8 +101,11 @@ def test_after_sigterm_it_serves_on_until_nobody_asks(server: Running) -> None:
 
 
 @contextmanager
-def held_up(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], threading.Thread]]:
-    """A server that was told to end and then had no turn for long; a call starts its loop."""
+def held_up(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Callable[[], threading.Thread], socket.socket]]:
+    """A server that was told to end and then had no turn for long: a call that starts its loop, and
+    a connection from before."""
     monkeypatch.setattr(pod_server, "IDLE_S", 0.0)
     server = pod_server.Server("shop-1", "default", "node1")
     server.listen(port, "TCP")
@@ -115,7 +118,8 @@ def held_up(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[],
         return loop
 
     try:
-        yield start
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+            yield start, sock
         loop.join(60)
         assert not loop.is_alive()
     finally:
@@ -128,10 +132,7 @@ def test_what_came_while_it_was_held_up_is_served_before_it_ends(
     free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    with (
-        held_up(port, monkeypatch) as start,
-        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
-    ):
+    with held_up(port, monkeypatch) as (start, sock):
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         start()
         assert sock.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
@@ -141,10 +142,7 @@ def test_a_stream_keeps_it_however_seldom_it_says_something(
     free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    with (
-        held_up(port, monkeypatch) as start,
-        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
-    ):
+    with held_up(port, monkeypatch) as (start, sock):
         sock.sendall(b"GET /stream?interval=3600 HTTP/1.1\r\nHost: x\r\n\r\n")
         loop = start()
         with sock.makefile("rb") as file:

@@ -23,20 +23,27 @@ lab: setup ## Build a cluster of three nodes here, take the guided tour (ROUTER=
 
 test: setup ## Everything: static checks, unit tests, real kernel, packets through the lab
 	@$(TIMED) "static checks" $(MAKE) --no-print-directory check-only
-	@.ci/beside "LAB_VM_CPUS=1 .ci/in-kernel .ci/real-tests kernel" "$(MAKE) --no-print-directory test-here"
-	@$(TIMED) "end-to-end tests" .ci/in-kernel .ci/real-tests e2e routing loadbalancer operate families tour
+	@.ci/side-by-side \
+	  ".ci/uml-kernel; .ci/in-kernel .ci/real-tests kernel" \
+	  "$(MAKE) --no-print-directory test-here" \
+	  ".ci/in-kernel .ci/real-tests e2e" \
+	  ".ci/in-kernel .ci/real-tests routing loadbalancer" \
+	  ".ci/in-kernel .ci/real-tests operate families" \
+	  ".ci/in-kernel .ci/real-tests tour"
 
 check: setup check-only ## Linters, types, import directions
 
 test-unit: setup unit-only ## Pure and in-process tests; no root, no kernel
 
 test-kernel: setup ## One contract suite, on the fakes and on the real kernel
+	@.ci/uml-kernel || true
 	@.ci/in-kernel .ci/real-tests netfilter frr kernel
 
 test-image: setup ## The image's root, made without a container engine, and a lab in it
 	@$(SUDO) .ci/real-tests image
 
 test-e2e: setup ## Packets through the lab, in a VM where the host has no IPVS
+	@.ci/uml-kernel || true
 	@.ci/in-kernel .ci/real-tests layer2 faults e2e routing loadbalancer operate families
 
 bench: setup ## Measured ratios, each table within one run
@@ -45,7 +52,7 @@ bench: setup ## Measured ratios, each table within one run
 	@$(TIMED) "addresses" $(BIN)/python tests/bench/bench_loadbalancer.py
 	@$(TIMED) "firewall" $(if $(filter 0,$(shell id -u)),,sudo )$(BIN)/python tests/bench/bench_firewall.py
 	@$(TIMED) "routes" $(if $(filter 0,$(shell id -u)),,sudo )$(BIN)/python tests/bench/bench_routing.py
-	@$(TIMED) "IPVS" .ci/in-kernel $(BIN)/python tests/bench/bench_ipvs.py
+	@$(TIMED) "IPVS" env LAB_VM=qemu .ci/in-kernel $(BIN)/python tests/bench/bench_ipvs.py
 
 fmt: setup ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

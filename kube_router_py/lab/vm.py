@@ -1,8 +1,9 @@
 """Run a command in a throw-away VM whose kernel has IPVS, on this machine's own file system.
 
-virtme-ng boots a stock Debian kernel in QEMU with the host's root file system mounted read-only
-(writes go to memory and vanish), so a command finds every program where it is on the host. Used
-by the lab and the tests where the host's kernel lacks ip_vs or the caller is not root.
+It has the host's root file system, and what it writes there goes to memory and vanishes, so a
+command finds every program where it is on the host. Used by the lab and the tests where the host's
+kernel lacks ip_vs or the caller is not root. User-mode Linux if there is one (see ``uml``), or QEMU
+(see ``qemu``).
 
     python -m kube_router_py.lab.vm [--rw DIR]... [--verbose] -- COMMAND [ARG...]
 """
@@ -28,20 +29,13 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from kube_router_py.errors import PreflightError
+from kube_router_py.lab import qemu, uml
 
 MEMORY = "4G"
 BOOT_DEADLINE_S = 300.0
 # How long the command may go on after nobody reads what it prints.
 UNREAD_GRACE_S = 30.0
 BROKEN_PIPE = 128 + signal.SIGPIPE
-REMEDY = (
-    "install them: apt-get install linux-image-amd64 qemu-system-x86 busybox-static file udev, "
-    "and the lab extra of pip"
-)
-
-# Coldplug would load these for the emulated devices; nothing here uses them and each costs time.
-UNUSED_MODULES = "kvm,kvm_amd,kvm_intel,powernow_k8,psmouse,iTCO_wdt,i6300esb,pcspkr,sr_mod,ahci"
-
 # Should we be killed outright, nobody else would end the VM: this shell, first of the VM's process
 # group, sees its pipe close.
 GUARD = """\
@@ -57,18 +51,6 @@ SHAREABLE = re.compile(r"[A-Za-z0-9/._+-]+")
 # bash refuses to set these.
 READ_ONLY = {"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"}
 
-# The 9p mount made at boot asks the host for every block again. A second one that caches serves
-# what programs are loaded from; it is about twice as fast to start Python from.
-GUEST_PROLOGUE = """\
-mkdir -p /run/fast /run/home
-mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 fastroot /run/fast
-for dir in {cached}; do mount --bind "/run/fast$dir" "$dir"; done
-mount -o remount,rw /sys 2>/dev/null
-ip link set lo up
-ulimit -n 65536
-touch {control}/started
-"""
-
 
 def has_ip_vs() -> bool:
     """Whether this kernel has IPVS, loading its module if that is allowed."""
@@ -78,34 +60,6 @@ def has_ip_vs() -> bool:
         return False
     subprocess.run(["modprobe", "-q", "ip_vs"], check=False, timeout=30)
     return Path("/proc/net/ip_vs").exists()
-
-
-def kvm_works() -> bool:
-    """/dev/kvm alone proves nothing: without the CPU flag guests have been seen to hang on it."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return False
-    flags = Path("/proc/cpuinfo").read_text()
-    return " vmx" in flags or " svm" in flags
-
-
-def guest_kernel() -> str:
-    """Release of the newest installed kernel that has an ip_vs module and can be booted.
-
-    Raises PreflightError, with the remedy, where there is none.
-    """
-    found = [
-        modules.name
-        for modules in Path("/lib/modules").glob("*")
-        if any(modules.glob("kernel/net/netfilter/ipvs/ip_vs.ko*"))
-        and os.access(f"/boot/vmlinuz-{modules.name}", os.R_OK)
-    ]
-    if not found:
-        raise PreflightError(
-            f"no bootable kernel with ip_vs below /boot and /lib/modules; {REMEDY}"
-        )
-    return max(
-        found, key=lambda name: [int(n) for n in name.replace("-", ".").split(".") if n.isdigit()]
-    )
 
 
 def run_in_vm(
@@ -123,14 +77,11 @@ def run_in_vm(
     Raises PreflightError when the VM cannot be started.
     """
     cwd = (cwd or Path.cwd()).resolve()
-    kernel = guest_kernel()
-    missing = [
-        program
-        for program in ("vng", "qemu-system-x86_64", "busybox", "file")
-        if not _which(program)
-    ]
-    if missing:
-        raise PreflightError(f"{' and '.join(missing)} not found; {REMEDY}")
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    linux = None if interactive or qemu.kvm_works() else uml.kernel()
+    kernel = "" if linux else qemu.guest_kernel()
+    if not linux and (missing := qemu.missing_programs()):
+        raise PreflightError(f"{' and '.join(missing)} not found; {qemu.REMEDY}")
     for path in read_write:
         if not SHAREABLE.fullmatch(str(path.resolve())):
             raise PreflightError(
@@ -140,39 +91,33 @@ def run_in_vm(
     # The guest cannot write byte code back; compiling under emulation at each start is slow.
     compileall.compile_dir(str(Path(__file__).parent.parent), quiet=2, workers=0)
 
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with tempfile.TemporaryDirectory(prefix="krp-vm-", ignore_cleanup_errors=True) as name:
         control = Path(name)
-        (control / "run.sh").write_text(_guest_script(argv, cwd, env, control, interactive))
+        script = control / "run.sh"
+        prologue = uml.prologue(control) if linux else qemu.prologue(control)
+        script.write_text(prologue + _guest_script(argv, cwd, env, control, interactive))
         shared = [control, *(path.resolve() for path in read_write)]
-        command = _command(kernel, control / "run.sh", shared)
-        kind = "KVM" if kvm_works() else "software emulation: Python runs 10 to 20 times slower"
-        progress(f"booting Linux {kernel} in QEMU ({kind})")
+        if linux:
+            command = uml.command(linux, script, shared, MEMORY)
+            progress(f"booting User-mode Linux, {linux}")
+        else:
+            command = qemu.command(kernel, script, shared, MEMORY)
+            kind = (
+                "KVM"
+                if qemu.kvm_works()
+                else "software emulation: Python runs 10 to 20 times slower"
+            )
+            progress(f"booting Linux {kernel} in QEMU ({kind})")
         return _supervise(command, control, interactive, progress)
-
-
-def _which(program: str) -> str | None:
-    return shutil.which(program, path=_path())
-
-
-def _path() -> str:
-    """PATH with this environment's own programs first: vng starts virtme-run by name."""
-    system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", ""), system])
 
 
 def _guest_script(
     argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None, control: Path, terminal: bool
 ) -> str:
-    project = Path(__file__).resolve().parent.parent.parent
-    cached = ["/usr"]
-    for path in (sys.prefix, sys.base_prefix, str(project)):
-        if not any(path == known or path.startswith(known + "/") for known in cached):
-            cached.append(path)
     variables = {
         **(os.environ if env is None else env),
         "HOME": "/run/home",
-        "PATH": _path(),
+        "PATH": qemu.search_path(),
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": "/tmp",
     }
@@ -187,7 +132,6 @@ def _guest_script(
         (control / "stdin").write_bytes(sys.stdin.buffer.read())
         redirect = f" < {shlex.quote(str(control / 'stdin'))}"
     lines = [
-        GUEST_PROLOGUE.format(cached=shlex.join(cached), control=shlex.quote(str(control))),
         *(
             f"export {name}={shlex.quote(value)}"
             for name, value in variables.items()
@@ -197,25 +141,6 @@ def _guest_script(
         f"exec {command}{redirect}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _command(kernel: str, script: Path, shared: Sequence[Path]) -> list[str]:
-    command = [str(_which("vng")), "-r", kernel, "--user", "root"]
-    # One CPU where others work beside it: while one of a guest's CPUs has to wait for one of the
-    # host's, the guest's others spin, and it is several times slower.
-    cpus = os.environ.get("LAB_VM_CPUS") or str(max(2, os.cpu_count() or 2))
-    command += ["--cpus", cpus, "--memory", MEMORY]
-    if not kvm_works():
-        command.append("--disable-kvm")
-    for option in ("mitigations=off", f"modprobe.blacklist={UNUSED_MODULES}"):
-        command += ["--append", option]
-    for path in shared:
-        command += ["--rwdir", str(path)]
-    fast = (
-        "-fsdev local,id=fastroot,path=/,security_model=none,readonly=on,multidevs=remap"
-        " -device virtio-9p-pci,fsdev=fastroot,mount_tag=fastroot"
-    )
-    return [*command, f"--qemu-opts={fast}", "--", f"bash {shlex.quote(str(script))}"]
 
 
 def _supervise(
@@ -248,7 +173,7 @@ def _supervise(
         stdin=None if interactive else subprocess.DEVNULL,
         stdout=None if interactive else subprocess.PIPE,
         stderr=None if interactive else subprocess.PIPE,
-        env={**os.environ, "PATH": _path()},
+        env={**os.environ, "PATH": qemu.search_path()},
         process_group=guard.pid,
     )
     unread = threading.Event()

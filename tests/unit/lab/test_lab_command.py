@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kube_router_py.lab import command, state, vm
+from kube_router_py.lab import command, qemu, state, vm
 from kube_router_py.lab.errors import LabError
 
 
@@ -69,8 +69,8 @@ def test_an_impossible_lab_out_is_named(
     assert str(file) in capsys.readouterr().err
     blanks = tmp_path / "two words"
     monkeypatch.setenv("LAB_OUT", str(blanks))
-    monkeypatch.setattr(vm, "guest_kernel", lambda: "6.1.0")
-    monkeypatch.setattr(vm, "_which", lambda program: program)
+    monkeypatch.setattr(qemu, "guest_kernel", lambda: "6.1.0")
+    monkeypatch.setattr(qemu, "missing_programs", list)
     assert command.main(["--vm=always", "--", "true"]) == 1
     assert "blanks" in capsys.readouterr().err
 

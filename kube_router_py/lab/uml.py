@@ -126,8 +126,9 @@ def prologue(control: Path) -> str:
 
 
 def _memory_directory(memory: str) -> str:
-    shm = Path("/dev/shm")
-    needed = int(memory.removesuffix("G")) << 30
-    if shm.is_dir() and shutil.disk_usage(shm).free > needed:
+    """Where a file of that size fits and may be mapped to be executed, in memory if possible."""
+    shm, needed = Path("/dev/shm"), int(memory.removesuffix("G")) << 30
+    executable = shm.is_dir() and not os.statvfs(shm).f_flag & os.ST_NOEXEC
+    if executable and shutil.disk_usage(shm).free > needed:
         return str(shm)
     return tempfile.gettempdir()

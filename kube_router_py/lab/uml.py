@@ -117,7 +117,7 @@ def command(linux: Path, script: Path, shared: Sequence[Path], memory: str) -> l
     # Kernel and processes take turns; on two CPUs each turn would have to wake one of them up.
     launcher += ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
     launcher += [str(linux), f"mem={memory}", "rootfstype=hostfs", "rw", f"init={init}", "quiet"]
-    return [*launcher, "con=null", "ssl0=null,fd:3", "ssl1=null,fd:4"]
+    return [*launcher, f"uml_dir={control}/", "con=null", "ssl0=null,fd:3", "ssl1=null,fd:4"]
 
 
 def prologue(control: Path) -> str:

@@ -1,6 +1,7 @@
 """RemoteStore against a server in another thread: what its callers rely on."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -159,6 +160,8 @@ def test_refresh_knows_what_no_watch_has_told_yet(cluster: Any) -> None:
     run(cluster, story)
 
 
+# A connection whose TLS handshake a server that ends has not answered is left to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_server_that_was_away_and_forgot_its_history_is_listed_anew(cluster: Any) -> None:
     async def story(store: RemoteStore) -> None:
         store.create("services", service("a"))
@@ -175,3 +178,4 @@ def test_a_server_that_was_away_and_forgot_its_history_is_listed_anew(cluster: A
         assert store.find("services", "a", "default") is None
 
     run(cluster, story)
+    gc.collect()
